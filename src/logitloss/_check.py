@@ -1,0 +1,274 @@
+"""All validation: arguments come in as the user wrote them and leave as what the kernel contract asks for.
+
+Each rule and each message stands here once. A message names the argument, what came and what was expected.
+Nothing is copied but small things (labels given as a list, class weights, row scales): axes move as views.
+A call with plain arrays and default arguments is the common case and must cost a microsecond, hence the quick
+tests first and the explanations in functions of their own.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
+    Float64 = NDArray[np.float64]
+    Shape = tuple[int, ...]
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+# The float dtypes a kernel reads, each with the dtype of its rows' losses; bfloat16 joins when it is first seen,
+# because the package that defines it is not imported here.
+_RESULT_DTYPES = {np.dtype(np.float16): _FLOAT32, _FLOAT32: _FLOAT32, _FLOAT64: _FLOAT64}
+_FLOATS = "float16, bfloat16, float32 or float64 (native byte order)"
+_REDUCTIONS = ("none", "mean", "sum")
+IGNORE_INDEX = -100
+
+
+# ---- numbers ----
+
+
+def integer(name: str, value: Any, least: int = -(2**63)) -> int:
+    """Return an int of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}: expected an integer") from None
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} is {number}: expected an integer of at least {least}")
+    return number
+
+
+def finite(name: str, value: Any) -> float:
+    """Return a finite float."""
+    number = _real_number(name, value)
+    if not -np.inf < number < np.inf:
+        raise ValueError(f"{name} is {number}: expected a finite number")
+    return number
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return a float in [0, 1]."""
+    number = _real_number(name, value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} is {number}: expected 0 <= {name} <= 1")
+    return number
+
+
+def _real_number(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}: expected a real number")
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}: expected a real number") from None
+
+
+def reduction(value: str, allowed: tuple[str, ...] = _REDUCTIONS) -> str:
+    """Return a known reduction."""
+    if value not in allowed:
+        raise ValueError(f"reduction is {value!r}: expected one of {', '.join(allowed)}")
+    return value
+
+
+# ---- arrays ----
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the row results of logits of that dtype."""
+    return _RESULT_DTYPES[dtype]
+
+
+def floats(name: str, value: ArrayLike) -> Array:
+    """Return an array of one of the four float dtypes."""
+    array: Array = value if type(value) is np.ndarray else np.asarray(value)
+    if array.dtype not in _RESULT_DTYPES:
+        if not _is_bfloat16(array.dtype):
+            raise TypeError(f"{name} of dtype {_named(array.dtype)}: expected {_FLOATS}")
+        _RESULT_DTYPES[array.dtype] = _FLOAT32
+    return _aligned(name, array)
+
+
+def reals(name: str, value: ArrayLike) -> Array:
+    """Return an array of any real or bool dtype that a kernel can read."""
+    array: Array = value if type(value) is np.ndarray else np.asarray(value)
+    dtype = array.dtype
+    if not (dtype in _RESULT_DTYPES or (dtype.kind in "biu" and dtype.isnative) or _is_bfloat16(dtype)):
+        raise TypeError(f"{name} of dtype {_named(dtype)}: expected bool, integers, {_FLOATS}")
+    return _aligned(name, array)
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.name == "bfloat16" and dtype.isnative
+
+
+def _named(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
+
+
+def _aligned(name: str, array: Array) -> Array:
+    if not array.flags.aligned:
+        raise ValueError(f"{name} of dtype {array.dtype}: expected elements aligned in memory, as np.array makes them")
+    return array
+
+
+def broadcast(name: str, value: ArrayLike, shape: Shape) -> Array:
+    """Return a view of `shape` of any real array that broadcasts to it."""
+    array = reals(name, value)
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"{name} of shape {array.shape}: expected one that broadcasts to {shape}") from None
+
+
+def same_shape(name: str, array: Array, shape: Shape, whose: str) -> Array:
+    """Return the array if it has that shape."""
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape}: expected {whose} shape {shape}")
+    return array
+
+
+# ---- the class axis ----
+
+
+def class_axis(name: str, array: Array, axis: int | None) -> int:
+    """Return where the classes are, counted from 0; by default as in PyTorch."""
+    ndim = array.ndim
+    if ndim == 0:
+        raise ValueError(f"{name} of shape (): expected at least one axis, that of the classes")
+    if axis is None:
+        number = 1 if ndim > 1 else 0
+    else:
+        number = operator.index(axis) if type(axis) is not int else axis
+        if not -ndim <= number < ndim:
+            raise ValueError(f"axis is {number}, but {name} have shape {array.shape}: expected {-ndim} <= axis < {ndim}")
+        number %= ndim
+    if array.shape[number] == 0:
+        raise ValueError(f"{name} of shape {array.shape}: expected at least one class on axis {number}")
+    return number
+
+
+def axis_last(array: Array, axis: int) -> Array:
+    """Move an axis (counted from 0) last, as a view."""
+    ndim = array.ndim
+    return array if axis == ndim - 1 else array.transpose(*range(axis), *range(axis + 1, ndim), axis)
+
+
+def labels(value: ArrayLike, logits: Array, axis: int) -> tuple[Array, bool]:
+    """Return the target with its classes, if it has them, last; and whether it holds class probabilities."""
+    target: Array = value if type(value) is np.ndarray else np.asarray(value)
+    shape = logits.shape
+    rows = shape[:axis] + shape[axis + 1 :]
+    if target.dtype.kind in "iu" and target.dtype.isnative:
+        if target.shape != rows:
+            raise ValueError(
+                f"target of shape {target.shape}: expected {rows} for class indices, "
+                f"the logits' shape {shape} without its class axis {axis}"
+            )
+        return _aligned("target", target), False
+    if target.dtype not in _RESULT_DTYPES and not _is_bfloat16(target.dtype):
+        raise TypeError(
+            f"target of dtype {_named(target.dtype)}: expected integers for class indices, "
+            f"or {_FLOATS} for class probabilities"
+        )
+    if target.shape != shape:
+        raise ValueError(
+            f"target of shape {target.shape} and dtype {target.dtype}: expected the logits' shape {shape} for class "
+            f"probabilities, or integers of shape {rows} for class indices"
+        )
+    return axis_last(_aligned("target", target), axis), True
+
+
+def class_weight(value: ArrayLike | None, n_classes: int) -> Float64 | None:
+    """Return the weights of the classes as the kernels take them."""
+    if value is None:
+        return None
+    weight = same_shape("weight", reals("weight", value), (n_classes,), "one number per class,")
+    return np.ascontiguousarray(weight, dtype=np.float64)
+
+
+def ignored(ignore_index: int, soft: bool) -> int:
+    """Return the label of the rows that do not count."""
+    if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
+        ignore_index = integer("ignore_index", ignore_index)
+    if soft and ignore_index >= 0:
+        raise ValueError(f"ignore_index is {ignore_index}, but target holds class probabilities: expected no such label")
+    return ignore_index
+
+
+def lse(value: ArrayLike, rows: Shape) -> Float64:
+    """Return the rows' logsumexp, which must come in full precision."""
+    array: Array = np.asarray(value)
+    if array.dtype != _FLOAT64:
+        raise TypeError(
+            f"lse of dtype {_named(array.dtype)}: expected float64, as cross_entropy_and_lse returns it "
+            "(a rounded lse spoils the gradient)"
+        )
+    return _aligned("lse", same_shape("lse", array, rows, "the rows'"))
+
+
+def bad_label(target: Array, row: int, n_classes: int, ignore_index: int) -> IndexError:
+    """Return the error for the label of a row that the kernel found to be out of range."""
+    where, label = _element("target", target, row)
+    return IndexError(
+        f"{where} is {label}, but logits have {n_classes} classes: "
+        f"expected 0 <= target < {n_classes} or ignore_index={ignore_index}"
+    )
+
+
+def _element(name: str, array: Array, number: int) -> tuple[str, Any]:
+    index = tuple(int(i) for i in np.unravel_index(number, array.shape))
+    return (f"{name}[{', '.join(map(str, index))}]" if index else name), array[index]
+
+
+# ---- outputs ----
+
+
+def output(
+    out: Array | None, shape: Shape, dtype: np.dtype[Any], inputs: tuple[Array | None, ...], in_place: Array | None = None
+) -> Array:
+    """Return the array for a result: `out` if it fits, else a new one.
+
+    `out` may share memory with none of the inputs, and with `in_place` only element for element.
+    """
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is of type {type(out).__name__}: expected a NumPy array")
+    if out.dtype != dtype:
+        raise TypeError(f"out of dtype {_named(out.dtype)}: expected {dtype.name}")
+    same_shape("out", out, shape, "the result's")
+    _aligned("out", out)
+    if not out.flags.writeable:
+        raise ValueError("out is read-only: expected an array that can be written")
+    if any(array is not None and _overlap(out, array) for array in inputs):
+        raise ValueError("out shares memory with an input: expected memory of its own")
+    if in_place is not None and _overlap(out, in_place) and not _identical(out, in_place):
+        raise ValueError(
+            "out shares memory with part of the logits: expected memory of its own, or the logits, element for element"
+        )
+    return out
+
+
+def no_output(reduction: str) -> None:
+    """Refuse an `out` for a result that is one number."""
+    raise ValueError(f"out is given with reduction={reduction!r}, whose result is a number: expected reduction='none'")
+
+
+def _identical(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=1000)
+    except np.exceptions.TooHardError:
+        return True

@@ -1,0 +1,96 @@
+"""How many threads a piece of work gets.
+
+An explicit `num_threads` wins; else work under the break-even gets one thread and the rest what `set_num_threads`
+said, at first one thread per processor this process may use. A forked child starts with one thread, because the
+OpenMP run-time of GCC hangs in a child whose parent had threads of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from logitloss import _check
+
+# Logits below which starting a team of threads costs more than it saves.
+BREAK_EVEN = 32_768
+
+_count: int | None = None
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call uses when it is not given `num_threads`.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Small calls use one thread whatever it is. Results do not depend on it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is no integer, or less than 1.
+
+    Examples
+    --------
+    >>> import logitloss
+    >>> before = logitloss.get_num_threads()
+    >>> logitloss.set_num_threads(1)
+    >>> logitloss.get_num_threads()
+    1
+    >>> logitloss.set_num_threads(before)
+    """
+    global _count
+    _count = _check.integer("n", n, least=1)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large call uses when it is not given `num_threads`.
+
+    Until `set_num_threads` is called: the first number in OMP_NUM_THREADS, else the processors this process may
+    use; 1 in a forked child.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
+    >>> import logitloss
+    >>> logitloss.get_num_threads() >= 1
+    True
+    """
+    global _count
+    if _count is None:
+        _count = _default()
+    return _count
+
+
+def threads_for(work: int, num_threads: int | None) -> int:
+    """Return the number of threads for `work` logits."""
+    if num_threads is not None:
+        return _check.integer("num_threads", num_threads, least=1)
+    if work < BREAK_EVEN:
+        return 1
+    return get_num_threads()
+
+
+def _default() -> int:
+    wished = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wished.isdecimal() and int(wished) > 0:
+        return int(wished)
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    global _count
+    _count = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
