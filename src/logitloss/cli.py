@@ -1,0 +1,126 @@
+"""The `logitloss` command: options to arguments, errors to one line and an exit code.
+
+What is done is in `evaluate` and `demo`. Exit codes: 0; 1 for input that cannot be evaluated; 2 for a wrong
+command line; 130 for Ctrl-C.
+"""
+
+import shlex
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+import logitloss
+from logitloss import demo as digits
+from logitloss._backends import NAMES
+from logitloss.evaluate import EvaluationError, evaluate_files
+from logitloss.evaluate.report import Report, progress_bar
+from logitloss.evaluate.stream import FLOAT_DTYPES
+
+
+class OneLineErrors(click.Group):
+    """Commands whose expected failures are a line on stderr, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click's own: whoever read the output has heard enough
+            raise
+        except (EvaluationError, ImportError, OSError) as error:
+            click.echo(f"logitloss: {error}", err=True)
+            ctx.exit(1)
+        except MemoryError:
+            click.echo("logitloss: out of memory; fewer --chunk-rows take less", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("logitloss: interrupted", err=True)
+            ctx.exit(130)
+
+
+backend_option = click.option(
+    "--backend", type=click.Choice(NAMES), help="Which kernels; by default the best that this processor has."
+)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="logitloss")
+def main() -> None:
+    """Losses straight from logits."""
+
+
+@main.command("eval")
+@click.argument("logits")
+@click.argument("targets")
+@click.option(
+    "--loss",
+    type=click.Choice(["ce", "bce"]),
+    default="ce",
+    show_default=True,
+    help="Softmax cross-entropy against class labels, or binary cross-entropy against labels in [0, 1].",
+)
+@click.option(
+    "--ignore-index",
+    type=click.IntRange(-(2**63), 2**63 - 1),
+    metavar="INTEGER",
+    default=-100,
+    show_default=True,
+    help="Rows with this label do not count.",
+)
+@click.option(
+    "--axis", type=int, help="Where the classes are: 1 by default, -1 for logits (batch, time, vocabulary)."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(FLOAT_DTYPES)),
+    help="What the logits are where the file cannot say (two-byte void, uint16); widens other floats.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Threads; by default as many as there are cores."
+)
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default 64 MiB of logits.")
+@backend_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
+def eval_command(
+    logits: str, targets: str, threads: int | None, as_json: bool, backend: str | None, **options: Any
+) -> None:
+    """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy.
+
+    Both are .npy or .npz files; PATH::NAME picks one array of a .npz file. LOGITS has the classes on --axis,
+    and TARGETS the class of each row (an integer). Nothing is read whole: files may be larger than memory.
+    """
+    with progress_bar() as progress:
+        start = time.perf_counter()
+        state, n_bytes = evaluate_files(
+            logits, targets, progress=progress, num_threads=threads, backend=backend, **options
+        )
+        seconds = time.perf_counter() - start
+    report = Report(logits, targets, state.compute(), seconds, n_bytes)
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        report.print_table()
+
+
+@main.command()
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), help="Where the files go; by default a new folder."
+)
+@backend_option
+@click.pass_context
+def demo(ctx: click.Context, output_dir: Path | None, backend: str | None) -> None:
+    """Train a classifier of handwritten digits, write its logits, and evaluate them."""
+    folder = output_dir or Path(tempfile.mkdtemp(prefix="logitloss-demo-"))
+    logits, labels = map(str, digits.run(folder, backend=backend, say=click.echo))
+    click.echo(f"\nheld-out logits: {logits}\nheld-out labels: {labels}\n")
+    ctx.invoke(eval_command, logits=logits, targets=labels, backend=backend)
+    click.echo(f"\nnext: {shlex.join(['logitloss', 'eval', logits, labels])} --json")
+
+
+@main.command()
+def versions() -> None:
+    """Print what this installation is made of: instruction set, OpenMP, libraries, backends."""
+    logitloss.show_versions()

@@ -1,0 +1,30 @@
+"""Offline evaluation: what a model's logits, saved to files or held in arrays, are worth against the labels.
+
+`evaluate` and `evaluate_files` go over everything once, a block at a time; `EvaluationState` is what they add
+up in, for those who bring the batches themselves; `Metrics` is what comes out. Reports are in `report`.
+"""
+
+from logitloss.evaluate.errors import (
+    DtypeError,
+    EvaluationError,
+    FileError,
+    LabelError,
+    LogitError,
+    ShapeError,
+)
+from logitloss.evaluate.metrics import Metrics
+from logitloss.evaluate.state import EvaluationState
+from logitloss.evaluate.stream import evaluate, evaluate_files
+
+__all__ = [
+    "DtypeError",
+    "EvaluationError",
+    "EvaluationState",
+    "FileError",
+    "LabelError",
+    "LogitError",
+    "Metrics",
+    "ShapeError",
+    "evaluate",
+    "evaluate_files",
+]

@@ -1,0 +1,101 @@
+"""The figures of an evaluation: one frozen record, made from sums by `EvaluationState.compute`.
+
+Every figure that follows from another (bits and perplexity from nats) is worked out here, once. How they look
+is left to `report.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+Loss = Literal["ce", "bce"]
+
+
+class MetricsDict(TypedDict):
+    """What `Metrics.to_dict` returns."""
+
+    loss: str
+    count: int
+    ignored: int
+    infinite: int
+    nll_nats: float
+    nll_bits: float
+    nll_nats_standard_error: float
+    nll_bits_standard_error: float
+    perplexity: float
+    accuracy: float
+    accuracy_standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What an evaluation found.
+
+    Parameters
+    ----------
+    loss : {"ce", "bce"}
+        Softmax cross-entropy (a label a row) or binary cross-entropy (a label a logit).
+    count : int
+        Labels that counted.
+    ignored : int
+        Labels equal to `ignore_index`.
+    infinite : int
+        Labels that counted and whose loss is infinite: a logit of -inf at the target. One is enough to make
+        the mean infinite.
+    nll_nats : float
+        Mean negative log-likelihood over the labels that counted, in nats; NaN if none did.
+    nll_nats_standard_error : float
+        Standard error of that mean, in nats, with the labels taken as independent; NaN below two.
+    accuracy : float
+        Share of the labels that counted which the largest logit gets right (the first of equals; with "bce",
+        a logit above 0 where the target is above 1/2).
+    """
+
+    loss: Loss
+    count: int
+    ignored: int
+    infinite: int
+    nll_nats: float
+    nll_nats_standard_error: float
+    accuracy: float
+
+    @property
+    def nll_bits(self) -> float:
+        """Mean negative log-likelihood in bits."""
+        return self.nll_nats / math.log(2.0)
+
+    @property
+    def nll_bits_standard_error(self) -> float:
+        """Standard error of the mean in bits."""
+        return self.nll_nats_standard_error / math.log(2.0)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll_nats): per label; infinite where that exceeds float64."""
+        try:
+            return math.exp(self.nll_nats)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def accuracy_standard_error(self) -> float:
+        """Standard error of the accuracy, from the unbiased variance of hits; NaN below two labels."""
+        if self.count < 2:
+            return math.nan
+        return math.sqrt(self.accuracy * (1.0 - self.accuracy) / (self.count - 1))
+
+    def to_dict(self) -> MetricsDict:
+        """Every figure under its name, derived ones too."""
+        return {
+            "loss": self.loss,
+            "count": self.count,
+            "ignored": self.ignored,
+            "infinite": self.infinite,
+            "nll_nats": self.nll_nats,
+            "nll_bits": self.nll_bits,
+            "nll_nats_standard_error": self.nll_nats_standard_error,
+            "nll_bits_standard_error": self.nll_bits_standard_error,
+            "perplexity": self.perplexity,
+            "accuracy": self.accuracy,
+            "accuracy_standard_error": self.accuracy_standard_error,
+        }

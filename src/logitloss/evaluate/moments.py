@@ -1,0 +1,80 @@
+"""Count, sum and spread of a stream of numbers, the same however the stream is cut.
+
+`Compensated` is a float64 sum that carries its rounding error in a second float64 (Knuth's two-sum), so the
+number of additions does not show in the result. `Moments` keeps the sum and the squared deviations from the
+mean, and joins two of them by Chan's formula: squares of raw values would lose the spread where the mean is
+large against it. What the numbers mean is left to `state.py`.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(slots=True)
+class Compensated:
+    """A float64 sum and the rounding error it has made so far."""
+
+    high: float = 0.0
+    low: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Add one number."""
+        total = self.high + value
+        rounded = total - self.high
+        self.low += (self.high - (total - rounded)) + (value - rounded)
+        self.high = total
+
+    def merge(self, other: "Compensated") -> None:
+        """Add another sum, error included."""
+        self.add(other.high)
+        self.low += other.low
+
+    @property
+    def value(self) -> float:
+        """The sum; one that has overflowed is infinite, and its error means nothing."""
+        return self.high + self.low if math.isfinite(self.high) else self.high
+
+
+@dataclass(slots=True)
+class Moments:
+    """How many numbers, their sum, and the sum of their squared deviations from the mean."""
+
+    count: int = 0
+    total: Compensated = field(default_factory=Compensated)
+    deviations: Compensated = field(default_factory=Compensated)
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float64]) -> "Moments":
+        """Moments of one block; NumPy sums in pairs, so a block's own rounding stays in the last digits."""
+        moments = cls(count=values.size)
+        if values.size:
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = float(values.sum())
+                around = values - total / values.size
+                moments.total.add(total)
+                moments.deviations.add(float((around * around).sum()))
+        return moments
+
+    def merge(self, other: "Moments") -> None:
+        """Take in the numbers that `other` has seen."""
+        if self.count and other.count:
+            gap = other.mean - self.mean
+            self.deviations.add(gap * gap * (self.count / (self.count + other.count)) * other.count)
+        self.count += other.count
+        self.total.merge(other.total)
+        self.deviations.merge(other.deviations)
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean; NaN of nothing."""
+        return self.total.value / self.count if self.count else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean, from the unbiased variance; NaN below two numbers."""
+        if self.count < 2:
+            return math.nan
+        return math.sqrt(self.deviations.value / (self.count - 1) / self.count)

@@ -1,0 +1,110 @@
+"""An evaluation shown: a table for people, JSON for programs, a progress bar while it runs.
+
+JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there:
+Protocol Buffers' JSON mapping does the same, and Python's `float` reads them back.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from logitloss.evaluate.metrics import Metrics
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures, what they are about, and what it took.
+
+    Parameters
+    ----------
+    logits, target : str
+        Names of the inputs.
+    metrics : Metrics
+        The figures.
+    seconds : float
+        Time of the whole evaluation, reading included.
+    n_bytes : int
+        Bytes of logits read.
+    """
+
+    logits: str
+    target: str
+    metrics: Metrics
+    seconds: float
+    n_bytes: int
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows, ignored ones too, by the time taken."""
+        return (self.metrics.count + self.metrics.ignored) / self.seconds
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """10**9 bytes of logits by the time taken."""
+        return self.n_bytes / self.seconds / 1e9
+
+    def to_json(self) -> str:
+        """One JSON object: names, figures and throughput."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "logits": self.logits,
+            "target": self.target,
+            **self.metrics.to_dict(),
+            "seconds": self.seconds,
+            "rows_per_second": self.rows_per_second,
+            "gigabytes_per_second": self.gigabytes_per_second,
+        }
+        return json.dumps({key: _finite(value) for key, value in document.items()}, indent=2, allow_nan=False)
+
+    def print_table(self) -> None:
+        """Print the figures on stdout."""
+        metrics = self.metrics
+        table = Table("", "value", "standard error", box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        # Digits beyond the tenth are noise of the data many times over, and are in the JSON.
+        nll, nll_error = metrics.nll_nats, metrics.nll_nats_standard_error
+        bits, bits_error = metrics.nll_bits, metrics.nll_bits_standard_error
+        table.add_row("negative log-likelihood, nats", f"{nll:.10g}", f"{nll_error:.2g}")
+        table.add_row("negative log-likelihood, bits", f"{bits:.10g}", f"{bits_error:.2g}")
+        table.add_row("perplexity", f"{metrics.perplexity:.10g}")
+        table.add_row("accuracy", f"{metrics.accuracy:.4%}", f"{metrics.accuracy_standard_error:.2%}")
+        table.add_row("labels counted", f"{metrics.count:,}")
+        table.add_row("labels ignored", f"{metrics.ignored:,}")
+        if metrics.infinite:
+            table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
+        table.add_row("seconds", f"{self.seconds:.3g}")
+        table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
+        table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
+        Console(markup=False, highlight=False).print(table)
+
+
+def _finite(value: object) -> object:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr, gone when done; nothing at all where stderr is no terminal."""
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
+    hidden = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("rows", total=None)
+
+        def show(done: int, n_rows: int) -> None:
+            bar.update(task, completed=done, total=n_rows)
+
+        yield show

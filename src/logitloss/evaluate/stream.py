@@ -1,0 +1,236 @@
+"""An evaluation of arrays of any size, a block of rows at a time.
+
+A row is one label and what the model said of it. `blocks` cuts the target's shape into boxes of at most so
+many rows, each a contiguous run in C order, so memory is bounded also where the first axis is short and the
+others are long. Types are settled here, before the first block: what the kernels see is one of the four float
+types, native and aligned, by copying at most a block.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
+from logitloss.evaluate.metrics import Loss
+from logitloss.evaluate.readers import open_array
+from logitloss.evaluate.state import EvaluationState
+
+Array = npt.NDArray[Any]
+
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
+CHUNK_BYTES = 64 << 20
+
+
+def evaluate(
+    logits: Array,
+    target: Array,
+    *,
+    loss: Loss = "ce",
+    ignore_index: int = -100,
+    axis: int | None = None,
+    dtype: str | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    chunk_rows: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationState:
+    """Evaluate logits against labels, a block of rows at a time.
+
+    Parameters
+    ----------
+    logits : ndarray of float16, bfloat16, float32 or float64
+        Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
+    target : ndarray
+        Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
+    loss : {"ce", "bce"}
+        Softmax cross-entropy or binary cross-entropy.
+    ignore_index : int
+        Rows with this label do not count.
+    axis : int, optional
+        Where the classes are: 1 by default, or 0 for one row. Not for "bce".
+    dtype : {"bf16", "f16", "f32", "f64"}, optional
+        Type of the logits: two-byte void or uint16 data is viewed as it, floating data is widened to it.
+    num_threads, backend
+        As in `logitloss.cross_entropy`.
+    chunk_rows : int, optional
+        Rows a block; by default as many as have 64 MiB of logits.
+    progress : callable, optional
+        Called after each block with the rows done and the rows there are.
+
+    Returns
+    -------
+    EvaluationState
+        Its `compute()` gives the figures; it merges with those of other arrays.
+
+    Raises
+    ------
+    ShapeError, DtypeError, LabelError, LogitError
+        A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in `target`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss.evaluate import evaluate
+    >>> evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7).compute().perplexity
+    10.0
+    """
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ShapeError("chunk_rows", f"is {chunk_rows}, must be at least 1")
+    if logits.ndim == 0 or (loss == "ce" and logits.ndim == 1 and axis in (None, 0, -1)):
+        logits, target, axis = logits[None], target[None], None
+    logits, compute_dtype = _floats(logits, dtype)
+    if loss == "ce":
+        logits = _classes_last(logits, target, axis)
+        row_bytes = logits.shape[-1] * compute_dtype.itemsize
+    else:
+        _check_binary(logits, target, axis)
+        row_bytes = compute_dtype.itemsize
+    state = EvaluationState(loss)
+    n_rows, done = target.size, 0
+    for block in blocks(target.shape, chunk_rows or max(1, CHUNK_BYTES // row_bytes)):
+        labels = _native(target[block])
+        try:
+            state.update(
+                _native(logits[block], compute_dtype),
+                labels,
+                ignore_index=ignore_index,
+                axis=None if loss == "bce" else -1,
+                num_threads=num_threads,
+                backend=backend,
+            )
+        except EvaluationError as error:
+            error.shift(tuple(part.start for part in block))
+            raise
+        done += labels.size
+        if progress is not None:
+            progress(done, n_rows)
+    return state
+
+
+def evaluate_files(
+    logits_path: str,
+    target_path: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> tuple[EvaluationState, int]:
+    """Evaluate logits in one file against labels in another, `.npy` or `.npz`.
+
+    Parameters
+    ----------
+    logits_path, target_path : str
+        The files; `PATH::name` for one array of several in a `.npz` file.
+    progress, **options
+        As in `evaluate`.
+
+    Returns
+    -------
+    state : EvaluationState
+        Its `compute()` gives the figures.
+    n_bytes : int
+        Bytes of logits read.
+
+    Raises
+    ------
+    EvaluationError
+        Named for the file it is about.
+    """
+    logits, target = open_array(logits_path), open_array(target_path)
+
+    def block_done(done: int, n_rows: int) -> None:
+        logits.release()
+        target.release()
+        if progress is not None:
+            progress(done, n_rows)
+
+    try:
+        state = evaluate(logits.array, target.array, progress=block_done, **options)
+    except EvaluationError as error:
+        error.argument = {"logits": logits_path, "target": target_path}.get(error.argument, error.argument)
+        raise
+    return state, logits.array.nbytes
+
+
+def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most `n_rows` that cover `shape` in C order, each a contiguous run of it."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    if inner > n_rows:
+        for i in range(shape[0]):
+            for box in blocks(shape[1:], n_rows):
+                yield slice(i, i + 1), *box
+    elif inner:
+        whole = tuple(slice(0, size) for size in shape[1:])
+        step = n_rows // inner
+        for i in range(0, shape[0], step):
+            yield slice(i, min(i + step, shape[0])), *whole
+
+
+def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    """Return the block as the kernels take it: a copy only if it is of another type or unaligned."""
+    native = block.astype(dtype or block.dtype.newbyteorder("="), copy=False)
+    return native if native.flags.aligned else native.copy()
+
+
+def _floats(logits: Array, dtype: str | None) -> tuple[Array, np.dtype[Any]]:
+    """Return the logits under a floating type, nothing copied, and the type to compute in."""
+    stored = logits.dtype.newbyteorder("=")
+    wanted = stored if dtype is None else FLOAT_DTYPES[dtype]
+    if stored in (np.dtype("V2"), np.dtype(np.uint16)):
+        if dtype is None or wanted.itemsize != 2 or not logits.dtype.isnative:
+            name = "two-byte void" if stored.kind == "V" else logits.dtype
+            raise DtypeError(
+                "logits", f"of type {name}: if that is the bits of floats, say --dtype bf16 or f16"
+            )
+        return logits.view(wanted), wanted
+    if stored not in FLOAT_DTYPES.values():
+        raise DtypeError("logits", f"of type {logits.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
+    if not np.can_cast(stored, wanted, "safe"):
+        raise DtypeError("logits", f"of type {stored}, and --dtype {dtype} would lose digits of it")
+    return logits, wanted
+
+
+def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
+    """Check that the target has the rows' shape, and return the logits with the classes last."""
+    if target.dtype.kind not in "iu":
+        raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
+    place = 1 if axis is None else axis
+    if not -logits.ndim <= place < logits.ndim:
+        raise ShapeError("logits", f"of shape {logits.shape}, which has no axis {place}")
+    classes_last = np.moveaxis(logits, place, -1)
+    rows = classes_last.shape[:-1]
+    if target.shape != rows:
+        if axis is None and target.shape == logits.shape[:-1]:
+            hint = "; with the classes on the last axis, say --axis -1"
+        else:
+            hint = ""
+        raise ShapeError(
+            "target",
+            f"of shape {target.shape}, but logits of shape {logits.shape} with the classes on axis {place} "
+            f"need {rows}{hint}",
+        )
+    if classes_last.shape[-1] == 0 and target.size:
+        raise ShapeError("logits", f"of shape {logits.shape}: no classes on axis {place}")
+    return classes_last
+
+
+def _check_binary(logits: Array, target: Array, axis: int | None) -> None:
+    if axis is not None:
+        raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
+    if target.dtype.kind not in "biuf":
+        raise DtypeError("target", f"of type {target.dtype}, expected real numbers: labels in [0, 1]")
+    if target.shape != logits.shape:
+        raise ShapeError(
+            "target", f"of shape {target.shape}, but binary labels need the logits', {logits.shape}"
+        )
