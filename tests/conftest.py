@@ -1,0 +1,43 @@
+"""The matrix: every test that asks for `backend` and `dtype` runs on all of them, from here.
+
+A backend that cannot run here is skipped with the reason the package gives. LOGITLOSS_REQUIRE_BACKENDS, a
+comma-separated list of names, turns such a skip into a failure.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# helper modules lie beside the tests, which are imported by path
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cases import DTYPES
+
+import logitloss
+
+BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512")
+REQUIRED = frozenset(filter(None, os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").replace(" ", "").split(",")))
+
+
+def pytest_configure(config):
+    unknown = REQUIRED - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(f"LOGITLOSS_REQUIRE_BACKENDS names {sorted(unknown)}; known: {BACKENDS}")
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request):
+    """Return the name of a backend that runs here."""
+    reason = logitloss.backends().get(request.param, "not known to logitloss.backends()")
+    if reason is not None:
+        report = pytest.fail if request.param in REQUIRED else pytest.skip
+        report(f"{request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture(scope="session", params=list(DTYPES))
+def dtype(request):
+    """Return one of the four floating dtypes."""
+    return DTYPES[request.param]

@@ -1,0 +1,145 @@
+"""Losses and gradients of cross-entropy against the oracle, over all sizes and all kinds of rows.
+
+The zoo holds what is hard (growing and shifted rows, -inf in blocks, spikes, subnormals), the sizes stand
+on both sides of every vector and block width; see `cases`. Weights, smoothing, probabilities and z-loss
+are in `test_formulas`.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from cases import CLASSES, ROWS, VOCABULARIES, batch, unfilled, zoo
+from expected import batch_cross_entropy, zoo_cross_entropy, zoo_rows
+from ulp import assert_exact, result_dtype
+
+import logitloss as ll
+
+SMALL = (1, 3, 10, 16, 17, 129, 1000)
+
+
+@pytest.mark.parametrize("n_classes", CLASSES + VOCABULARIES)
+def test_value_and_gradient(backend, dtype, n_classes):
+    logits, target = zoo(n_classes, dtype)
+    value, gradient = zoo_cross_entropy(n_classes, dtype)
+    out = unfilled(logits.shape, dtype)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=out, backend=backend)
+    assert grad is out
+    assert loss.dtype == result_dtype(dtype)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("n_classes", CLASSES + VOCABULARIES)
+def test_value(backend, dtype, n_classes):
+    logits, target = zoo(n_classes, dtype)
+    value, _ = zoo_cross_entropy(n_classes, dtype)
+    out = unfilled(target.shape, result_dtype(dtype))
+    assert ll.cross_entropy(logits, target, reduction="none", out=out, backend=backend) is out
+    assert_exact(out, value)
+
+
+@pytest.mark.parametrize("n_classes", SMALL)
+def test_gradient_alone(backend, dtype, n_classes):
+    logits, target = zoo(n_classes, dtype)
+    out = unfilled(logits.shape, dtype)
+    assert ll.cross_entropy_grad(logits, target, reduction="none", out=out, backend=backend) is out
+    assert_exact(out, zoo_cross_entropy(n_classes, dtype)[1])
+
+
+@pytest.mark.parametrize("n_classes", SMALL)
+def test_lse_beside_the_loss(backend, dtype, n_classes):
+    logits, target = zoo(n_classes, dtype)
+    loss, lse = ll.cross_entropy_and_lse(logits, target, reduction="none", backend=backend)
+    assert lse.dtype == np.float64
+    assert_exact(loss, zoo_cross_entropy(n_classes, dtype)[0])
+    assert_exact(lse, zoo_rows("wide_lse", n_classes, dtype), dtype=dtype)
+
+
+@pytest.mark.parametrize("n_classes", SMALL)
+def test_gradient_from_a_kept_lse(backend, dtype, n_classes):
+    logits, target = zoo(n_classes, dtype)
+    _, lse = ll.cross_entropy_and_lse(logits, target, backend=backend)
+    out = unfilled(logits.shape, dtype)
+    ll.cross_entropy_grad(logits, target, lse=lse, reduction="none", out=out, backend=backend)
+    # Half an ulp of the float64 lse is an error of |lse|/2 ulp in each float64 probability. Narrower
+    # logits bring the error of their log-sum, counted in nats.
+    size = np.abs(lse)[:, None] if dtype == np.float64 else zoo_rows("wide_lse", n_classes, dtype).scale[:, None]
+    assert_exact(out, zoo_cross_entropy(n_classes, dtype)[1], extra=np.asarray(size, np.float64) + 4)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("n_rows", ROWS)
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 17, 100])
+def test_batches_below_at_and_above_a_block_of_rows(backend, dtype, n_rows, n_classes):
+    logits, target = batch((n_rows, n_classes), dtype)
+    value, gradient = batch_cross_entropy((n_rows, n_classes), dtype)
+    out = unfilled(logits.shape, dtype)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=out, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend), value)
+
+
+@pytest.mark.parametrize("n_classes", [3, 17, 300])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reduced(backend, dtype, n_classes, reduction):
+    logits, target = batch((33, n_classes), dtype)
+    denominator = 33 if reduction == "mean" else 1
+    value, gradient = oracle.cross_entropy(logits, target, scale=1 / np.longdouble(denominator))
+    total = oracle.reduced(value, denominator)
+    options = {"reduction": reduction, "backend": backend}
+    both, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+    for scalar in (ll.cross_entropy(logits, target, **options), both):
+        assert type(scalar) is np.float64
+        assert_exact(scalar, total, dtype=dtype)
+    assert_exact(grad, gradient)
+    assert_exact(ll.cross_entropy_grad(logits, target, **options), gradient)
+    assert_exact(ll.cross_entropy_and_lse(logits, target, **options)[0], total, dtype=dtype)
+
+
+def test_mean_is_the_default(backend):
+    logits, target = batch((33, 17), np.dtype(np.float32))
+    for function in (ll.cross_entropy, ll.cross_entropy_grad):
+        default = function(logits, target, backend=backend)
+        assert np.array_equal(default, function(logits, target, reduction="mean", backend=backend))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_upstream_gradient_multiplies(backend, dtype, reduction):
+    logits, target = batch((17, 10), dtype)
+    upstream = np.linspace(-3, 3, 17) if reduction == "none" else -2.5
+    scale = upstream / np.longdouble(17 if reduction == "mean" else 1)
+    _, gradient = oracle.cross_entropy(logits, target, scale=scale)
+    options = {"reduction": reduction, "backend": backend}
+    assert_exact(ll.cross_entropy_grad(logits, target, upstream, **options), gradient)
+    if reduction == "none":
+        # One number serves all rows, and narrower floats do as well as float64.
+        _, gradient = oracle.cross_entropy(logits, target, scale=0.5)
+        assert_exact(ll.cross_entropy_grad(logits, target, 0.5, **options), gradient)
+        assert_exact(ll.cross_entropy_grad(logits, target, np.full(17, 0.5, np.float16), **options), gradient)
+
+
+def test_ignored_rows_do_not_count(backend, dtype):
+    logits, target = batch((40, 10), dtype)
+    target = target.copy()
+    target[::3] = 7
+    target[1] = 3
+    options = {"ignore_index": 7, "backend": backend}
+    value, gradient = oracle.cross_entropy(
+        logits, target, ignore_index=7, scale=1 / oracle.label_weight(target, ignore_index=7)
+    )
+    mean, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+    expected = oracle.reduced(value, oracle.label_weight(target, ignore_index=7))
+    assert_exact(mean, expected, dtype=dtype)
+    assert_exact(grad, gradient)
+    rows = ll.cross_entropy(logits, target, reduction="none", **options)
+    assert_exact(rows, value)
+    assert not rows[::3].any()
+    assert not grad[::3].any()
+
+
+def test_ignored_rows_still_have_an_lse(backend, dtype):
+    logits, target = batch((20, 17), dtype)
+    target = np.where(np.arange(20) % 2, target, -100)
+    _, lse = ll.cross_entropy_and_lse(logits, target, backend=backend)
+    assert_exact(lse, oracle.wide_lse(logits), dtype=dtype)
