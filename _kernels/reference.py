@@ -1,8 +1,8 @@
 """The reference backend: the kernel contract in NumPy, to be read as its specification.
 
-Everything is computed in float64, whatever the dtype, on blocks of rows of bounded size, so that neither logits nor
-probabilities are ever held whole. One idea carries the softmax family: per row, the coefficients g of the classes
-(one-hot labels, class weights, smoothing and probability targets all come to that) give
+Everything is computed in float64, whatever the dtype, on blocks of rows of bounded size, so that neither
+logits nor probabilities are ever held whole. One idea carries the softmax family: per row, the coefficients g
+of the classes (one-hot labels, class weights, smoothing and probability targets all come to that) give
     loss = sum_c g_c * (lse - x_c)        gradient_c = p_c * sum(g) - g_c
 and both keep their relative precision because the largest logit stays out of the others' sum (class `_Rows`).
 It leaves validation to the layer above and speed to the compiled backends; `num_threads` is ignored.
@@ -29,7 +29,7 @@ BLOCK = 1 << 16
 
 
 def _blocks(shape: tuple[int, ...], width: int = 1) -> Iterator[tuple[Any, ...]]:
-    """Cut an array of this shape, in C order, into indices of at most BLOCK // width elements (at least one)."""
+    """Cut an array of this shape, in C order, into indices of about BLOCK // width elements."""
     room = max(1, BLOCK // width)
     whole, axis = 1, len(shape)
     while axis > 0 and whole * shape[axis - 1] <= room:
@@ -62,7 +62,7 @@ def _store(array: Array | None, index: tuple[Any, ...], values: Array) -> None:
 
 
 def _times(coefficient: Float64 | float, value: Float64) -> Float64:
-    """coefficient * value with 0 * inf = 0 (and 0 * NaN = NaN)."""
+    """Multiply with 0 * inf = 0 (and 0 * NaN = NaN)."""
     return np.where((coefficient == 0) & np.isinf(value), 0.0, coefficient * value)
 
 
@@ -84,29 +84,33 @@ class _Rows:
         self.others[~np.isfinite(self.largest)] = np.nan
 
     def lse(self) -> Float64:
-        return np.where(np.isfinite(self.largest), self.largest + np.log1p(self.others), self.largest)
+        lse: Float64 = np.where(np.isfinite(self.largest), self.largest + np.log1p(self.others), self.largest)
+        return lse
 
     def costs(self) -> Float64:
-        """lse - x, a sum of two numbers that are not negative."""
-        return (self.largest[:, None] - self.logits) + np.log1p(self.others)[:, None]
+        """Return lse - x, a sum of two numbers that are not negative."""
+        costs: Float64 = (self.largest[:, None] - self.logits) + np.log1p(self.others)[:, None]
+        return costs
 
     def softmax(self) -> tuple[Float64, Float64]:
-        """All p, and 1 - p of the largest."""
+        """Return all p, and 1 - p of the largest."""
         total = 1.0 + self.others
         p = self.exps / total[:, None]
         p[self.number, self.top] = 1.0 / total
         return p, self.others / total
 
     def softmax_from(self, lse: Float64) -> tuple[Float64, Float64]:
-        """The same from an lse computed before: here without need of `others`."""
+        """Return the same from an lse computed before."""
         p = np.exp(self.logits - np.where(np.isfinite(lse), lse, np.nan)[:, None])
         without_top = p.copy()
         without_top[self.number, self.top] = 0.0
         return p, without_top.sum(axis=1)
 
     def losses(self, g: Float64, z_loss: float) -> Float64:
-        loss = _times(g, self.costs()).sum(axis=1)
-        return loss + z_loss * self.lse() ** 2 if z_loss else loss
+        loss: Float64 = _times(g, self.costs()).sum(axis=1)
+        if z_loss:
+            loss += z_loss * self.lse() ** 2
+        return loss
 
     def gradients(self, g: Float64, z_loss: float, lse_in: Float64 | None) -> Float64:
         p, one_minus_top = self.softmax() if lse_in is None else self.softmax_from(lse_in)
@@ -116,13 +120,16 @@ class _Rows:
         rest[self.number, self.top] = 0.0
         rest_sum = rest.sum(axis=1)
         g_top = g[self.number, self.top]
-        grad = (rest_sum + g_top + z_slope)[:, None] * p - g
-        # p*(rest + g) - g at the largest is p*rest - (1 - p)*g: there 1 - p may be far below the rounding of p.
+        grad: Float64 = (rest_sum + g_top + z_slope)[:, None] * p - g
+        # p*(rest + g) - g at the largest is p*rest - (1 - p)*g: there 1 - p may be far below the rounding of
+        # p.
         grad[self.number, self.top] = p[self.number, self.top] * (rest_sum + z_slope) - one_minus_top * g_top
         return grad
 
 
-def _labels(target: Array, index: tuple[Any, ...], ignore_index: int, n_classes: int) -> tuple[Array, Array, int]:
+def _labels(
+    target: Array, index: tuple[Any, ...], ignore_index: int, n_classes: int
+) -> tuple[Array, Array, int]:
     """Labels of a block (0 where ignored), the rows that count, and the first bad row of the block or -1."""
     labels = target[index].reshape(-1)
     counts = labels != ignore_index
@@ -230,7 +237,7 @@ def logsumexp(logits: Array, lse: Float64, num_threads: int) -> None:
 def softmax(logits: Array, out: Array, log: bool, num_threads: int) -> None:
     for index in _blocks(logits.shape[:-1], logits.shape[-1]):
         rows = _Rows(_load_rows(logits, index))
-        _store(out, index, -rows.costs() if log else rows.softmax()[0])
+        _store(out, index, 0.0 - rows.costs() if log else rows.softmax()[0])
 
 
 @np.errstate(all="ignore")

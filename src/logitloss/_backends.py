@@ -1,7 +1,8 @@
 """The backends: what each must offer (`Kernels`), the table of them, and the choice among them.
 
-A backend is loaded when it is first asked for, never at `import logitloss`. There is no silent fallback: a missing
-backend is an ImportError that says how to get it. The meaning of each kernel stands in `logitloss._kernels`.
+A backend is loaded when it is first asked for, never at `import logitloss`. There is no silent fallback: a
+missing backend is an ImportError that says how to get it. The meaning of each kernel stands in
+`logitloss._kernels`.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ def backends() -> dict[str, str | None]:
 
     Notes
     -----
-    "cython", the default, is the best of "cython-avx512", "cython-avx2" and "cython-baseline" that this processor
-    has, or the one that the environment variable LOGITLOSS_ISA (avx512, avx2 or baseline) asks for.
+    "cython", the default, is the best of "cython-avx512", "cython-avx2" and "cython-baseline" that this
+    processor has, or the one that the environment variable LOGITLOSS_ISA (avx512, avx2 or baseline) asks for.
 
     Examples
     --------
@@ -188,5 +189,7 @@ def _load_cython(name: str) -> Kernels:
         isa = name.removeprefix("cython-")
         asked = f"backend {name!r} is missing"
     if isa not in available:
-        raise ImportError(f"{asked}: this processor with this build has {', '.join(available)}; for others {_BUILD}")
+        raise ImportError(
+            f"{asked}: this processor with this build has {', '.join(available)}; for others {_BUILD}"
+        )
     return cast("Kernels", module.kernels(isa))

@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Float64 = NDArray[np.float64]
+    # A result: a NumPy scalar where it has no axes.
+    Value = np.floating[Any] | Array
     Shape = tuple[int, ...]
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-# The float dtypes a kernel reads, each with the dtype of its rows' losses; bfloat16 joins when it is first seen,
-# because the package that defines it is not imported here.
-_RESULT_DTYPES = {np.dtype(np.float16): _FLOAT32, _FLOAT32: _FLOAT32, _FLOAT64: _FLOAT64}
+# The float dtypes a kernel reads, each with the dtype of its rows' losses; bfloat16 joins when it is first
+# seen, because the package that defines it is not imported here.
+_RESULT_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.float16): _FLOAT32,
+    _FLOAT32: _FLOAT32,
+    _FLOAT64: _FLOAT64,
+}
 _FLOATS = "float16, bfloat16, float32 or float64 (native byte order)"
-_REDUCTIONS = ("none", "mean", "sum")
-IGNORE_INDEX = -100
+REDUCTIONS = ("none", "mean", "sum")
 
 
 # ---- numbers ----
@@ -35,7 +40,7 @@ IGNORE_INDEX = -100
 def integer(name: str, value: Any, least: int = -(2**63)) -> int:
     """Return an int of at least `least`."""
     try:
-        number = operator.index(value)
+        number: int = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}: expected an integer") from None
     if not least <= number < 2**63:
@@ -68,7 +73,7 @@ def _real_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} is {value!r}: expected a real number") from None
 
 
-def reduction(value: str, allowed: tuple[str, ...] = _REDUCTIONS) -> str:
+def reduction(value: str, allowed: tuple[str, ...]) -> str:
     """Return a known reduction."""
     if value not in allowed:
         raise ValueError(f"reduction is {value!r}: expected one of {', '.join(allowed)}")
@@ -112,7 +117,9 @@ def _named(dtype: np.dtype[Any]) -> str:
 
 def _aligned(name: str, array: Array) -> Array:
     if not array.flags.aligned:
-        raise ValueError(f"{name} of dtype {array.dtype}: expected elements aligned in memory, as np.array makes them")
+        raise ValueError(
+            f"{name} of dtype {array.dtype}: expected elements aligned in memory, as np.array makes them"
+        )
     return array
 
 
@@ -145,9 +152,11 @@ def class_axis(name: str, array: Array, axis: int | None) -> int:
     if axis is None:
         number = 1 if ndim > 1 else 0
     else:
-        number = operator.index(axis) if type(axis) is not int else axis
+        number = integer("axis", axis)
         if not -ndim <= number < ndim:
-            raise ValueError(f"axis is {number}, but {name} have shape {array.shape}: expected {-ndim} <= axis < {ndim}")
+            raise ValueError(
+                f"axis is {number}, but {name} have shape {array.shape}: expected {-ndim} <= axis < {ndim}"
+            )
         number %= ndim
     if array.shape[number] == 0:
         raise ValueError(f"{name} of shape {array.shape}: expected at least one class on axis {number}")
@@ -158,6 +167,23 @@ def axis_last(array: Array, axis: int) -> Array:
     """Move an axis (counted from 0) last, as a view."""
     ndim = array.ndim
     return array if axis == ndim - 1 else array.transpose(*range(axis), *range(axis + 1, ndim), axis)
+
+
+def axes(name: str, array: Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes to sum over, counted from 0, the last first."""
+    if not isinstance(axis, tuple):
+        return (class_axis(name, array, integer("axis", axis)),)
+    numbers = {class_axis(name, array, integer("axis", number)) for number in axis}
+    if not numbers or len(numbers) < len(axis):
+        raise ValueError(f"axis is {axis}: expected one or more different axes")
+    return tuple(sorted(numbers, reverse=True))
+
+
+def first_axis(name: str, array: Array) -> int:
+    """Return the length of the first axis."""
+    if array.ndim == 0:
+        raise ValueError(f"{name} of shape (): expected at least one axis for reduction='batchmean'")
+    return len(array)
 
 
 def labels(value: ArrayLike, logits: Array, axis: int) -> tuple[Array, bool]:
@@ -179,10 +205,15 @@ def labels(value: ArrayLike, logits: Array, axis: int) -> tuple[Array, bool]:
         )
     if target.shape != shape:
         raise ValueError(
-            f"target of shape {target.shape} and dtype {target.dtype}: expected the logits' shape {shape} for class "
-            f"probabilities, or integers of shape {rows} for class indices"
+            f"target of shape {target.shape} and dtype {target.dtype}: expected the logits' shape {shape} "
+            f"for class probabilities, or integers of shape {rows} for class indices"
         )
     return axis_last(_aligned("target", target), axis), True
+
+
+def not_labels(target: Array) -> TypeError:
+    """Return the error for class probabilities where only class indices will do."""
+    return TypeError(f"target of dtype {_named(target.dtype)}: expected integers, class indices")
 
 
 def class_weight(value: ArrayLike | None, n_classes: int) -> Float64 | None:
@@ -198,7 +229,9 @@ def ignored(ignore_index: int, soft: bool) -> int:
     if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
         ignore_index = integer("ignore_index", ignore_index)
     if soft and ignore_index >= 0:
-        raise ValueError(f"ignore_index is {ignore_index}, but target holds class probabilities: expected no such label")
+        raise ValueError(
+            f"ignore_index is {ignore_index}, but target holds class probabilities: expected no such label"
+        )
     return ignore_index
 
 
@@ -215,23 +248,38 @@ def lse(value: ArrayLike, rows: Shape) -> Float64:
 
 def bad_label(target: Array, row: int, n_classes: int, ignore_index: int) -> IndexError:
     """Return the error for the label of a row that the kernel found to be out of range."""
-    where, label = _element("target", target, row)
     return IndexError(
-        f"{where} is {label}, but logits have {n_classes} classes: "
+        f"{_element('target', target, row)}, but logits have {n_classes} classes: "
         f"expected 0 <= target < {n_classes} or ignore_index={ignore_index}"
     )
 
 
-def _element(name: str, array: Array, number: int) -> tuple[str, Any]:
+def bad_value(name: str, array: Array, element: int, expected: str) -> ValueError:
+    """Return the error for an element that the kernel found to be outside what is allowed."""
+    return ValueError(f"{_element(name, array, element)}: expected {expected}")
+
+
+def bad_probability(probabilities: Array, target: Array, element: int) -> ValueError:
+    """Return the error for the element where the kernel found a probability or target outside [0, 1]."""
+    value = probabilities[np.unravel_index(element, probabilities.shape)]
+    name, array = ("target", target) if 0 <= value <= 1 else ("probabilities", probabilities)
+    return bad_value(name, array, element, "a number in [0, 1]")
+
+
+def _element(name: str, array: Array, number: int) -> str:
     index = tuple(int(i) for i in np.unravel_index(number, array.shape))
-    return (f"{name}[{', '.join(map(str, index))}]" if index else name), array[index]
+    return f"{name}[{', '.join(map(str, index))}] is {array[index]}" if index else f"{name} is {array[()]}"
 
 
 # ---- outputs ----
 
 
 def output(
-    out: Array | None, shape: Shape, dtype: np.dtype[Any], inputs: tuple[Array | None, ...], in_place: Array | None = None
+    out: Array | None,
+    shape: Shape,
+    dtype: np.dtype[Any],
+    inputs: tuple[Array | None, ...],
+    in_place: Array | None = None,
 ) -> Array:
     """Return the array for a result: `out` if it fits, else a new one.
 
@@ -251,24 +299,29 @@ def output(
         raise ValueError("out shares memory with an input: expected memory of its own")
     if in_place is not None and _overlap(out, in_place) and not _identical(out, in_place):
         raise ValueError(
-            "out shares memory with part of the logits: expected memory of its own, or the logits, element for element"
+            "out shares memory with part of the logits: expected memory of its own, "
+            "or the logits, element for element"
         )
     return out
 
 
 def no_output(reduction: str) -> None:
     """Refuse an `out` for a result that is one number."""
-    raise ValueError(f"out is given with reduction={reduction!r}, whose result is a number: expected reduction='none'")
+    raise ValueError(
+        f"out is given with reduction={reduction!r}, whose result is a number: expected reduction='none'"
+    )
 
 
 def _identical(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+    return (
+        a.ctypes.data == b.ctypes.data
+        and a.strides == b.strides
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+    )
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=1000)
-    except np.exceptions.TooHardError:
-        return True
+    # Bounds of memory first; where those meet, interleaved views may still be apart, which takes a search to
+    # see.
+    return np.may_share_memory(a, b) and np.shares_memory(a, b)

@@ -1,8 +1,8 @@
 """How many threads a piece of work gets.
 
-An explicit `num_threads` wins; else work under the break-even gets one thread and the rest what `set_num_threads`
-said, at first one thread per processor this process may use. A forked child starts with one thread, because the
-OpenMP run-time of GCC hangs in a child whose parent had threads of it.
+An explicit `num_threads` wins; else work under the break-even gets one thread and the rest what
+`set_num_threads` said, at first one thread per processor this process may use. A forked child starts with one
+thread, because the OpenMP run-time of GCC hangs in a child whose parent had threads of it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads a large call uses when it is not given `num_threads`.
 
-    Until `set_num_threads` is called: the first number in OMP_NUM_THREADS, else the processors this process may
-    use; 1 in a forked child.
+    Until `set_num_threads` is called: the first number in OMP_NUM_THREADS, else the processors this process
+    may use; 1 in a forked child.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def _default() -> int:
         return int(wished)
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

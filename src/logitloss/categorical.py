@@ -1,8 +1,7 @@
-"""Losses of one class among many: softmax cross-entropy and its gradient.
+"""Losses of one class among many: cross-entropy and its gradient, NLL, Kullback-Leibler divergence, entropy.
 
-Every function goes the same way: `_CrossEntropy` checks the arguments and turns them into what the kernels take, one
-kernel call fills the outputs asked for, and the total is reduced. What a kernel computes stands in
-`logitloss._kernels`, the rules for arguments in `_check`, the coefficients in `_coefficients`.
+Each function checks its arguments and asks a kernel for the outputs it returns; `_call` is the way all of
+them go, `logitloss._kernels` says what a kernel computes, the docstrings say what a caller gets.
 """
 
 from __future__ import annotations
@@ -11,151 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from logitloss import _backends, _check, _coefficients
-from logitloss._threads import threads_for
+from logitloss import _check
+from logitloss._call import Call, CrossEntropy
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
-    from logitloss._check import Array, Float64
-
-
-class _CrossEntropy:
-    """One call of cross-entropy: its checked arguments, and the total once `run` has filled the outputs."""
-
-    __slots__ = (
-        "axis",
-        "divisor",
-        "ignore_index",
-        "kernels",
-        "logits",
-        "n_classes",
-        "reduction",
-        "rows",
-        "smoothing",
-        "soft",
-        "target",
-        "threads",
-        "total",
-        "weight",
-        "z_loss",
-    )
-
-    def __init__(
-        self,
-        logits: ArrayLike,
-        target: ArrayLike,
-        weight: ArrayLike | None,
-        ignore_index: int,
-        label_smoothing: float,
-        z_loss: float,
-        reduction: str,
-        axis: int | None,
-        num_threads: int | None,
-        backend: str | None,
-    ) -> None:
-        self.kernels = _backends.get(backend)
-        self.reduction = _check.reduction(reduction)
-        self.logits = x = _check.floats("logits", logits)
-        self.axis = axis = _check.class_axis("logits", x, axis)
-        self.target, self.soft = _check.labels(target, x, axis)
-        self.rows = self.target.shape[:-1] if self.soft else self.target.shape
-        self.n_classes = x.shape[axis]
-        self.weight = None if weight is None else _check.class_weight(weight, self.n_classes)
-        self.ignore_index = _check.ignored(ignore_index, self.soft)
-        self.smoothing = label_smoothing and _check.fraction("label_smoothing", label_smoothing)
-        self.z_loss = _check.finite("z_loss", z_loss) if z_loss else 0.0
-        self.threads = threads_for(x.size, num_threads)
-        # What `mean` divides by. Where it takes the labels' weights, it is known after a pass over them.
-        self.divisor: float | None = None if reduction == "mean" else 1.0
-        if self.divisor is None and self.soft:
-            self.divisor = x.size // self.n_classes
-
-    def inputs(self) -> tuple[Array | None, ...]:
-        return self.target, self.weight
-
-    def new_loss(self, out: Array | None) -> Array | None:
-        """Return the array of the rows' losses, if the reduction is to return them."""
-        if self.reduction == "none":
-            dtype = _check.result_dtype(self.logits.dtype)
-            return _check.output(out, self.rows, dtype, (self.logits, self.target, self.weight))
-        if out is not None:
-            _check.no_output(self.reduction)
-        return None
-
-    def new_grad(self, out: Array | None) -> Array:
-        x = self.logits
-        return _check.output(out, x.shape, x.dtype, (self.target, self.weight), in_place=x)
-
-    def new_lse(self) -> Float64:
-        return np.empty(self.rows, np.float64)
-
-    def weigh_labels(self) -> None:
-        """Find the divisor, and any bad label before an output is touched."""
-        if not self.soft:
-            weight = self.weight if self.reduction == "mean" else None
-            counted, bad = self.kernels.label_weight(
-                self.target, weight, self.ignore_index, self.n_classes, self.threads
-            )
-            self._refuse(bad)
-            if self.divisor is None:
-                self.divisor = counted
-
-    def scale(self, grad_output: ArrayLike | None) -> Float64 | None:
-        assert self.divisor is not None
-        scale = _coefficients.scale(grad_output, self.reduction, self.divisor, self.rows)
-        return None if scale is None else scale.astype(np.float64, copy=False)
-
-    def run(
-        self,
-        loss: Array | None = None,
-        lse: Float64 | None = None,
-        grad: Array | None = None,
-        scale: Float64 | None = None,
-        lse_in: Float64 | None = None,
-    ) -> None:
-        """Call the kernel: fill the outputs asked for."""
-        x = _check.axis_last(self.logits, self.axis)
-        if grad is not None:
-            grad = _check.axis_last(grad, self.axis)
-        if self.soft:
-            keep, spread = 1.0 - self.smoothing, self.smoothing / self.n_classes
-            self.total = self.kernels.soft_cross_entropy(
-                x, self.target, self.weight, keep, spread, self.z_loss, scale, lse_in, loss, lse, grad, self.threads
-            )
-            return
-        beta, gamma = _coefficients.per_class(self.weight, self.smoothing, self.n_classes)
-        self.total, counted, bad = self.kernels.cross_entropy(
-            x,
-            self.target,
-            self.ignore_index,
-            beta,
-            gamma,
-            self.z_loss,
-            scale,
-            lse_in,
-            loss,
-            lse,
-            None,
-            grad,
-            self.threads,
-        )
-        self._refuse(bad)
-        if self.divisor is None and self.weight is None:
-            self.divisor = counted
-
-    def value(self, loss: Array | None) -> np.float64 | Array:
-        """Return the rows' losses, or the total reduced."""
-        if loss is not None:
-            return loss if loss.ndim else loss[()]
-        if self.divisor is None:
-            self.weigh_labels()
-            assert self.divisor is not None
-        return np.float64(_coefficients.divided(self.total, self.divisor))
-
-    def _refuse(self, bad: int) -> None:
-        if bad >= 0:
-            raise _check.bad_label(self.target, bad, self.n_classes, self.ignore_index)
+    from logitloss._check import Array, Float64, Value
 
 
 def cross_entropy(
@@ -171,9 +32,80 @@ def cross_entropy(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
-) -> np.float64 | Array:
-    """Compute the cross-entropy of logits against labels or class probabilities."""
-    call = _CrossEntropy(
+) -> Value:
+    r"""Compute the cross-entropy of logits against class labels or class probabilities.
+
+    With :math:`\ell_c = \mathrm{lse}(x) - x_c`, the cost of class c in nats, a label y costs
+    :math:`(1-\epsilon) w_y \ell_y + \frac{\epsilon}{C} \sum_c w_c \ell_c + z\,\mathrm{lse}(x)^2` and class
+    probabilities t cost :math:`\sum_c w_c ((1-\epsilon) t_c + \frac{\epsilon}{C}) \ell_c +
+    z\,\mathrm{lse}(x)^2`.
+
+    Parameters
+    ----------
+    logits : array_like, shape (C,), (N, C) or (N, C, d1, ...)
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided. Never written,
+        never copied.
+    target : array_like
+        Class labels: any integer dtype, the logits' shape without the class axis, values in [0, C) or
+        `ignore_index`. Or class probabilities: any of the logits' dtypes and their shape; a row need not sum
+        to 1.
+    weight : array_like, shape (C,), optional
+        Weight of each class.
+    ignore_index : int
+        Rows with this label have loss 0 and gradient 0 whatever they hold.
+    label_smoothing : float
+        Share of the target spread evenly over the classes, in [0, 1].
+    z_loss : float
+        Factor of `lse**2`, which keeps the logits from drifting.
+    reduction : {"mean", "sum", "none"}
+        The mean divides by the sum of the weights of the labels that count; with class probabilities, by the
+        number of rows.
+    axis : int, optional
+        Where the classes are: by default 1, or 0 if there is one axis. Language-model logits (B, T, V) take
+        -1.
+    out : ndarray, optional
+        Array for the losses of ``reduction="none"``.
+    num_threads : int, optional
+        Threads to use; the result does not depend on it. See `set_num_threads`.
+    backend : str, optional
+        One of `backends`, by default "cython".
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        The mean or sum in nats, accumulated in float64. For "none" the losses of the rows: float32, or
+        float64 for float64 logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype; for a shape or a value.
+    IndexError
+        If a label is out of range: names the first such row.
+    ImportError
+        If the backend is missing: says how to get it.
+
+    See Also
+    --------
+    cross_entropy_value_and_grad, cross_entropy_and_lse, nll_loss
+
+    Notes
+    -----
+    One pass over the logits. The largest logit is left out of the sum of the others' exponentials, so that a
+    loss near 0 keeps its relative precision. Where a coefficient is 0 its term is 0, at infinite logits too.
+    Labels of integers are told from probabilities by dtype alone. Follows
+    ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
+    Chowdhery et al., "PaLM" (2022), section 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import cross_entropy
+    >>> logits = np.array([[0.1234, 0.5555, 0.3211]] * 3)
+    >>> print(cross_entropy(logits, [0, 1, 2]).round(4))
+    1.1142
+    """
+    call = CrossEntropy(
         logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
     )
     loss = call.new_loss(out)
@@ -193,12 +125,46 @@ def cross_entropy_and_lse(
     axis: int | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
-) -> tuple[np.float64 | Array, np.float64 | Float64]:
-    """Compute the cross-entropy and the rows' logsumexp in one pass."""
-    call = _CrossEntropy(
+) -> tuple[Value, np.float64 | Float64]:
+    r"""Compute the cross-entropy and the rows' logsumexp in one pass.
+
+    The loss is that of `cross_entropy`; :math:`\mathrm{lse}(x) = \log \sum_c e^{x_c}`.
+
+    Parameters
+    ----------
+    logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    loss : numpy.float64 or ndarray
+        As from `cross_entropy`.
+    lse : numpy.float64 or ndarray of float64
+        One number per row, in nats, also for ignored rows.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    `cross_entropy_grad` takes the lse and then needs one pass instead of two. It is float64 because rounded
+    to float32 it would spoil the gradient of logits with a large common offset.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import cross_entropy_and_lse
+    >>> loss, lse = cross_entropy_and_lse(np.zeros((2, 4)), [0, 3])
+    >>> print(lse.round(4))
+    [1.3863 1.3863]
+    """
+    call = CrossEntropy(
         logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
     )
-    loss, lse = call.new_loss(None), call.new_lse()
+    loss = call.new_loss(None)
+    lse = np.empty(call.rows, np.float64)
     call.run(loss, lse)
     return call.value(loss), lse if lse.ndim else lse[()]
 
@@ -219,14 +185,56 @@ def cross_entropy_grad(
     num_threads: int | None = None,
     backend: str | None = None,
 ) -> Array:
-    """Compute the gradient of `cross_entropy` with respect to the logits."""
-    call = _CrossEntropy(
+    r"""Compute the gradient of `cross_entropy` with respect to the logits.
+
+    With :math:`g_c` what multiplies :math:`\ell_c` in the loss of a row and :math:`p = \mathrm{softmax}(x)`,
+    the row's gradient is :math:`p_c (\sum_k g_k + 2 z\,\mathrm{lse}(x)) - g_c`; for a plain label, softmax
+    minus target.
+
+    Parameters
+    ----------
+    logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    grad_output : array_like, optional
+        Upstream gradient, by default 1: a number, or for ``reduction="none"`` also one for each row.
+    lse : array_like of float64, optional
+        The rows' logsumexp from `cross_entropy_and_lse`, which saves a pass over the logits.
+    out : ndarray, optional
+        Array for the gradient, of the logits' dtype and shape; may be the logits themselves.
+
+    Returns
+    -------
+    ndarray
+        The gradient, of the logits' dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`; with a bad label `out` is left as it was.
+
+    Notes
+    -----
+    The logits are read from memory once, and the gradient written once; the labels are read twice. The entry
+    of the largest logit comes from the sum of the others' exponentials, never from p - 1, so that gradients
+    near 0 keep their relative precision. With `lse` and float64 logits of a large offset, that precision is
+    the lse's. Follows PyTorch's autograd of ``torch.nn.functional.cross_entropy``, save that ignored rows
+    have gradient 0 even if they hold NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import cross_entropy_grad
+    >>> print(cross_entropy_grad(np.array([[1.0, 2.0, 3.0]]), [2]).round(2))
+    [[ 0.09  0.24 -0.33]]
+    """
+    call = CrossEntropy(
         logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
     )
+    upstream = call.upstream(grad_output)
     lse_in = None if lse is None else _check.lse(lse, call.rows)
-    grad = call.new_grad(out)
+    grad = call.new_grad(out, upstream, lse_in)
     call.weigh_labels()
-    call.run(grad=grad, scale=call.scale(grad_output), lse_in=lse_in)
+    call.run(grad=grad, scale=call.scale(upstream), lse_in=lse_in)
     return grad
 
 
@@ -243,12 +251,266 @@ def cross_entropy_value_and_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
-) -> tuple[np.float64 | Array, Array]:
-    """Compute `cross_entropy` and its gradient with one read of the logits and one write of the gradient."""
-    call = _CrossEntropy(
+) -> tuple[Value, Array]:
+    """Compute the cross-entropy and its gradient with respect to the logits together.
+
+    The formulas are those of `cross_entropy` and `cross_entropy_grad`.
+
+    Parameters
+    ----------
+    logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    out : ndarray, optional
+        Array for the gradient, of the logits' dtype and shape; may be the logits themselves.
+
+    Returns
+    -------
+    value : numpy.float64 or ndarray
+        As from `cross_entropy`.
+    grad : ndarray
+        The gradient of the value, of the logits' dtype and shape; for ``reduction="none"`` that of the
+        losses' sum.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`; with a bad label `out` is left as it was.
+
+    Notes
+    -----
+    The logits are read from memory once, and the gradient written once; the labels are read twice, to know
+    the mean's divisor, and any bad label, before the gradient is written. Precision as in
+    `cross_entropy_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import cross_entropy_value_and_grad
+    >>> value, grad = cross_entropy_value_and_grad(np.array([[1.0, 2.0, 3.0]]), [2])
+    >>> print(value.round(4), grad.round(2))
+    0.4076 [[ 0.09  0.24 -0.33]]
+    """
+    call = CrossEntropy(
         logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
     )
     loss, grad = call.new_loss(None), call.new_grad(out)
     call.weigh_labels()
     call.run(loss, grad=grad, scale=call.scale(None))
     return call.value(loss), grad
+
+
+def _loss_and_hits(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    ignore_index: int = -100,
+    axis: int | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Compute each row's loss, and whether its largest logit is the target's, in one pass: for `evaluate`."""
+    call = CrossEntropy(logits, target, None, ignore_index, 0.0, 0.0, "none", axis, num_threads, backend)
+    if call.soft:
+        raise _check.not_labels(call.target)
+    loss, hit = np.empty(call.rows, _check.result_dtype(call.logits.dtype)), np.empty(call.rows, np.uint8)
+    call.run(loss, hit=hit)
+    return loss, hit.view(np.bool_)
+
+
+def nll_loss(
+    log_probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    axis: int | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> Value:
+    """Compute the negative log-likelihood of labels: minus the weighted log-probability of each.
+
+    A label y costs ``-weight[y] * log_probabilities[y]``.
+
+    Parameters
+    ----------
+    log_probabilities : array_like, shape (C,), (N, C) or (N, C, d1, ...)
+        In nats, of any dtype that `cross_entropy` takes for logits.
+    target : array_like
+        Class labels: any integer dtype, that shape without the class axis.
+    weight, ignore_index, reduction, axis, out, num_threads, backend
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        As from `cross_entropy`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    Reads one number per row. ``nll_loss(log_softmax(x, axis=1), t)`` is ``cross_entropy(x, t)``, which is as
+    precise, faster, and holds no log-probabilities. Follows ``torch.nn.functional.nll_loss``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import nll_loss
+    >>> print(nll_loss(np.log([[0.6, 0.3, 0.1]] * 3), [0, 1, 2], reduction="none").round(4))
+    [0.5108 1.204  2.3026]
+    """
+    call = Call(log_probabilities, reduction, num_threads, backend, "log_probabilities")
+    x = call.logits
+    axis = _check.class_axis("log_probabilities", x, axis)
+    labels, soft = _check.labels(target, x, axis)
+    if soft:
+        raise _check.not_labels(labels)
+    n_classes = x.shape[axis]
+    weights = _check.class_weight(weight, n_classes)
+    ignore_index = _check.ignored(ignore_index, False)
+    call.rows, call.inputs = labels.shape, (labels, weights)
+    loss = call.new_loss(out)
+    call.total, counted, bad = call.kernels.nll(
+        _check.axis_last(x, axis), labels, ignore_index, weights, loss, call.threads
+    )
+    if bad >= 0:
+        raise _check.bad_label(labels, bad, n_classes, ignore_index)
+    call.divisor = 1.0
+    if reduction == "mean":
+        call.divisor = counted
+        if weights is not None:
+            call.divisor, _ = call.kernels.label_weight(
+                labels, weights, ignore_index, n_classes, call.threads
+            )
+    return call.value(loss)
+
+
+def kl_div(
+    log_probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    log_target: bool = False,
+    reduction: str = "mean",
+    out: Array | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> Value:
+    r"""Compute the Kullback-Leibler divergence of log-probabilities from a target, element by element.
+
+    Each element is :math:`t (\log t - x)`, or with `log_target` :math:`e^t (t - x)`.
+
+    Parameters
+    ----------
+    log_probabilities : array_like, any shape
+        The input x, in nats, of any dtype that `cross_entropy` takes for logits.
+    target : array_like, same shape
+        Probabilities t, or with `log_target` their logarithms, of any of those dtypes.
+    log_target : bool
+        Whether the target holds logarithms.
+    reduction : {"mean", "batchmean", "sum", "none"}
+        "mean" divides by the number of elements, "batchmean" by the length of the first axis: that is the
+        divergence of the distributions in the rows, averaged.
+    out, num_threads, backend
+        As in `cross_entropy`; `out` has the elements' shape.
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        As from `cross_entropy`; "none" keeps the shape of the input.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    One pass. An element with t = 0 is 0, also at an infinite x. Follows ``torch.nn.functional.kl_div``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import kl_div
+    >>> p, q = np.array([[0.5, 0.5]]), np.array([[0.9, 0.1]])
+    >>> print(kl_div(np.log(q), p, reduction="batchmean").round(4))
+    0.5108
+    """
+    reductions = (*_check.REDUCTIONS, "batchmean")
+    call = Call(log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions)
+    x = call.logits
+    t = _check.same_shape("target", _check.floats("target", target), x.shape, "the log_probabilities'")
+    call.rows, call.inputs = x.shape, (t,)
+    call.divisor = 1.0
+    if reduction == "mean":
+        call.divisor = x.size
+    elif reduction == "batchmean":
+        call.divisor = _check.first_axis("log_probabilities", x)
+    loss = call.new_loss(out)
+    call.total = call.kernels.kl_div(x, t, bool(log_target), loss, call.threads)
+    return call.value(loss)
+
+
+def entropy(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    reduction: str = "none",
+    out: Array | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> Value:
+    r"""Compute the entropy of the softmax of logits, in nats.
+
+    For each row :math:`-\sum_c p_c \log p_c` with :math:`p = \mathrm{softmax}(x)`.
+
+    Parameters
+    ----------
+    logits : array_like, any shape of at least one axis
+        As in `cross_entropy`.
+    axis : int
+        Where the classes are, by default last.
+    reduction : {"none", "mean", "sum"}
+        The mean divides by the number of rows.
+    out, num_threads, backend
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        As from `cross_entropy`.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    One pass. Classes of probability 0 add nothing, and an entropy near 0 keeps its relative precision.
+    Follows ``torch.distributions.Categorical.entropy``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import entropy
+    >>> print(entropy(np.zeros((2, 4))).round(4))
+    [1.3863 1.3863]
+    """
+    call = Call(logits, reduction, num_threads, backend)
+    x = call.logits
+    axis = _check.class_axis("logits", x, axis)
+    rows = _check.axis_last(x, axis)
+    call.rows, call.inputs = rows.shape[:-1], ()
+    loss = call.new_loss(out)
+    values = np.empty(call.rows, np.float64)
+    call.kernels.entropy(rows, values, call.threads)
+    if loss is not None:
+        loss[...] = values
+        return call.value(loss)
+    call.total, call.divisor = float(values.sum()), values.size if reduction == "mean" else 1.0
+    return call.value(None)

@@ -1,0 +1,253 @@
+"""The way every loss goes: check the arguments, make the outputs, run one kernel, reduce its total.
+
+`Call` holds what is common to a call with logits, a reduction, threads and a backend; `CrossEntropy` adds
+class labels or probabilities with their weights, `Binary` labels element by element. The public functions
+differ only in the outputs they ask for. Plain attributes and few calls: of a small batch's time, most is
+spent here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitloss import _backends, _check, _coefficients
+from logitloss._threads import threads_for
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from logitloss._check import Array, Float64, Shape, Value
+
+
+class Call:
+    """Arguments common to all losses, and what becomes of the kernel's total."""
+
+    __slots__ = ("divisor", "inputs", "kernels", "logits", "reduction", "rows", "threads", "total")
+
+    rows: Shape
+    # What divides the total; None as long as it is not known.
+    divisor: float | None
+    # The arrays beside the logits, whose memory no output may share.
+    inputs: tuple[Array | None, ...]
+    total: float
+
+    def __init__(
+        self,
+        logits: ArrayLike,
+        reduction: str,
+        num_threads: int | None,
+        backend: str | None,
+        name: str = "logits",
+        reductions: tuple[str, ...] = _check.REDUCTIONS,
+    ) -> None:
+        self.kernels = _backends.get(backend)
+        self.reduction = _check.reduction(reduction, reductions)
+        self.logits = _check.floats(name, logits)
+        self.threads = threads_for(self.logits.size, num_threads)
+
+    def new_loss(self, out: Array | None) -> Array | None:
+        """Return the array of the rows' losses if the reduction is to return them."""
+        if self.reduction == "none":
+            dtype = _check.result_dtype(self.logits.dtype)
+            return _check.output(out, self.rows, dtype, (self.logits, *self.inputs))
+        if out is not None:
+            _check.no_output(self.reduction)
+        return None
+
+    def new_grad(self, out: Array | None, *inputs: Array | None) -> Array:
+        """Return the array of the gradient, which may be the logits."""
+        x = self.logits
+        return _check.output(out, x.shape, x.dtype, (*self.inputs, *inputs), in_place=x)
+
+    def scale(self, grad_output: Array | None) -> Array | None:
+        """Return what multiplies each row's gradient, of the rows' shape; None is 1."""
+        assert self.divisor is not None
+        if grad_output is not None and grad_output.ndim:
+            return grad_output
+        return _coefficients.constant(
+            1.0 if grad_output is None else float(grad_output), self.divisor, self.rows
+        )
+
+    def upstream(self, grad_output: ArrayLike | None) -> Array | None:
+        """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
+        if grad_output is None:
+            return None
+        array = _check.reals("grad_output", grad_output)
+        shape = self.rows if self.reduction == "none" and array.ndim else ()
+        return _check.same_shape("grad_output", array, shape, "the loss's")
+
+    def value(self, loss: Array | None) -> Value:
+        """Return the rows' losses, or the total reduced."""
+        if loss is not None:
+            return loss if loss.ndim else loss[()]
+        assert self.divisor is not None
+        return np.float64(_coefficients.divided(self.total, self.divisor))
+
+
+class CrossEntropy(Call):
+    """Softmax cross-entropy with class indices (checked by the kernel) or class probabilities (`soft`)."""
+
+    __slots__ = ("axis", "ignore_index", "n_classes", "smoothing", "soft", "target", "weight", "z_loss")
+
+    def __init__(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        weight: ArrayLike | None,
+        ignore_index: int,
+        label_smoothing: float,
+        z_loss: float,
+        reduction: str,
+        axis: int | None,
+        num_threads: int | None,
+        backend: str | None,
+    ) -> None:
+        super().__init__(logits, reduction, num_threads, backend)
+        x = self.logits
+        self.axis = axis = _check.class_axis("logits", x, axis)
+        self.n_classes = n_classes = x.shape[axis]
+        self.target, self.soft = _check.labels(target, x, axis)
+        self.rows = self.target.shape[:-1] if self.soft else self.target.shape
+        self.weight = None if weight is None else _check.class_weight(weight, n_classes)
+        self.ignore_index = _check.ignored(ignore_index, self.soft)
+        self.smoothing = _check.fraction("label_smoothing", label_smoothing) if label_smoothing else 0.0
+        self.z_loss = _check.finite("z_loss", z_loss) if z_loss else 0.0
+        self.inputs = (self.target, self.weight)
+        self.divisor = 1.0
+        if reduction == "mean":
+            self.divisor = x.size // n_classes if self.soft else None
+
+    def weigh_labels(self) -> None:
+        """Find the mean's divisor, and any bad label before an output is touched."""
+        if not self.soft:
+            weight = self.weight if self.divisor is None else None
+            total, bad = self.kernels.label_weight(
+                self.target, weight, self.ignore_index, self.n_classes, self.threads
+            )
+            self._refuse(bad)
+            if self.divisor is None:
+                self.divisor = total
+
+    def run(
+        self,
+        loss: Array | None = None,
+        lse: Float64 | None = None,
+        hit: Array | None = None,
+        grad: Array | None = None,
+        scale: Array | None = None,
+        lse_in: Float64 | None = None,
+    ) -> None:
+        """Call the kernel: fill the outputs asked for; find the total, and the divisor if unknown."""
+        x, axis, n_classes, weight = self.logits, self.axis, self.n_classes, self.weight
+        if axis != x.ndim - 1:
+            x = _check.axis_last(x, axis)
+            grad = None if grad is None else _check.axis_last(grad, axis)
+        scale = None if scale is None else scale.astype(np.float64, copy=False)
+        if self.soft:
+            keep, spread = 1.0 - self.smoothing, self.smoothing / n_classes
+            self.total = self.kernels.soft_cross_entropy(
+                x,
+                self.target,
+                weight,
+                keep,
+                spread,
+                self.z_loss,
+                scale,
+                lse_in,
+                loss,
+                lse,
+                grad,
+                self.threads,
+            )
+            return
+        ignored, target = self.ignore_index, self.target
+        beta, gamma = (
+            _coefficients.per_class(weight, self.smoothing, n_classes) if self.smoothing else (weight, None)
+        )
+        self.total, counted, bad = self.kernels.cross_entropy(
+            x, target, ignored, beta, gamma, self.z_loss, scale, lse_in, loss, lse, hit, grad, self.threads
+        )
+        self._refuse(bad)
+        if self.divisor is None:
+            if weight is None:
+                self.divisor = counted
+            else:
+                self.weigh_labels()
+
+    def _refuse(self, bad: int) -> None:
+        if bad >= 0:
+            raise _check.bad_label(self.target, bad, self.n_classes, self.ignore_index)
+
+
+class Binary(Call):
+    """Binary cross-entropy of logits, element by element; `signed` labels are -1 and +1."""
+
+    __slots__ = ("label_offset", "label_scale", "pos_weight", "signed", "target", "weight")
+
+    def __init__(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        weight: ArrayLike | None,
+        pos_weight: ArrayLike | None,
+        label_smoothing: float,
+        signed: bool,
+        reduction: str,
+        num_threads: int | None,
+        backend: str | None,
+    ) -> None:
+        super().__init__(logits, reduction, num_threads, backend, "scores" if signed else "logits")
+        self.rows = shape = self.logits.shape
+        whose = "the scores'" if signed else "the logits'"
+        self.target = _check.same_shape("target", _check.reals("target", target), shape, whose)
+        self.weight = None if weight is None else _check.broadcast("weight", weight, shape)
+        self.pos_weight = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
+        self.inputs = (self.target, self.weight, self.pos_weight)
+        self.signed = signed
+        smoothing = _check.fraction("label_smoothing", label_smoothing) if label_smoothing else 0.0
+        # Labels -1 and +1 are 0 and 1 after halving and adding a half.
+        self.label_scale, self.label_offset = (0.5, 0.5) if signed else (1.0 - smoothing, 0.5 * smoothing)
+        self.divisor = self.logits.size if reduction == "mean" else 1.0
+
+    def run(self, loss: Array | None = None, grad: Array | None = None, scale: Array | None = None) -> None:
+        """Call the kernel: fill the outputs asked for and find the total."""
+        if self.signed and grad is not None and np.may_share_memory(grad, self.logits):
+            # A bad label ends the pass half-way, which would leave logits and gradients mixed: look at the
+            # labels first.
+            self.run()
+        self.total, bad = self.kernels.binary_cross_entropy_with_logits(
+            self.logits,
+            self.target,
+            self.weight,
+            self.pos_weight,
+            self.label_scale,
+            self.label_offset,
+            self.signed,
+            scale,
+            loss,
+            grad,
+            self.threads,
+        )
+        if bad >= 0:
+            raise _check.bad_value("target", self.target, bad, "-1 or +1")
+
+    def only_value(self, out: Array | None) -> Value:
+        """Return the loss."""
+        loss = self.new_loss(out)
+        self.run(loss)
+        return self.value(loss)
+
+    def only_grad(self, grad_output: ArrayLike | None, out: Array | None) -> Value:
+        """Return the gradient."""
+        upstream = self.upstream(grad_output)
+        grad = self.new_grad(out, upstream)
+        self.run(grad=grad, scale=self.scale(upstream))
+        return grad if grad.ndim else grad[()]
+
+    def value_and_grad(self, out: Array | None) -> tuple[Value, Value]:
+        """Return both from one pass."""
+        loss, grad = self.new_loss(None), self.new_grad(out)
+        self.run(loss, grad, self.scale(None))
+        return self.value(loss), grad if grad.ndim else grad[()]
