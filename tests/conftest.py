@@ -18,7 +18,7 @@ from cases import DTYPES
 import logitloss
 
 BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512")
-REQUIRED = frozenset(filter(None, os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").replace(" ", "").split(",")))
+REQUIRED = {name.strip() for name in os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").split(",")} - {""}
 
 
 def pytest_configure(config):

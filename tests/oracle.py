@@ -49,7 +49,7 @@ def surprise(logits):
 
 @quiet
 def logsumexp(logits) -> Exact:
-    x, peak, others = partition(logits)
+    _, peak, others = partition(logits)
     value = np.where(np.isinf(peak), peak, peak + np.log1p(others))[..., 0]
     # Peak and log-sum may cancel: the error is that of the larger of the two.
     scale = np.where(np.isfinite(value), np.maximum(np.abs(peak), np.log1p(others))[..., 0], value)

@@ -63,8 +63,8 @@ def test_gradient_from_a_kept_lse(backend, dtype, n_classes):
     ll.cross_entropy_grad(logits, target, lse=lse, reduction="none", out=out, backend=backend)
     # Half an ulp of the float64 lse is an error of |lse|/2 ulp in each float64 probability. Narrower
     # logits bring the error of their log-sum, counted in nats.
-    size = np.abs(lse)[:, None] if dtype == np.float64 else zoo_rows("wide_lse", n_classes, dtype).scale[:, None]
-    assert_exact(out, zoo_cross_entropy(n_classes, dtype)[1], extra=np.asarray(size, np.float64) + 4)
+    size = np.abs(lse) if dtype == np.float64 else zoo_rows("wide_lse", n_classes, dtype).scale.astype(float)
+    assert_exact(out, zoo_cross_entropy(n_classes, dtype)[1], extra=size[:, None] + 4)
 
 
 @pytest.mark.sanitize

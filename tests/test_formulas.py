@@ -1,0 +1,192 @@
+"""Class weights, smoothing, z-loss and class probabilities: values, gradients and denominators.
+
+Every combination goes through the oracle's formula and, once more, through the slope of the package's own
+loss in float64, which no error in a shared formula can pass.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from cases import batch, frozen, probabilities, rng_for, unfilled
+from expected import batch_cross_entropy, batch_soft_cross_entropy
+from ulp import assert_exact
+
+import logitloss as ll
+
+SHAPES = [(17, 3), (20, 10), (5, 33), (3, 300)]
+
+
+# Weights are given as a tuple, so that exact results can be cached by their options.
+COMBINATIONS = {
+    "plain": {},
+    "weight": {"weight": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "all smoothing": {"label_smoothing": 1.0},
+    "z-loss": {"z_loss": 1e-3},
+    "weight, smoothing": {"weight": True, "label_smoothing": 0.25},
+    "weight, smoothing, z-loss": {"weight": True, "label_smoothing": 0.25, "z_loss": 0.5},
+}
+
+
+def options_of(name: str, n_classes: int) -> dict:
+    """Return the keyword arguments of a combination; one of the weights is zero."""
+    options = dict(COMBINATIONS[name])
+    if "weight" in options:
+        weight = rng_for("weight", n_classes).uniform(0.25, 3, n_classes)
+        weight[n_classes // 2] = 0
+        options["weight"] = tuple(weight)
+    return options
+
+
+def slope(function, logits, step=1e-5):
+    """Return the central differences of a scalar function of float64 logits."""
+    result = np.empty_like(logits)
+    for index in np.ndindex(logits.shape):
+        moved = logits.copy()
+        moved[index] += step
+        up = function(moved)
+        moved[index] -= 2 * step
+        result[index] = (up - function(moved)) / (2 * step)
+    return result
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_labels(backend, dtype, shape, name):
+    logits, target = batch(shape, dtype)
+    options = options_of(name, shape[1])
+    value, gradient = batch_cross_entropy(shape, dtype, **options)
+    out = unfilled(shape, dtype)
+    loss, _ = ll.cross_entropy_value_and_grad(
+        logits, target, reduction="none", out=out, backend=backend, **options
+    )
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend, **options), value)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_probabilities(backend, dtype, shape, name):
+    logits, _ = batch(shape, dtype)
+    target = probabilities(shape, dtype)
+    options = options_of(name, shape[1])
+    value, gradient = batch_soft_cross_entropy(shape, dtype, **options)
+    out = unfilled(shape, dtype)
+    loss, _ = ll.cross_entropy_value_and_grad(
+        logits, target, reduction="none", out=out, backend=backend, **options
+    )
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend, **options), value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_reductions_of_labels(backend, dtype, name, reduction):
+    logits, target = batch((20, 10), dtype)
+    target = np.where(np.arange(20) % 5 == 1, -1, target)
+    options = {"ignore_index": -1, **options_of(name, 10)}
+    denominator = np.longdouble(1)
+    if reduction == "mean":
+        denominator = oracle.label_weight(target, weight=options.get("weight"), ignore_index=-1)
+    value, gradient = oracle.cross_entropy(logits, target, scale=1 / denominator, **options)
+    result, grad = ll.cross_entropy_value_and_grad(
+        logits, target, reduction=reduction, backend=backend, **options
+    )
+    assert_exact(result, oracle.reduced(value, denominator), dtype=dtype)
+    assert_exact(grad, gradient)
+    assert_exact(
+        ll.cross_entropy(logits, target, reduction=reduction, backend=backend, **options),
+        oracle.reduced(value, denominator),
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_mean_of_probabilities_divides_by_rows_never_by_weights(backend, dtype, name):
+    logits, _ = batch((20, 10), dtype)
+    target = probabilities((20, 10), dtype)
+    options = options_of(name, 10)
+    value, gradient = oracle.soft_cross_entropy(logits, target, scale=1 / np.longdouble(20), **options)
+    result, grad = ll.cross_entropy_value_and_grad(logits, target, backend=backend, **options)
+    assert_exact(result, oracle.reduced(value, 20), dtype=dtype)
+    assert_exact(grad, gradient)
+
+
+def test_probabilities_need_not_sum_to_one(backend, dtype):
+    logits, _ = batch((9, 17), dtype)
+    target = (2.5 * probabilities((9, 17), dtype).astype(float)).astype(dtype)
+    value, gradient = oracle.soft_cross_entropy(logits, target)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("target_dtype", ["float16", "float32", "float64"])
+def test_probabilities_of_another_float_dtype(backend, dtype, target_dtype):
+    logits, _ = batch((9, 17), dtype)
+    target = probabilities((9, 17), np.dtype(target_dtype))
+    value, gradient = oracle.soft_cross_entropy(logits, target)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    assert grad.dtype == dtype
+
+
+def test_one_hot_probabilities_cost_what_the_label_costs(backend, dtype):
+    logits, target = batch((20, 10), dtype)
+    one_hot = np.eye(10)[target].astype(dtype)
+    value, gradient = batch_cross_entropy((20, 10), dtype, label_smoothing=0.1)
+    loss, grad = ll.cross_entropy_value_and_grad(
+        logits, one_hot, label_smoothing=0.1, reduction="none", backend=backend
+    )
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("weight_dtype", ["int32", "uint8", "bool", "float16", "float32"])
+def test_weights_of_any_real_dtype(backend, weight_dtype):
+    dtype = np.dtype(np.float32)
+    logits, target = batch((20, 10), dtype)
+    weight = frozen(np.arange(10).astype(weight_dtype))
+    value, _ = oracle.cross_entropy(logits, target, weight=weight)
+    assert_exact(ll.cross_entropy(logits, target, weight=weight, reduction="none", backend=backend), value)
+    strided = np.repeat(weight, 2)[::2]
+    assert_exact(ll.cross_entropy(logits, target, weight=strided, reduction="none", backend=backend), value)
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_gradient_is_the_slope_of_the_loss(backend, dtype, name, kind):
+    logits, target = batch((4, 5), dtype)
+    options = {"backend": backend, **options_of(name, 5)}
+    if kind == "probabilities":
+        target = probabilities((4, 5), dtype)
+    grad = ll.cross_entropy_grad(logits, target, **options)
+    expected = slope(lambda x: ll.cross_entropy(x, target, **options), logits.astype(np.float64))
+    # Differences of the float64 loss are good to about 1e-10; the rest is the rounding of the dtype.
+    tolerance = {"float16": 5e-4, "bfloat16": 4e-3, "float32": 1e-6, "float64": 1e-9}[dtype.name]
+    assert np.allclose(grad.astype(np.float64), expected, rtol=tolerance, atol=tolerance / 100 + 1e-9)
+
+
+def test_smoothing_at_a_large_offset_and_spread(backend, dtype):
+    """Sums of gamma*(lse - x_c) must not be taken as differences of sums."""
+    n_classes = 1000
+    x = 3 * rng_for("offset smoothing").standard_normal((6, n_classes))
+    x[:3] += 1e4 if dtype != np.float16 else 3e4
+    x[3] -= np.linspace(0, 500, n_classes)
+    x[4] += np.linspace(0, 500, n_classes)
+    logits = x.astype(dtype)
+    target = np.array([0, 999, 5, 0, 999, 17])
+    value, gradient = oracle.cross_entropy(logits, target, label_smoothing=0.1)
+    loss, grad = ll.cross_entropy_value_and_grad(
+        logits, target, label_smoothing=0.1, reduction="none", backend=backend
+    )
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    soft = probabilities((6, n_classes), dtype)
+    value, gradient = oracle.soft_cross_entropy(logits, soft)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, soft, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
