@@ -79,7 +79,7 @@ def softmax(logits) -> Exact:
 @quiet
 def log_softmax(logits) -> Exact:
     value = -surprise(logits)
-    return Exact(value, np.maximum(1, np.abs(value)), np.zeros_like(value))
+    return Exact(value, value, nats_ahead(value))
 
 
 @quiet

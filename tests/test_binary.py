@@ -1,0 +1,210 @@
+"""Losses of yes or no against the oracle: with logits, on probabilities, and the logistic loss.
+
+The logits run from -100 to 100 and through the values where a form of the loss breaks: 37 (where
+`1 + exp(-x)` is 1 in float64), 88 and 104 (float32's exponential ends), 232.8, 745, 1000 and 1e20.
+"""
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from cases import batch, frozen, probabilities, unfilled
+from ulp import assert_exact, exact, result_dtype
+
+import logitloss as ll
+
+TARGETS = ["bool", "uint8", "int64", "float16", "float32", "float64"]
+EDGES = [0, 1e-30, 1e-5, 0.5, 1, 16, 17, 37, 87, 88.5, 100, 103.5, 104, 232.8, 700, 745, 746, 1000, 6e4, 1e20]
+
+
+def scores(dtype) -> np.ndarray:
+    edges = np.array([edge for edge in EDGES if edge <= 6e4 or dtype != np.float16])
+    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    return frozen(
+        np.concatenate([edges, -edges, [tiny, -tiny, 5 * tiny], np.linspace(-100, 100, 333)]).astype(dtype)
+    )
+
+
+@pytest.mark.parametrize("y", [0.0, 1.0, 0.5, 0.25, 0.9375])
+def test_value_and_gradient(backend, dtype, y):
+    logits = scores(dtype)
+    target = np.full(logits.shape, y)
+    value, gradient = oracle.bce_with_logits(logits, target)
+    options = {"reduction": "none", "backend": backend}
+    out = unfilled(logits.shape, dtype)
+    loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, out=out, **options)
+    assert grad is out
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert_exact(ll.binary_cross_entropy_with_logits_grad(logits, target, **options), gradient)
+    out = unfilled(logits.shape, result_dtype(dtype))
+    assert ll.binary_cross_entropy_with_logits(logits, target, out=out, **options) is out
+    assert_exact(out, value)
+
+
+@pytest.mark.parametrize("label", [-1, 1])
+@pytest.mark.parametrize("label_dtype", ["int8", "int64", "float16", "float64"])
+def test_logistic(backend, dtype, label, label_dtype):
+    x = scores(dtype)
+    target = np.full(x.shape, label, label_dtype)
+    value, gradient = oracle.bce_with_logits(x, (target + 1) / 2)
+    weight = np.float32(1.5)
+    options = {"reduction": "none", "backend": backend}
+    out = unfilled(x.shape, dtype)
+    loss, _ = ll.logistic_loss_value_and_grad(x, target, out=out, **options)
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert_exact(ll.logistic_loss(x, target, **options), value)
+    assert_exact(ll.logistic_loss_grad(x, target, **options), gradient)
+    value, gradient = oracle.bce_with_logits(x, (target + 1) / 2, weight=weight)
+    assert_exact(ll.logistic_loss(x, target, weight=weight, **options), value)
+    assert_exact(ll.logistic_loss_grad(x, target, weight=weight, **options), gradient)
+
+
+@pytest.mark.parametrize("target_dtype", TARGETS)
+def test_target_dtypes(backend, dtype, target_dtype):
+    logits, _ = batch((7, 37), dtype)
+    target = probabilities((7, 37), np.dtype(np.float64))
+    target = (target > 0.02 if np.dtype(target_dtype).kind in "bui" else 8 * target % 1).astype(target_dtype)
+    value, gradient = oracle.bce_with_logits(logits, exact(target))
+    options = {"reduction": "none", "backend": backend}
+    loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("shape", [(), (37,), (7, 1), (1, 37), (7, 37)], ids=str)
+@pytest.mark.parametrize("weight_dtype", ["bfloat16", "int32", "float32", "float64"])
+def test_weights_broadcast(backend, dtype, shape, weight_dtype):
+    logits, _ = batch((7, 37), dtype)
+    target = probabilities((7, 37), np.dtype(np.float32))
+    size = int(np.prod(shape))
+    weight = (1 + np.arange(size) % 5).reshape(shape).astype(weight_dtype)
+    pos_weight = (1 + np.arange(size) % 3).reshape(shape).astype(weight_dtype)
+    both = {"weight": weight, "pos_weight": pos_weight}
+    for weights in ({"weight": weight}, {"pos_weight": pos_weight}, both):
+        value, gradient = oracle.bce_with_logits(
+            logits, target, label_smoothing=0.1, **{name: exact(array) for name, array in weights.items()}
+        )
+        options = {**weights, "label_smoothing": 0.1, "reduction": "none", "backend": backend}
+        loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions(backend, dtype, reduction):
+    """The mean divides by the number of elements, never by weights."""
+    logits, _ = batch((7, 37), dtype)
+    target, weight = np.arange(7 * 37).reshape(7, 37) % 2, np.linspace(0, 3, 37)
+    count = np.longdouble(7 * 37 if reduction == "mean" else 1)
+    value, gradient = oracle.bce_with_logits(logits, target, weight=weight, scale=1 / count)
+    options = {"weight": weight, "reduction": reduction, "backend": backend}
+    total, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    expected = oracle.reduced(value, count)
+    assert_exact(total, expected, dtype=dtype)
+    assert_exact(grad, gradient)
+    assert_exact(ll.binary_cross_entropy_with_logits(logits, target, **options), expected, dtype=dtype)
+    assert_exact(ll.logistic_loss(logits, 2 * target - 1, **options), expected, dtype=dtype)
+    assert_exact(ll.logistic_loss_value_and_grad(logits, 2 * target - 1, **options)[1], gradient)
+
+
+def test_upstream_gradient(backend, dtype):
+    logits, _ = batch((7, 37), dtype)
+    target, upstream = np.arange(7 * 37).reshape(7, 37) % 2, np.linspace(-2, 2, 7 * 37).reshape(7, 37)
+    _, gradient = oracle.bce_with_logits(logits, target, scale=upstream)
+    functions = (ll.binary_cross_entropy_with_logits_grad, target), (ll.logistic_loss_grad, 2 * target - 1)
+    for function, label in functions:
+        options = {"reduction": "none", "backend": backend}
+        assert_exact(function(logits, label, upstream, **options), gradient)
+        half = oracle.bce_with_logits(logits, target, scale=0.5 / np.longdouble(7 * 37))[1]
+        assert_exact(function(logits, label, 0.5, backend=backend), half)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pos_weight": 3.0}, {"weight": 0.5, "label_smoothing": 0.2}], ids=str
+)
+def test_gradient_is_the_slope_of_the_loss(backend, dtype, options):
+    logits = np.linspace(-6, 6, 41).astype(dtype)
+    target = np.linspace(0, 1, 41)
+    options = {"reduction": "none", "backend": backend, **options}
+    grad = ll.binary_cross_entropy_with_logits_grad(logits, target, **options)
+    x, step = logits.astype(np.float64), 1e-5
+    up, down = (ll.binary_cross_entropy_with_logits(x + s, target, **options) for s in (step, -step))
+    tolerance = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-6, "float64": 1e-9}[dtype.name]
+    expected = (up - down) / (2 * step)
+    assert np.allclose(grad.astype(float), expected, rtol=tolerance, atol=1e-9 + tolerance / 10)
+
+
+@pytest.mark.parametrize("y", [-0.5, 1.5, 3.0])
+def test_targets_outside_zero_and_one_extrapolate(backend, dtype, y):
+    logits = np.linspace(-20, 20, 81).astype(dtype)
+    target = np.full(81, y)
+    value, gradient = oracle.bce_with_logits(logits, target, pos_weight=2.0)
+    options = {"pos_weight": 2.0, "reduction": "none", "backend": backend}
+    loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+def test_weight_zero_takes_infinite_logits_away(backend, dtype):
+    logits = np.array([np.inf, -np.inf, np.inf, 2.0], dtype)
+    target, weight = np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1])
+    options = {"weight": weight, "reduction": "sum", "backend": backend}
+    value, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert value == pytest.approx(np.log1p(np.exp(-2.0)))
+    assert grad[:3].astype(float).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("target_dtype", TARGETS)
+def test_on_probabilities(backend, dtype, target_dtype):
+    largest_below_one = 1 - float(ml_dtypes.finfo(dtype).epsneg)
+    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    p = np.concatenate([[0, 1, tiny, largest_below_one, 1e-7, 0.5], np.linspace(0, 1, 211)]).astype(dtype)
+    weight = np.linspace(0.5, 2, p.size)
+    for label in (0, 1) if np.dtype(target_dtype).kind in "bui" else (0, 0.25, 1):
+        target = np.full(p.shape, label, target_dtype)
+        out = unfilled(p.shape, result_dtype(dtype))
+        options = {"weight": weight, "reduction": "none", "out": out, "backend": backend}
+        assert ll.binary_cross_entropy(p, target, **options) is out
+        expected = oracle.binary_cross_entropy(p, exact(target), weight=weight)
+        assert_exact(out, expected)
+        mean = ll.binary_cross_entropy(p, target, weight=weight, backend=backend)
+        assert_exact(mean, oracle.reduced(expected, p.size), dtype=dtype)
+
+
+def test_logs_of_probabilities_are_held_at_minus_100(backend, dtype):
+    loss = ll.binary_cross_entropy(
+        np.array([0, 1, 0, 1], dtype), [1, 0, 0, 1], reduction="none", backend=backend
+    )
+    assert loss.tolist() == [100, 100, 0, 0]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bad", [-1e-3, 1.0625, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [0, 9, 40])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bad_probability_or_target_is_named(backend, dtype, bad, position, threads):
+    good = np.full((7, 6), 0.5, dtype)
+    spoilt = good.copy()
+    spoilt.reshape(-1)[position:] = bad
+    where = rf"\[{position // 6}, {position % 6}\] is "
+    options = {"num_threads": threads, "backend": backend}
+    with pytest.raises(ValueError, match=rf"^probabilities{where}.*: expected a number in \[0, 1\]$"):
+        ll.binary_cross_entropy(spoilt, good, **options)
+    with pytest.raises(ValueError, match=rf"^target{where}.*: expected a number in \[0, 1\]$"):
+        ll.binary_cross_entropy(good, spoilt, **options)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bad", [0, 2, -2, 0.5, np.nan])
+@pytest.mark.parametrize("position", [0, 17, 299])
+def test_bad_logistic_label_leaves_scores_alone(backend, dtype, bad, position):
+    x = batch((300, 1), dtype)[0][:, 0].copy()
+    before = x.tobytes()
+    target = np.ones(300)
+    target[position] = bad
+    for function in (ll.logistic_loss_grad, ll.logistic_loss_value_and_grad):
+        with pytest.raises(ValueError, match=rf"^target\[{position}\] is {float(bad)}: expected -1 or \+1$"):
+            function(x, target, out=x, num_threads=2, backend=backend)
+    assert x.tobytes() == before

@@ -1,0 +1,165 @@
+"""Nothing outside an array is read or written: each array lies flush against a page that ends the process.
+
+Vector loops load whole registers; the row's tail, the last row of a batch and a label out of range are
+where they would reach too far. All arrays of a call are placed so at once, ends first, then starts. The
+sizes stand around every register width; values are checked as well, so that a masked lane shows.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from cases import INTEGERS, batch, probabilities, unfilled
+from expected import batch_cross_entropy, batch_soft_cross_entropy
+from memory import guarded, has_guard_pages
+from ulp import assert_exact, result_dtype
+
+import logitloss as ll
+
+pytestmark = [
+    pytest.mark.sanitize,
+    pytest.mark.skipif(not has_guard_pages(), reason="needs mprotect"),
+    pytest.mark.parametrize("side", ["end", "start"]),
+]
+CLASSES = (1, 2, 3, 7, 10, 15, 17, 31, 33, 63, 65, 129, 257)
+
+
+def test_the_wall_stands(side):
+    step = "array.ctypes.data + array.nbytes" if side == "end" else "array.ctypes.data - 1"
+    program = (
+        "import ctypes, numpy, memory\n"
+        f"array = memory.guarded(numpy.arange(7.0), side={side!r})\n"
+        "assert array.tolist() == [0, 1, 2, 3, 4, 5, 6]\n"
+        f"ctypes.string_at({step}, 1)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=False)
+    assert run.returncode in (-signal.SIGSEGV, -signal.SIGBUS)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 17])
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_cross_entropy(backend, dtype, side, n_classes, n_rows):
+    shape = (n_rows, n_classes)
+    logits, target = (guarded(array, side=side) for array in batch(shape, dtype))
+    value, gradient = batch_cross_entropy(shape, dtype)
+    grad = guarded(unfilled(shape, dtype), side=side)
+    loss = guarded(unfilled(n_rows, result_dtype(dtype)), side=side)
+    ll.cross_entropy(logits, target, reduction="none", out=loss, backend=backend)
+    ll.cross_entropy_grad(logits, target, reduction="none", out=grad, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=logits, backend=backend)
+    assert_exact(logits, gradient)
+
+
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_probabilities(backend, dtype, side, n_classes):
+    shape = (3, n_classes)
+    logits = guarded(batch(shape, dtype)[0], side=side)
+    target = guarded(probabilities(shape, dtype), side=side)
+    value, gradient = batch_soft_cross_entropy(shape, dtype)
+    grad = guarded(unfilled(shape, dtype), side=side)
+    loss, _ = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=grad, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 10, 17), (1, 33, 3), (2, 7, 16)], ids=str)
+def test_classes_in_the_middle(backend, dtype, side, shape):
+    last = (shape[0], shape[2], shape[1])
+    source, labels = batch(last, dtype)
+    logits, target = guarded(np.moveaxis(source, -1, 1), side=side), guarded(labels, side=side)
+    value, gradient = batch_cross_entropy(last, dtype)
+    grad = guarded(unfilled(shape, dtype), side=side)
+    loss, _ = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=grad, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(np.moveaxis(grad, 1, -1), gradient)
+
+
+@pytest.mark.parametrize("stride", [2, -1, -3])
+@pytest.mark.parametrize("n_classes", [3, 17, 130])
+def test_strides_up_to_the_wall(backend, dtype, side, n_classes, stride):
+    """Only the elements of the view are there to be touched: the last one ends at the wall."""
+    source, target = batch((4, n_classes), dtype)
+    value, gradient = batch_cross_entropy((4, n_classes), dtype)
+    span = abs(stride) * (4 * n_classes - 1) + 1
+    spans = [guarded(np.full(span, np.nan, dtype), side=side) for _ in "ab"]
+    logits, grad = (memory[::stride].reshape(4, n_classes) for memory in spans)
+    assert np.shares_memory(logits, spans[0])
+    logits[...] = source
+    loss, _ = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=grad, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("integer", INTEGERS, ids=str)
+@pytest.mark.parametrize("n_classes", [3, 16, 100])
+def test_labels_of_any_width(backend, side, integer, n_classes):
+    dtype = np.dtype(np.float32)
+    source, labels = batch((17, n_classes), dtype)
+    logits, target = guarded(source, side=side), guarded(labels.astype(integer), side=side)
+    value, _ = batch_cross_entropy((17, n_classes), dtype)
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend), value)
+
+
+@pytest.mark.parametrize("bad", [-1, 0, 2**15, -(2**31), 2**40, -(2**40), 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("n_classes", [3, 16, 100])
+def test_bad_labels_reach_no_memory(backend, dtype, side, n_classes, bad):
+    """A bad label in the first, a middle and the last row, in every function that takes labels."""
+    for row in (0, 8, 16):
+        source, labels = batch((17, n_classes), dtype)
+        labels = labels.copy()
+        labels[row] = bad if bad else n_classes
+        logits, target = guarded(source, side=side), guarded(labels, side=side)
+        message = rf"target\[{row}\] is {labels[row]}, but logits have {n_classes} classes"
+        functions = (ll.cross_entropy, ll.cross_entropy_value_and_grad, ll.cross_entropy_grad, ll.nll_loss)
+        for function in functions:
+            with pytest.raises(IndexError, match=message):
+                function(logits, target, backend=backend)
+
+
+@pytest.mark.parametrize("size", [1, 3, 15, 17, 31, 33, 65, 257])
+def test_elementwise(backend, dtype, side, size):
+    logits = guarded(batch((size, 1), dtype)[0][:, 0], side=side)
+    target = guarded((np.arange(size) % 2).astype(np.uint8), side=side)
+    weight = guarded(np.linspace(0.5, 2, size), side=side)
+    grad = guarded(unfilled(size, dtype), side=side)
+    value, gradient = oracle.bce_with_logits(logits, target, weight=weight, pos_weight=weight)
+    options = {"weight": weight, "pos_weight": weight, "reduction": "none", "backend": backend}
+    loss, _ = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, out=grad, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    for name in ("sigmoid", "log_sigmoid"):
+        getattr(ll, name)(logits, out=grad, backend=backend)
+        assert_exact(grad, getattr(oracle, name)(logits))
+    p = guarded(ll.sigmoid(logits, backend=backend), side=side)
+    options = {"reduction": "none", "backend": backend}
+    assert_exact(ll.binary_cross_entropy(p, target, **options), oracle.binary_cross_entropy(p, target))
+    log_p = guarded(ll.log_sigmoid(logits, backend=backend), side=side)
+    assert_exact(ll.kl_div(log_p, p, **options), oracle.kl_div(log_p, p))
+
+
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_functions_of_rows(backend, dtype, side, n_classes):
+    source, labels = batch((3, n_classes), dtype)
+    logits, target = guarded(source, side=side), guarded(labels, side=side)
+    out = guarded(unfilled(logits.shape, dtype), side=side)
+    for name in ("softmax", "log_softmax"):
+        getattr(ll, name)(logits, out=out, backend=backend)
+        assert_exact(out, getattr(oracle, name)(logits))
+    row_out = guarded(unfilled(3, result_dtype(dtype)), side=side)
+    for name in ("logsumexp", "entropy"):
+        getattr(ll, name)(logits, out=row_out, backend=backend)
+        assert_exact(row_out, getattr(oracle, name)(logits))
+    weight = guarded(np.linspace(0.5, 2, n_classes), side=side)
+    ll.nll_loss(logits, target, weight=weight, reduction="none", out=row_out, backend=backend)
+    assert_exact(row_out, oracle.nll(logits, target, weight=weight))
+    value, gradient = oracle.cross_entropy(logits, target, weight=weight, label_smoothing=0.1)
+    options = {"weight": weight, "label_smoothing": 0.1, "reduction": "none", "backend": backend}
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)

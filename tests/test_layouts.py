@@ -1,0 +1,203 @@
+"""Arrays in every layout: strided, reversed, broadcast, Fortran-ordered, read-only, memory-mapped, in place.
+
+A layout changes how a kernel walks, never what it returns, and inputs come back bit for bit as they were.
+Values are those of the oracle, not of the contiguous call: the two may take different paths.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from cases import batch, probabilities, unfilled
+from expected import batch_cross_entropy, batch_soft_cross_entropy
+from memory import LAYOUTS, WRITABLE_LAYOUTS
+from ulp import assert_exact, exact, result_dtype
+
+import logitloss as ll
+
+# Few classes with rows over a block of 16; a vector and a tail; several blocks of 128 and a tail.
+SHAPES = [(35, 7), (5, 33), (3, 300)]
+
+
+def bits(array):
+    return np.array(array).tobytes()
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_and_target(backend, dtype, layout, shape):
+    logits, target = (LAYOUTS[layout](array) for array in batch(shape, dtype))
+    before = bits(logits), bits(target)
+    value, gradient = batch_cross_entropy(shape, dtype)
+    out = unfilled(shape, dtype)
+    loss, _ = ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=out, backend=backend)
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend), value)
+    assert_exact(ll.cross_entropy_grad(logits, target, reduction="none", backend=backend), gradient)
+    assert (bits(logits), bits(target)) == before
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_probability_targets(backend, dtype, layout, shape):
+    logits = LAYOUTS[layout](batch(shape, dtype)[0])
+    target = LAYOUTS[layout](probabilities(shape, dtype))
+    before = bits(logits), bits(target)
+    value, gradient = batch_soft_cross_entropy(shape, dtype)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+    assert (bits(logits), bits(target)) == before
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_gradient_into_the_logits(backend, dtype, layout, shape):
+    source, target = batch(shape, dtype)
+    value, gradient = batch_cross_entropy(shape, dtype)
+    logits = WRITABLE_LAYOUTS[layout](source)
+    options = {"reduction": "none", "backend": backend}
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, out=logits, **options)
+    assert grad is logits
+    assert_exact(loss, value)
+    assert_exact(logits, gradient)
+    logits = WRITABLE_LAYOUTS[layout](source)
+    ll.cross_entropy_grad(logits, target, out=logits, **options)
+    assert_exact(logits, gradient)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_gradient_of_probabilities_into_the_logits(backend, dtype, layout):
+    source = batch((5, 33), dtype)[0]
+    value, gradient = batch_soft_cross_entropy((5, 33), dtype)
+    logits = WRITABLE_LAYOUTS[layout](source)
+    loss, _ = ll.cross_entropy_value_and_grad(
+        logits, probabilities((5, 33), dtype), reduction="none", out=logits, backend=backend
+    )
+    assert_exact(loss, value)
+    assert_exact(logits, gradient)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_out(backend, dtype, layout, shape):
+    logits, target = batch(shape, dtype)
+    value, gradient = batch_cross_entropy(shape, dtype)
+    grad_out = WRITABLE_LAYOUTS[layout](unfilled(shape, dtype))
+    ll.cross_entropy_grad(logits, target, reduction="none", out=grad_out, backend=backend)
+    assert_exact(grad_out, gradient)
+    loss_out = WRITABLE_LAYOUTS[layout](unfilled(target.shape, result_dtype(dtype)))
+    ll.cross_entropy(logits, target, reduction="none", out=loss_out, backend=backend)
+    assert_exact(loss_out, value)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", ["every_third", "padded_rows"])
+def test_out_leaves_what_lies_between_alone(backend, dtype, layout):
+    logits, target = batch((5, 33), dtype)
+    out = LAYOUTS[layout](np.zeros((5, 33), dtype))
+    whole = out.base
+    outside = np.isnan(whole.astype(float))
+    ll.cross_entropy_grad(logits, target, out=out, backend=backend)
+    assert np.isnan(whole.astype(float)[outside]).all()
+    assert outside.sum() == whole.size - out.size
+    assert np.isfinite(out.astype(float)).all()
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)], ids=["rows", "classes", "everything"])
+def test_broadcast_logits(backend, dtype, axes):
+    source, target = batch((20, 33), dtype)
+    index = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(2))
+    logits = np.broadcast_to(source[index], (20, 33))
+    value, gradient = oracle.cross_entropy(logits, target)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+def test_broadcast_target_and_upstream(backend, dtype):
+    logits, _ = batch((20, 33), dtype)
+    target, upstream = np.broadcast_to(np.int16(4), 20), np.broadcast_to(np.float32(0.25), 20)
+    _, gradient = oracle.cross_entropy(logits, target, scale=0.25)
+    grad = ll.cross_entropy_grad(logits, target, upstream, reduction="none", backend=backend)
+    assert_exact(grad, gradient)
+    soft = np.broadcast_to(probabilities((1, 33), dtype), (20, 33))
+    value, gradient = oracle.soft_cross_entropy(logits, soft)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, soft, reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+def test_memory_mapped_files(backend, dtype, tmp_path):
+    logits, target = batch((20, 33), dtype)
+    value, gradient = batch_cross_entropy((20, 33), dtype)
+    paths = [tmp_path / name for name in ("logits", "target", "grad")]
+    logits.tofile(paths[0])
+    target.tofile(paths[1])
+    mapped = np.memmap(paths[0], dtype, "r", shape=(20, 33))
+    labels = np.memmap(paths[1], target.dtype, "r", shape=20)
+    out = np.memmap(paths[2], dtype, "w+", shape=(20, 33))
+    loss, grad = ll.cross_entropy_value_and_grad(mapped, labels, reduction="none", out=out, backend=backend)
+    assert grad is out
+    assert_exact(loss, value)
+    out.flush()
+    assert_exact(np.fromfile(paths[2], dtype).reshape(20, 33), gradient)
+    assert paths[0].read_bytes() == logits.tobytes()
+
+
+def test_lists_and_scalars(backend):
+    assert ll.cross_entropy([[0.0, 0.0]], [1], backend=backend) == pytest.approx(np.log(2))
+    assert ll.cross_entropy([0.0, 0.0], 1, backend=backend) == pytest.approx(np.log(2))
+    assert ll.cross_entropy([[0.0, 0.0]], [[0.5, 0.5]], backend=backend) == pytest.approx(np.log(2))
+    assert ll.binary_cross_entropy_with_logits(0.0, 1, backend=backend) == pytest.approx(np.log(2))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_binary_arrays(backend, dtype, layout):
+    make = LAYOUTS[layout]
+    logits = make(batch((9, 37), dtype)[0])
+    target, weight = make(probabilities((9, 37), dtype)), make(probabilities((9, 37), np.dtype(np.float32)))
+    before = bits(logits), bits(target), bits(weight)
+    value, gradient = oracle.bce_with_logits(logits, target, weight=exact(weight), pos_weight=exact(weight))
+    options = {"weight": weight, "pos_weight": weight, "reduction": "none", "backend": backend}
+    out = unfilled((9, 37), dtype)
+    loss, _ = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, out=out, **options)
+    assert_exact(loss, value)
+    assert_exact(out, gradient)
+    assert (bits(logits), bits(target), bits(weight)) == before
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_binary_in_place(backend, dtype, layout):
+    source, target = batch((9, 37), dtype)[0], probabilities((9, 37), dtype)
+    value, gradient = oracle.bce_with_logits(source, target)
+    logits = WRITABLE_LAYOUTS[layout](source)
+    loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(
+        logits, target, reduction="none", out=logits, backend=backend
+    )
+    assert grad is logits
+    assert_exact(loss, value)
+    assert_exact(logits, gradient)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sigmoid", "log_sigmoid"])
+def test_activations_in_place_and_not(backend, dtype, layout, name):
+    function, source = getattr(ll, name), batch((9, 37), dtype)[0]
+    expected = getattr(oracle, name)(source)
+    array = LAYOUTS[layout](source)
+    before = bits(array)
+    out = WRITABLE_LAYOUTS[layout](unfilled((9, 37), dtype))
+    assert function(array, out=out, backend=backend) is out
+    assert_exact(out, expected)
+    assert bits(array) == before
+    assert function(array, out=array, backend=backend) is array
+    assert_exact(array, expected)
