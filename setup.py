@@ -20,8 +20,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# No -march=native: the wheel serves every processor. No -ffast-math: it breaks inf and NaN, and linking it sets
-# flush-to-zero for the whole process. No contraction: a*b+c must round alike in every stamp, fma is asked for by name.
+# No -march=native: the wheel serves every processor. No -ffast-math: it breaks inf and NaN, and to link with it
+# sets flush-to-zero for the whole process. No contraction: a*b + c must round alike in every stamp; where fma
+# is wanted, it is asked for by name.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZE_FLAGS = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"]
@@ -53,7 +54,7 @@ class BuildRows(build_ext):
 
     def finalize_options(self):
         super().finalize_options()
-        # What is built depends on the environment's variables too, so no file's age tells whether it is current.
+        # The environment's variables decide too, so no file's age tells whether what is built is current.
         self.force = True
 
     def build_extension(self, ext):
@@ -93,14 +94,14 @@ class BuildRows(build_ext):
         print("logitloss: built without OpenMP, works with one thread", file=sys.stderr)
         return [], []
 
-    def links(self, program, compile_flags, link_flags):
+    def links(self, program, compiler, linker):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compiler)
                 target = str(Path(folder, "probe.so"))
-                self.compiler.link_shared_object(objects, target, extra_postargs=link_flags)
+                self.compiler.link_shared_object(objects, target, extra_postargs=linker)
             except (CompileError, LinkError):
                 return False
         return True
@@ -111,6 +112,7 @@ cython_cpu = Extension(
     sources=["_kernels/cython_cpu.pyx", *sorted(glob("_kernels/c/*.c"))],
     depends=sorted(glob("_kernels/c/*.h")),
     include_dirs=["_kernels/c", numpy.get_include()],
+    libraries=["m"],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
 )
 
