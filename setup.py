@@ -20,7 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# No -march=native: the wheel serves every processor. No -ffast-math: it breaks inf and NaN, and to link with it
+# No -march=native: the wheel serves every processor. No -ffast-math: it breaks inf and NaN, and linking it in
 # sets flush-to-zero for the whole process. No contraction: a*b + c must round alike in every stamp; where fma
 # is wanted, it is asked for by name.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]

@@ -1,0 +1,147 @@
+/* The limit of memory: passes over arrays that do nothing else.
+ *
+ * A pass reads (read), reads and writes (copy), or reads twice and writes (triad), in vectors as wide as the
+ * compiler's flags allow, with or without a software prefetch; writes bypass the caches where the processor
+ * can. Each thread takes one contiguous share, cut at cache lines. Times are taken by the caller (limits.py).
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LINE 64
+#define UNROLL 8
+#define STEP (UNROLL * sizeof(vector))
+/* Far enough ahead for memory to answer, near enough not to be evicted again from the first cache. */
+#define AHEAD 2048
+
+#if defined(__AVX512F__)
+typedef uint64_t vector __attribute__((vector_size(64), aligned(1), may_alias));
+#define STREAM(to, value) _mm512_stream_si512((void *)(to), (__m512i)(value))
+#elif defined(__AVX2__)
+typedef uint64_t vector __attribute__((vector_size(32), aligned(1), may_alias));
+#define STREAM(to, value) _mm256_stream_si256((void *)(to), (__m256i)(value))
+#elif defined(__x86_64__)
+typedef uint64_t vector __attribute__((vector_size(16), aligned(1), may_alias));
+#define STREAM(to, value) _mm_stream_si128((void *)(to), (__m128i)(value))
+#else
+typedef uint64_t vector __attribute__((vector_size(16), aligned(1), may_alias));
+#define STREAM(to, value) (*(vector *)(to) = (value))
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vector at(const char *from)
+{
+    return *(const vector *)from;
+}
+
+INLINE void prefetch(const char *from, int on)
+{
+    if (on) {
+        for (size_t line = 0; line < STEP; line += LINE) {
+            __builtin_prefetch(from + AHEAD + line, 0, 3);
+        }
+    }
+}
+
+/* Shares of n bytes, in whole lines but for the last; `written` sets where the lines start. */
+INLINE void share(size_t n, const void *written, int part, int parts, size_t *start, size_t *stop)
+{
+    size_t head = (size_t)(-(uintptr_t)written) % LINE;
+    head = head < n ? head : n;
+    size_t lines = (n - head) / LINE;
+    *start = part == 0 ? 0 : head + lines * (size_t)part / (size_t)parts * LINE;
+    *stop = part == parts - 1 ? n : head + lines * (size_t)(part + 1) / (size_t)parts * LINE;
+}
+
+INLINE uint64_t read_share(const char *x, size_t n, int ahead)
+{
+    vector sum[UNROLL] = {0};
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        prefetch(x + i, ahead);
+        for (int k = 0; k < UNROLL; k++) {
+            sum[k] += at(x + i + (size_t)k * sizeof(vector));
+        }
+    }
+    uint64_t total = 0;
+    for (; i < n; i++) {
+        total += (unsigned char)x[i];
+    }
+    for (int k = 1; k < UNROLL; k++) {
+        sum[0] += sum[k];
+    }
+    for (size_t lane = 0; lane < sizeof(vector) / sizeof(uint64_t); lane++) {
+        total += sum[0][lane];
+    }
+    return total;
+}
+
+/* `y` is the second array, or NULL for a copy. A triad adds the bytes' words: the sum itself is of no use. */
+INLINE void write_share(char *out, const char *x, const char *y, size_t n, int ahead)
+{
+    size_t i = (size_t)(-(uintptr_t)out) % LINE;
+    i = i < n ? i : n;
+    memcpy(out, x, i);
+    for (; i + STEP <= n; i += STEP) {
+        prefetch(x + i, ahead);
+        if (y) {
+            prefetch(y + i, ahead);
+        }
+        for (size_t k = i; k < i + STEP; k += sizeof(vector)) {
+            vector value = at(x + k);
+            if (y) {
+                value += at(y + k);
+            }
+            STREAM(out + k, value);
+        }
+    }
+    memcpy(out + i, x + i, n - i);
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+uint64_t limit_read(const char *x, size_t n, int threads, int ahead)
+{
+    uint64_t total = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : total)
+    for (int part = 0; part < threads; part++) {
+        size_t start, stop;
+        share(n, x, part, threads, &start, &stop);
+        total += ahead ? read_share(x + start, stop - start, 1) : read_share(x + start, stop - start, 0);
+    }
+    return total;
+}
+
+void limit_copy(char *out, const char *x, size_t n, int threads, int ahead)
+{
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) {
+        size_t start, stop;
+        share(n, out, part, threads, &start, &stop);
+        if (ahead) {
+            write_share(out + start, x + start, NULL, stop - start, 1);
+        } else {
+            write_share(out + start, x + start, NULL, stop - start, 0);
+        }
+    }
+}
+
+void limit_triad(char *out, const char *x, const char *y, size_t n, int threads, int ahead)
+{
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) {
+        size_t start, stop;
+        share(n, out, part, threads, &start, &stop);
+        if (ahead) {
+            write_share(out + start, x + start, y + start, stop - start, 1);
+        } else {
+            write_share(out + start, x + start, y + start, stop - start, 0);
+        }
+    }
+}
