@@ -74,8 +74,9 @@ binary_cross_entropy_with_logits(logits, target, weight, pos_weight, label_scale
     With y = label_scale*target + label_offset:
     loss = weight*((1-y)*softplus(x) + pos_weight*y*softplus(-x))           R
     grad = scale*weight*((1-y)*sigmoid(x) - pos_weight*y*sigmoid(-x))       logits' dtype
-    All arrays have the logits' shape (often by strides of 0). target: any real or bool dtype; weight,
-    pos_weight and scale the same, or None for ones. first_bad is -1, or with signed the first target not -1 or +1.
+    All arrays have the logits' shape (often by strides of 0). target: any real or bool dtype;
+    weight, pos_weight and scale the same, or None for ones.
+    first_bad is -1, or with signed the first target not -1 or +1.
 
 binary_cross_entropy(probabilities, target, weight, loss, num_threads) -> (total, first_bad)
     loss = -weight*(y*log(p) + (1-y)*log(1-p)), each logarithm at least -100. Bad: p or y not in [0, 1].

@@ -183,7 +183,7 @@ def _load_cython(name: str) -> Kernels:
         ) from error
     available: tuple[str, ...] = module.available_isas()
     if name == DEFAULT:
-        isa = os.environ.get("LOGITLOSS_ISA", available[0])
+        isa = os.environ.get("LOGITLOSS_ISA") or available[0]
         asked = f"LOGITLOSS_ISA is {isa!r}"
     else:
         isa = name.removeprefix("cython-")

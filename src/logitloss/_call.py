@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from logitloss._check import Array, Float64, Shape, Value
 
 
+def rounded(values: Float64, result: Array) -> None:
+    """Write float64 numbers into a result of fewer digits, whatever the caller's `np.seterr` says of that."""
+    with np.errstate(all="ignore"):
+        result[...] = values
+
+
 class Call:
     """Arguments common to all losses, and what becomes of the kernel's total."""
 
     __slots__ = ("divisor", "inputs", "kernels", "logits", "reduction", "rows", "threads", "total")
 
     rows: Shape
-    # What divides the total; None as long as it is not known.
-    divisor: float | None
+    # What divides the total: a mean over labels knows it after a pass over them, and is `unweighed` before.
+    divisor: float
     # The arrays beside the logits, whose memory no output may share.
     inputs: tuple[Array | None, ...]
     total: float
@@ -43,7 +49,9 @@ class Call:
         reductions: tuple[str, ...] = _check.REDUCTIONS,
     ) -> None:
         self.kernels = _backends.get(backend)
-        self.reduction = _check.reduction(reduction, reductions)
+        if reduction not in reductions:
+            raise _check.unknown_reduction(reduction, reductions)
+        self.reduction = reduction
         self.logits = _check.floats(name, logits)
         self.threads = threads_for(self.logits.size, num_threads)
 
@@ -53,7 +61,7 @@ class Call:
             dtype = _check.result_dtype(self.logits.dtype)
             return _check.output(out, self.rows, dtype, (self.logits, *self.inputs))
         if out is not None:
-            _check.no_output(self.reduction)
+            raise _check.no_output(self.reduction)
         return None
 
     def new_grad(self, out: Array | None, *inputs: Array | None) -> Array:
@@ -63,12 +71,11 @@ class Call:
 
     def scale(self, grad_output: Array | None) -> Array | None:
         """Return what multiplies each row's gradient, of the rows' shape; None is 1."""
-        assert self.divisor is not None
         if grad_output is not None and grad_output.ndim:
             return grad_output
-        return _coefficients.constant(
-            1.0 if grad_output is None else float(grad_output), self.divisor, self.rows
-        )
+        upstream = 1.0 if grad_output is None else float(grad_output)
+        factor = _coefficients.divided(upstream, self.divisor)
+        return None if factor == 1.0 else _coefficients.constant(factor, self.rows)
 
     def upstream(self, grad_output: ArrayLike | None) -> Array | None:
         """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
@@ -78,18 +85,27 @@ class Call:
         shape = self.rows if self.reduction == "none" and array.ndim else ()
         return _check.same_shape("grad_output", array, shape, "the loss's")
 
-    def value(self, loss: Array | None) -> Value:
+    def value(self, loss: Array | None, out: Array | None = None) -> Value:
         """Return the rows' losses, or the total reduced."""
         if loss is not None:
-            return loss if loss.ndim else loss[()]
-        assert self.divisor is not None
+            return _check.returned(loss, out)
         return np.float64(_coefficients.divided(self.total, self.divisor))
 
 
 class CrossEntropy(Call):
     """Softmax cross-entropy with class indices (checked by the kernel) or class probabilities (`soft`)."""
 
-    __slots__ = ("axis", "ignore_index", "n_classes", "smoothing", "soft", "target", "weight", "z_loss")
+    __slots__ = (
+        "axis",
+        "ignore_index",
+        "n_classes",
+        "smoothing",
+        "soft",
+        "target",
+        "unweighed",
+        "weight",
+        "z_loss",
+    )
 
     def __init__(
         self,
@@ -112,29 +128,27 @@ class CrossEntropy(Call):
         self.rows = self.target.shape[:-1] if self.soft else self.target.shape
         self.weight = None if weight is None else _check.class_weight(weight, n_classes)
         self.ignore_index = _check.ignored(ignore_index, self.soft)
-        self.smoothing = _check.fraction("label_smoothing", label_smoothing) if label_smoothing else 0.0
-        self.z_loss = _check.finite("z_loss", z_loss) if z_loss else 0.0
+        self.smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
+        self.z_loss = 0.0 if z_loss == 0 else _check.finite("z_loss", z_loss)
         self.inputs = (self.target, self.weight)
-        self.divisor = 1.0
-        if reduction == "mean":
-            self.divisor = x.size // n_classes if self.soft else None
+        self.unweighed = reduction == "mean" and not self.soft
+        self.divisor = x.size // n_classes if self.soft and reduction == "mean" else 1.0
 
     def weigh_labels(self) -> None:
         """Find the mean's divisor, and any bad label before an output is touched."""
         if not self.soft:
-            weight = self.weight if self.divisor is None else None
+            weight = self.weight if self.unweighed else None
             total, bad = self.kernels.label_weight(
                 self.target, weight, self.ignore_index, self.n_classes, self.threads
             )
             self._refuse(bad)
-            if self.divisor is None:
-                self.divisor = total
+            if self.unweighed:
+                self.divisor, self.unweighed = total, False
 
     def run(
         self,
         loss: Array | None = None,
         lse: Float64 | None = None,
-        hit: Array | None = None,
         grad: Array | None = None,
         scale: Array | None = None,
         lse_in: Float64 | None = None,
@@ -167,14 +181,13 @@ class CrossEntropy(Call):
             _coefficients.per_class(weight, self.smoothing, n_classes) if self.smoothing else (weight, None)
         )
         self.total, counted, bad = self.kernels.cross_entropy(
-            x, target, ignored, beta, gamma, self.z_loss, scale, lse_in, loss, lse, hit, grad, self.threads
+            x, target, ignored, beta, gamma, self.z_loss, scale, lse_in, loss, lse, None, grad, self.threads
         )
         self._refuse(bad)
-        if self.divisor is None:
-            if weight is None:
-                self.divisor = counted
-            else:
-                self.weigh_labels()
+        if self.unweighed and weight is None:
+            self.divisor = counted
+        elif self.unweighed:
+            self.weigh_labels()
 
     def _refuse(self, bad: int) -> None:
         if bad >= 0:
@@ -206,7 +219,7 @@ class Binary(Call):
         self.pos_weight = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
         self.inputs = (self.target, self.weight, self.pos_weight)
         self.signed = signed
-        smoothing = _check.fraction("label_smoothing", label_smoothing) if label_smoothing else 0.0
+        smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
         # Labels -1 and +1 are 0 and 1 after halving and adding a half.
         self.label_scale, self.label_offset = (0.5, 0.5) if signed else (1.0 - smoothing, 0.5 * smoothing)
         self.divisor = self.logits.size if reduction == "mean" else 1.0
@@ -237,17 +250,17 @@ class Binary(Call):
         """Return the loss."""
         loss = self.new_loss(out)
         self.run(loss)
-        return self.value(loss)
+        return self.value(loss, out)
 
     def only_grad(self, grad_output: ArrayLike | None, out: Array | None) -> Value:
         """Return the gradient."""
         upstream = self.upstream(grad_output)
         grad = self.new_grad(out, upstream)
         self.run(grad=grad, scale=self.scale(upstream))
-        return grad if grad.ndim else grad[()]
+        return _check.returned(grad, out)
 
     def value_and_grad(self, out: Array | None) -> tuple[Value, Value]:
         """Return both from one pass."""
         loss, grad = self.new_loss(None), self.new_grad(out)
         self.run(loss, grad, self.scale(None))
-        return self.value(loss), grad if grad.ndim else grad[()]
+        return self.value(loss), _check.returned(grad, out)

@@ -31,20 +31,21 @@ _RESULT_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {
     _FLOAT64: _FLOAT64,
 }
 _FLOATS = "float16, bfloat16, float32 or float64 (native byte order)"
+_INTEGERS = frozenset(np.dtype(code) for code in "bBhHiIlLqQ")
 REDUCTIONS = ("none", "mean", "sum")
 
 
 # ---- numbers ----
 
 
-def integer(name: str, value: Any, least: int = -(2**63)) -> int:
-    """Return an int of at least `least`."""
+def integer(name: str, value: Any, least: int = -(2**63), most: int = 2**63 - 1) -> int:
+    """Return an int from `least` to `most`."""
     try:
         number: int = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}: expected an integer") from None
-    if not least <= number < 2**63:
-        raise ValueError(f"{name} is {number}: expected an integer of at least {least}")
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {number}: expected {least} <= {name} <= {most}")
     return number
 
 
@@ -73,11 +74,9 @@ def _real_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} is {value!r}: expected a real number") from None
 
 
-def reduction(value: str, allowed: tuple[str, ...]) -> str:
-    """Return a known reduction."""
-    if value not in allowed:
-        raise ValueError(f"reduction is {value!r}: expected one of {', '.join(allowed)}")
-    return value
+def unknown_reduction(value: object, allowed: tuple[str, ...]) -> ValueError:
+    """Return the error for a reduction that is not among those allowed."""
+    return ValueError(f"reduction is {value!r}: expected one of {', '.join(allowed)}")
 
 
 # ---- arrays ----
@@ -102,7 +101,7 @@ def reals(name: str, value: ArrayLike) -> Array:
     """Return an array of any real or bool dtype that a kernel can read."""
     array: Array = value if type(value) is np.ndarray else np.asarray(value)
     dtype = array.dtype
-    if not (dtype in _RESULT_DTYPES or (dtype.kind in "biu" and dtype.isnative) or _is_bfloat16(dtype)):
+    if not (dtype in _RESULT_DTYPES or dtype in _INTEGERS or dtype == np.bool_ or _is_bfloat16(dtype)):
         raise TypeError(f"{name} of dtype {_named(dtype)}: expected bool, integers, {_FLOATS}")
     return _aligned(name, array)
 
@@ -146,20 +145,21 @@ def same_shape(name: str, array: Array, shape: Shape, whose: str) -> Array:
 
 def class_axis(name: str, array: Array, axis: int | None) -> int:
     """Return where the classes are, counted from 0; by default as in PyTorch."""
-    ndim = array.ndim
-    if ndim == 0:
-        raise ValueError(f"{name} of shape (): expected at least one axis, that of the classes")
+    shape = array.shape
+    ndim = len(shape)
     if axis is None:
         number = 1 if ndim > 1 else 0
     else:
         number = integer("axis", axis)
-        if not -ndim <= number < ndim:
+        if not -ndim <= number < max(ndim, 1):
             raise ValueError(
-                f"axis is {number}, but {name} have shape {array.shape}: expected {-ndim} <= axis < {ndim}"
+                f"axis is {number}, but {name} have shape {shape}: expected {-ndim} <= axis < {ndim}"
             )
-        number %= ndim
-    if array.shape[number] == 0:
-        raise ValueError(f"{name} of shape {array.shape}: expected at least one class on axis {number}")
+        number %= max(ndim, 1)
+    if ndim == 0:
+        raise ValueError(f"{name} of shape (): expected at least one axis, that of the classes")
+    if shape[number] == 0:
+        raise ValueError(f"{name} of shape {shape}: expected at least one class on axis {number}")
     return number
 
 
@@ -171,10 +171,9 @@ def axis_last(array: Array, axis: int) -> Array:
 
 def axes(name: str, array: Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return the axes to sum over, counted from 0, the last first."""
-    if not isinstance(axis, tuple):
-        return (class_axis(name, array, integer("axis", axis)),)
-    numbers = {class_axis(name, array, integer("axis", number)) for number in axis}
-    if not numbers or len(numbers) < len(axis):
+    given = axis if isinstance(axis, tuple) else (axis,)
+    numbers = {class_axis(name, array, integer("axis", number)) for number in given}
+    if not numbers or len(numbers) < len(given):
         raise ValueError(f"axis is {axis}: expected one or more different axes")
     return tuple(sorted(numbers, reverse=True))
 
@@ -186,18 +185,20 @@ def first_axis(name: str, array: Array) -> int:
     return len(array)
 
 
-def labels(value: ArrayLike, logits: Array, axis: int) -> tuple[Array, bool]:
-    """Return the target with its classes, if it has them, last; and whether it holds class probabilities."""
-    target: Array = value if type(value) is np.ndarray else np.asarray(value)
+def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = True) -> tuple[Array, bool]:
+    """Return the target, and whether it holds class `probabilities`; then its classes are last."""
     shape = logits.shape
+    target: Array = value if type(value) is np.ndarray else np.asarray(value)
     rows = shape[:axis] + shape[axis + 1 :]
-    if target.dtype.kind in "iu" and target.dtype.isnative:
+    if target.dtype in _INTEGERS:
         if target.shape != rows:
             raise ValueError(
                 f"target of shape {target.shape}: expected {rows} for class indices, "
-                f"the logits' shape {shape} without its class axis {axis}"
+                f"the shape {shape} without its class axis {axis}"
             )
         return _aligned("target", target), False
+    if not probabilities:
+        raise TypeError(f"target of dtype {_named(target.dtype)}: expected integers, class indices")
     if target.dtype not in _RESULT_DTYPES and not _is_bfloat16(target.dtype):
         raise TypeError(
             f"target of dtype {_named(target.dtype)}: expected integers for class indices, "
@@ -209,11 +210,6 @@ def labels(value: ArrayLike, logits: Array, axis: int) -> tuple[Array, bool]:
             f"for class probabilities, or integers of shape {rows} for class indices"
         )
     return axis_last(_aligned("target", target), axis), True
-
-
-def not_labels(target: Array) -> TypeError:
-    """Return the error for class probabilities where only class indices will do."""
-    return TypeError(f"target of dtype {_named(target.dtype)}: expected integers, class indices")
 
 
 def class_weight(value: ArrayLike | None, n_classes: int) -> Float64 | None:
@@ -305,15 +301,20 @@ def output(
     return out
 
 
-def no_output(reduction: str) -> None:
-    """Refuse an `out` for a result that is one number."""
-    raise ValueError(
+def returned(result: Array, out: Array | None) -> Value:
+    """Return a result as the caller gets it: `out` if given, a NumPy scalar if it has no axes."""
+    return result if result.ndim or result is out else result[()]
+
+
+def no_output(reduction: str) -> ValueError:
+    """Return the error for an `out` where the result is one number."""
+    return ValueError(
         f"out is given with reduction={reduction!r}, whose result is a number: expected reduction='none'"
     )
 
 
 def _identical(a: Array, b: Array) -> bool:
-    return (
+    return a is b or (
         a.ctypes.data == b.ctypes.data
         and a.strides == b.strides
         and a.shape == b.shape

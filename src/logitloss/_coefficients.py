@@ -8,6 +8,8 @@ gradient over what the mean divides by.
 from __future__ import annotations
 
 import math
+import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +31,8 @@ def divided(total: float, divisor: float) -> float:
     return math.nan if total == 0 or math.isnan(total) else math.copysign(math.inf, total)
 
 
-def constant(upstream: float, divisor: float, rows: Shape) -> Float64 | None:
-    """Return the same scale for all rows, held once (by strides of 0); None is 1."""
-    factor = divided(upstream, divisor)
-    return None if factor == 1.0 else np.ndarray(rows, np.float64, np.array(factor), strides=(0,) * len(rows))
+@lru_cache(maxsize=16)
+def constant(factor: float, rows: Shape) -> Float64:
+    """Return the same scale for all rows, held once (by strides of 0) and read-only."""
+    # Cached: making it takes longer than the kernel on a small batch, and a loop repeats its batches' shape.
+    return np.ndarray(rows, np.float64, struct.pack("d", factor), 0, (0,) * len(rows))

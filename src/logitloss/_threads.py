@@ -14,6 +14,8 @@ from logitloss import _check
 
 # Logits below which starting a team of threads costs more than it saves.
 BREAK_EVEN = 32_768
+# More than any machine has; a slip of some zeros would end the process, as OpenMP cannot report a failure.
+MOST = 1024
 
 _count: int | None = None
 
@@ -24,12 +26,12 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Small calls use one thread whatever it is. Results do not depend on it.
+        From 1 to 1024. Small calls use one thread whatever it is. Results do not depend on it.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is no integer, or less than 1.
+        If `n` is no integer; if it is out of that range.
 
     Examples
     --------
@@ -41,7 +43,7 @@ def set_num_threads(n: int) -> None:
     >>> logitloss.set_num_threads(before)
     """
     global _count
-    _count = _check.integer("n", n, least=1)
+    _count = _check.integer("n", n, least=1, most=MOST)
 
 
 def get_num_threads() -> int:
@@ -70,7 +72,7 @@ def get_num_threads() -> int:
 def threads_for(work: int, num_threads: int | None) -> int:
     """Return the number of threads for `work` logits."""
     if num_threads is not None:
-        return _check.integer("num_threads", num_threads, least=1)
+        return _check.integer("num_threads", num_threads, least=1, most=MOST)
     if work < BREAK_EVEN:
         return 1
     return get_num_threads()
@@ -79,7 +81,7 @@ def threads_for(work: int, num_threads: int | None) -> int:
 def _default() -> int:
     wished = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if wished.isdecimal() and int(wished) > 0:
-        return int(wished)
+        return min(int(wished), MOST)
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

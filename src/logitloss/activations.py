@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitloss import _backends, _check
+from logitloss._call import rounded
 from logitloss._threads import threads_for
 
 if TYPE_CHECKING:
@@ -82,10 +83,8 @@ def logsumexp(
         rows = _check.axis_last(x, number)
         x = np.empty(rows.shape[:-1], np.float64)
         kernels.logsumexp(rows, x, threads)
-    # A sum of float32 logits may well be over their range.
-    with np.errstate(over="ignore"):
-        result[...] = x.reshape(shape)
-    return result if shape else result[()]
+    rounded(x.reshape(shape), result)
+    return _check.returned(result, out)
 
 
 def softmax(
@@ -265,4 +264,4 @@ def _sigmoid(
     x = _check.floats("logits", logits)
     result = _check.output(out, x.shape, x.dtype, (), in_place=x)
     _backends.get(backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
-    return result if x.ndim else result[()]
+    return _check.returned(result, out)

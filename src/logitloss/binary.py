@@ -245,7 +245,7 @@ def binary_cross_entropy(
     call.total, bad = call.kernels.binary_cross_entropy(p, y, weights, loss, call.threads)
     if bad >= 0:
         raise _check.bad_probability(p, y, bad)
-    return call.value(loss)
+    return call.value(loss, out)
 
 
 def logistic_loss(

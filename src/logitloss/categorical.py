@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitloss import _check
-from logitloss._call import Call, CrossEntropy
+from logitloss._call import Call, CrossEntropy, rounded
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from logitloss._check import Array, Float64, Value
 
@@ -110,7 +110,7 @@ def cross_entropy(
     )
     loss = call.new_loss(out)
     call.run(loss)
-    return call.value(loss)
+    return call.value(loss, out)
 
 
 def cross_entropy_and_lse(
@@ -166,7 +166,7 @@ def cross_entropy_and_lse(
     loss = call.new_loss(None)
     lse = np.empty(call.rows, np.float64)
     call.run(loss, lse)
-    return call.value(loss), lse if lse.ndim else lse[()]
+    return call.value(loss), _check.returned(lse, None)
 
 
 def cross_entropy_grad(
@@ -299,24 +299,6 @@ def cross_entropy_value_and_grad(
     return call.value(loss), grad
 
 
-def _loss_and_hits(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    ignore_index: int = -100,
-    axis: int | None = None,
-    num_threads: int | None = None,
-    backend: str | None = None,
-) -> tuple[Array, NDArray[np.bool_]]:
-    """Compute each row's loss, and whether its largest logit is the target's, in one pass: for `evaluate`."""
-    call = CrossEntropy(logits, target, None, ignore_index, 0.0, 0.0, "none", axis, num_threads, backend)
-    if call.soft:
-        raise _check.not_labels(call.target)
-    loss, hit = np.empty(call.rows, _check.result_dtype(call.logits.dtype)), np.empty(call.rows, np.uint8)
-    call.run(loss, hit=hit)
-    return loss, hit.view(np.bool_)
-
-
 def nll_loss(
     log_probabilities: ArrayLike,
     target: ArrayLike,
@@ -367,9 +349,7 @@ def nll_loss(
     call = Call(log_probabilities, reduction, num_threads, backend, "log_probabilities")
     x = call.logits
     axis = _check.class_axis("log_probabilities", x, axis)
-    labels, soft = _check.labels(target, x, axis)
-    if soft:
-        raise _check.not_labels(labels)
+    labels, _ = _check.labels(target, x, axis, probabilities=False)
     n_classes = x.shape[axis]
     weights = _check.class_weight(weight, n_classes)
     ignore_index = _check.ignored(ignore_index, False)
@@ -387,7 +367,7 @@ def nll_loss(
             call.divisor, _ = call.kernels.label_weight(
                 labels, weights, ignore_index, n_classes, call.threads
             )
-    return call.value(loss)
+    return call.value(loss, out)
 
 
 def kl_div(
@@ -452,7 +432,7 @@ def kl_div(
         call.divisor = _check.first_axis("log_probabilities", x)
     loss = call.new_loss(out)
     call.total = call.kernels.kl_div(x, t, bool(log_target), loss, call.threads)
-    return call.value(loss)
+    return call.value(loss, out)
 
 
 def entropy(
@@ -510,7 +490,7 @@ def entropy(
     values = np.empty(call.rows, np.float64)
     call.kernels.entropy(rows, values, call.threads)
     if loss is not None:
-        loss[...] = values
-        return call.value(loss)
+        rounded(values, loss)
+        return call.value(loss, out)
     call.total, call.divisor = float(values.sum()), values.size if reduction == "mean" else 1.0
     return call.value(None)
