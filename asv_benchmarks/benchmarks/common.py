@@ -1,0 +1,114 @@
+"""What the benchmarks share: the parameters, the inputs, and the ratio of two times.
+
+asv runs each combination of parameters in a process of its own, and asv-runner runs `setup` again before each
+timed call, so inputs are made once a process by cached functions and `setup` only says what to leave out.
+"""
+
+import functools
+import os
+from time import perf_counter
+
+import numpy as np
+
+import logitloss
+
+PARAM_NAMES = ("backend", "dtype", "shape", "threads")
+# Those that run here, best first. The names say the instruction set, so a series never mixes two.
+BACKENDS = tuple(
+    name
+    for name in ("cython-avx512", "cython-avx2", "cython-baseline", "reference")
+    if logitloss.backends().get(name, "unknown") is None
+)
+DTYPES = ("float32", "bfloat16")
+# The first fits a cache; the others are half a gigabyte of float32 in long and middling rows, less in short.
+SHAPES = ("1024x1000", "1024x131072", "131072x1000", "4000000x10")
+ELEMENTS = ("1048576", "67108864")
+THREADS = (1, "all")
+
+
+class BoundByMemory:
+    """Parameters and settings of a benchmark whose limit is a pass over memory."""
+
+    params = (BACKENDS, DTYPES, SHAPES, THREADS)
+    param_names = PARAM_NAMES
+    version = "1"
+    timeout = 300
+    rounds = 1
+    repeat = (3, 10, 2.0)
+
+    def setup(self, backend, dtype, shape, threads):
+        if backend == "reference" and shape != self.params[2][0]:
+            raise NotImplementedError("NumPy takes seconds and gigabytes; the small shape tells enough")
+
+
+def paired_ratio(ours, others, *, seconds=1.0):
+    """Return our time over that of the fastest of the others, each ratio taken within one round.
+
+    The others are manners of one thing: the highest of the median ratios is that to the fastest manner.
+    """
+    contenders = (ours, *others)
+    for contender in contenders:
+        contender()
+    rounds = []
+    stop = perf_counter() + seconds
+    while len(rounds) < 5 or (perf_counter() < stop and len(rounds) < 101):
+        rounds.append([elapsed(contender) for contender in contenders])
+    times = np.array(rounds)
+    return float(np.median(times[:, :1] / times[:, 1:], axis=0).max())
+
+
+def elapsed(call):
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def thread_count(threads):
+    """Return the number that "all" stands for: the processors this process may use."""
+    if threads != "all":
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def sizes(shape):
+    return tuple(int(size) for size in shape.split("x"))
+
+
+def dtype_of(name):
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+@functools.cache
+def logits(dtype, shape):
+    # A block repeated, because half a gigabyte of random numbers would take longer than what is measured.
+    block = 3 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+    return read_only(np.resize(block.astype(dtype_of(dtype)), sizes(shape)))
+
+
+@functools.cache
+def labels(shape):
+    """Return a class per row."""
+    n_rows, n_classes = sizes(shape)
+    return read_only(np.random.default_rng(1).integers(0, n_classes, n_rows))
+
+
+@functools.cache
+def binary_labels(dtype, shape):
+    """Return a label per element, 0 or 1, in the logits' dtype."""
+    block = np.random.default_rng(2).integers(0, 2, 1_000_003)
+    return read_only(np.resize(block.astype(dtype_of(dtype)), sizes(shape)))
+
+
+@functools.cache
+def gradient(dtype, shape):
+    """Return the array that gradients go to."""
+    return np.zeros(sizes(shape), dtype_of(dtype))
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
