@@ -2,7 +2,7 @@
 
 `LAYOUTS` maps a name to a function that returns an array equal to its argument in another layout.
 `guarded` puts an array flush against a page that may not be touched, so that a read or write one
-element outside it ends the process instead of passing unseen.
+element outside it ends the process instead of passing unseen. `untouched` reserves what need not be there.
 """
 
 import ctypes
@@ -30,6 +30,14 @@ def guarded(array: np.ndarray, *, side: str = "end") -> np.ndarray:
     copy = raw.view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def untouched(shape, dtype) -> np.ndarray:
+    """Return zeros of any size that take address space but, until written, no memory."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8).view(dtype).reshape(shape)
 
 
 def has_guard_pages() -> bool:
