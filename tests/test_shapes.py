@@ -116,6 +116,27 @@ def test_logsumexp_over_everything_is_a_scalar(backend, dtype):
     assert_exact(value, Exact(*(part[()] for part in oracle.logsumexp(logits.reshape(-1)))))
 
 
+def test_results_of_no_axes_are_out_where_it_is_given(backend, dtype):
+    logits, scalar = np.array([0.5, -0.5, 0.25], dtype), np.array(0.5, dtype)
+    none = {"reduction": "none", "backend": backend}
+    out = unfilled((), result_dtype(dtype))
+    assert ll.cross_entropy(logits, 1, out=out, **none) is out
+    assert_exact(out, oracle.cross_entropy(logits, 1)[0])
+    assert ll.nll_loss(logits, 2, out=out, **none) is out
+    assert_exact(out, oracle.nll(logits, 2))
+    assert ll.entropy(logits, out=out, **none) is out
+    assert_exact(out, oracle.entropy(logits))
+    assert ll.logsumexp(logits, out=out, backend=backend) is out
+    assert_exact(out, oracle.logsumexp(logits))
+    assert ll.binary_cross_entropy_with_logits(scalar, 1, out=out, **none) is out
+    assert_exact(out, oracle.bce_with_logits(scalar, 1)[0])
+    out = unfilled((), dtype)
+    assert ll.sigmoid(scalar, out=out, backend=backend) is out
+    assert_exact(out, oracle.sigmoid(scalar))
+    assert ll.binary_cross_entropy_with_logits_grad(scalar, 1, out=out, **none) is out
+    assert_exact(out, oracle.bce_with_logits(scalar, 1)[1])
+
+
 def test_no_rows_of_some_classes(backend, dtype):
     logits = np.empty((0, 5), dtype)
     assert ll.cross_entropy(logits, np.empty(0, int), reduction="none", backend=backend).shape == (0,)
