@@ -41,3 +41,11 @@ def backend(request):
 def dtype(request):
     """Return one of the four floating dtypes."""
     return DTYPES[request.param]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the slow tests out unless `-m` says which are wanted."""
+    if not config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))

@@ -80,6 +80,53 @@ def test_batches_below_at_and_above_a_block_of_rows(backend, dtype, n_rows, n_cl
     assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend), value)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("n_classes", [1, 2, 5, 16, 35, 130])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_special_value_anywhere(backend, dtype, n_classes, special):
+    """In row i class i is special, at the label or beside it; the last rows are ordinary."""
+    source, target = batch((n_classes + 3, n_classes), dtype)
+    logits = source.copy()
+    diagonal = np.arange(n_classes)
+    logits[diagonal, diagonal] = special
+    for labels in (target, np.arange(n_classes + 3) % n_classes):
+        value, gradient = oracle.cross_entropy(logits, labels)
+        loss, grad = ll.cross_entropy_value_and_grad(logits, labels, reduction="none", backend=backend)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+        assert_exact(ll.cross_entropy(logits, labels, reduction="none", backend=backend), value)
+
+
+@pytest.mark.parametrize("raw", [37.0, 232.8, 1000.0, 1e20])
+def test_raw_values_where_forms_of_the_loss_break(backend, dtype, raw):
+    if dtype == np.float16 and raw > 6e4:
+        pytest.skip("float16 ends at 65504")
+    edges = np.array([0.0, raw, -raw, raw + 1, 1.0]).astype(dtype)
+    logits = np.stack([row.ravel() for row in np.meshgrid(*[edges] * 3)], axis=1)
+    for label in range(3):
+        target = np.full(len(logits), label)
+        value, gradient = oracle.cross_entropy(logits, target)
+        loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+
+
+def test_the_callers_floating_point_settings_have_no_say(backend, dtype):
+    """Infinities, underflow and rounding to a narrow type raise nothing, and no mode is left behind."""
+    logits = np.array([[np.inf, 1, 2], [np.nan, 1, 2], [-np.inf, -200, 300], [5e4, -5e4, 0]], dtype)
+    with np.errstate(all="raise"):
+        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1.0}, {"weight": [0, 1, 2]}):
+            ll.cross_entropy_value_and_grad(logits, [0, 1, 1, 1], backend=backend, **options)
+        soft = np.full((4, 3), 1 / 3).astype(dtype)
+        ll.cross_entropy_value_and_grad(logits, soft, backend=backend)
+        for function in (ll.softmax, ll.log_softmax, ll.sigmoid, ll.log_sigmoid, ll.logsumexp, ll.entropy):
+            function(logits, backend=backend)
+        ll.binary_cross_entropy_with_logits_value_and_grad(logits, soft, backend=backend)
+        ll.kl_div(logits, soft, backend=backend)
+        ll.nll_loss(logits, [0, 1, 2, 0], weight=[0, 1, 2], backend=backend)
+    assert np.float32(1e-40) * np.float32(1) > 0
+
+
 @pytest.mark.parametrize("n_classes", [3, 17, 300])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reduced(backend, dtype, n_classes, reduction):
