@@ -1,0 +1,4 @@
+/* Any processor: 16-byte vectors of the compiler's own (SSE2, NEON). */
+#define ISA baseline
+#define VECTOR_BYTES 16
+#include "stamp.h"

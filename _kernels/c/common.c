@@ -1,0 +1,146 @@
+/* What needs no vectors: where items lie, single items of every dtype, labels, and which tables can run here. */
+#include <math.h>
+#include <string.h>
+
+#include "half.h"
+#include "kernels.h"
+
+ptrdiff_t view_offset(const array_view *view, ptrdiff_t index)
+{
+    ptrdiff_t offset = 0;
+    for (int axis = view->ndim - 1; axis > 0; axis--) {
+        offset += index % view->shape[axis] * view->stride[axis];
+        index /= view->shape[axis];
+    }
+    return view->ndim ? offset + index * view->stride[0] : 0;
+}
+
+#define AS(type) ({ type value_; memcpy(&value_, item, sizeof value_); value_; })
+
+double view_real(const array_view *view, const char *item)
+{
+    switch (view->dtype) {
+    case DTYPE_F16: return half_to_float(AS(uint16_t));
+    case DTYPE_BF16: return bfloat_to_float(AS(uint16_t));
+    case DTYPE_F32: return AS(float);
+    case DTYPE_F64: return AS(double);
+    case DTYPE_BOOL: return AS(uint8_t) != 0;
+    case DTYPE_I8: return AS(int8_t);
+    case DTYPE_U8: return AS(uint8_t);
+    case DTYPE_I16: return AS(int16_t);
+    case DTYPE_U16: return AS(uint16_t);
+    case DTYPE_I32: return AS(int32_t);
+    case DTYPE_U32: return AS(uint32_t);
+    case DTYPE_I64: return (double)AS(int64_t);
+    case DTYPE_U64: return (double)AS(uint64_t);
+    }
+    return NAN;
+}
+
+void put_real(const array_view *view, char *item, double value)
+{
+    switch (view->dtype) {
+    case DTYPE_F64: memcpy(item, &value, sizeof value); break;
+    case DTYPE_F32: memcpy(item, &(float){(float)value}, sizeof(float)); break;
+    case DTYPE_F16: memcpy(item, &(uint16_t){float_to_half((float)value)}, sizeof(uint16_t)); break;
+    case DTYPE_BF16: memcpy(item, &(uint16_t){float_to_bfloat((float)value)}, sizeof(uint16_t)); break;
+    default: *(uint8_t *)item = (uint8_t)value;
+    }
+}
+
+static int64_t label_at(const array_view *view, const char *item)
+{
+    switch (view->dtype) {
+    case DTYPE_I8: return AS(int8_t);
+    case DTYPE_U8: return AS(uint8_t);
+    case DTYPE_I16: return AS(int16_t);
+    case DTYPE_U16: return AS(uint16_t);
+    case DTYPE_I32: return AS(int32_t);
+    case DTYPE_U32: return AS(uint32_t);
+    case DTYPE_I64: return AS(int64_t);
+    default: { /* above 2^63 no label can be right, nor be the one to ignore */
+        uint64_t label = AS(uint64_t);
+        return label > INT64_MAX ? INT64_MAX : (int64_t)label;
+    }
+    }
+}
+
+static void view_labels(const array_view *view, ptrdiff_t first, ptrdiff_t n, int64_t *labels)
+{
+    if (view->dtype == DTYPE_I64 && view->ndim == 1 && view->stride[0] == 8)
+        memcpy(labels, view->data + 8 * first, 8 * (size_t)n);
+    else
+        for (ptrdiff_t i = 0; i < n; i++)
+            labels[i] = label_at(view, view->data + view_offset(view, first + i));
+}
+
+/* The rows of a block, as labels; returns how many, all of them or those before the first bad one. */
+ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result)
+{
+    ptrdiff_t first = block * job->block_rows;
+    ptrdiff_t n = job->n_rows - first < job->block_rows ? job->n_rows - first : job->block_rows;
+    result->first_bad = -1;
+    view_labels(&job->target, first, n, labels);
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (labels[i] != job->ignore_index && (labels[i] < 0 || labels[i] >= job->n_classes)) {
+            result->first_bad = first + i;
+            return i;
+        }
+    return n;
+}
+
+void label_weight_block(const void *softmax, ptrdiff_t block, block_result *result)
+{
+    const softmax_job *job = softmax;
+    int64_t labels[BLOCK_ELEMENTS];
+    ptrdiff_t n = block_labels(job, block, labels, result);
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (labels[i] != job->ignore_index) {
+            result->counted++;
+            result->total += job->beta ? job->beta[labels[i]] : 1;
+        }
+}
+
+void nll_block(const void *softmax, ptrdiff_t block, block_result *result)
+{
+    const softmax_job *job = softmax;
+    int64_t labels[BLOCK_ELEMENTS];
+    ptrdiff_t first = block * job->block_rows;
+    ptrdiff_t n = block_labels(job, block, labels, result);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double loss = 0;
+        if (labels[i] != job->ignore_index) {
+            const char *row = job->logits.data + view_offset(&job->logits, first + i);
+            double weight = job->beta ? job->beta[labels[i]] : 1;
+            double cost = -view_real(&job->logits, row + labels[i] * job->logits.class_stride);
+            loss = weight == 0 && isinf(cost) ? 0 : weight * cost;
+            result->counted++;
+            result->total += loss;
+        }
+        if (job->loss.data)
+            put_real(&job->loss, job->loss.data + view_offset(&job->loss, first + i), loss);
+    }
+}
+
+extern const kernel_table logitloss_table_baseline;
+#ifdef __x86_64__
+extern const kernel_table logitloss_table_avx2, logitloss_table_avx512;
+#endif
+
+const kernel_table *const *logitloss_tables(void)
+{
+    static const kernel_table *tables[4];
+    int n = 0;
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        tables[n++] = &logitloss_table_avx512;
+    if (has_avx2)
+        tables[n++] = &logitloss_table_avx2;
+#endif
+    tables[n++] = &logitloss_table_baseline;
+    tables[n] = NULL;
+    return tables;
+}

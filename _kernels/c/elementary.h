@@ -1,0 +1,176 @@
+/* exp and log1p of a vector, inlined, under 1 ulp each; included once for each real type.
+ *
+ * exp(x) = 2^n * exp(r) with n = round(x*log2(e)) and r = x - n*ln2, |r| <= 0.35. The integer n is added to a
+ * large constant, which rounds it and leaves it in the low bits, and those shifted to the exponent's place are
+ * the factor 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition
+ * to exp(r)'s own exponent: that would turn NaN into numbers.) Minimax polynomials, relative error 2^-28 (2^-58).
+ */
+#define V(name) PASTE(REAL, name)
+
+#ifdef REAL_IS_F64
+#define MAGIC 0x1.8p52
+#define LOG2E 0x1.71547652b82fep0
+#define MANTISSA_BITS 52
+#define EXPONENT_BIAS 1023
+#define LN2_A 0x1.62e42fefa39efp-1
+#define LN2_B 0x1.abc9e3b39803fp-56
+#define LN2_1 0x1.62e42feep-1
+#define LN2_2 0x1.a39ef356p-33
+#define LN2_3 0x1.93c7673007e5fp-65
+#else
+#define MAGIC 0x1.8p23f
+#define LOG2E 0x1.715476p0f
+#define MANTISSA_BITS 23
+#define EXPONENT_BIAS 127
+#define LN2_A 0x1.62e43p-1f
+#define LN2_B -0x1.05c61p-29f
+#define LN2_1 0x1.62p-1f
+#define LN2_2 0x1.c8p-10f
+#define LN2_3 0x1.7f7d1cp-20f
+#endif
+
+/* The largest |x| whose r is exact to the last bit: beyond it x is first taken relative to its row's largest,
+ * a subtraction which is exact there. */
+#if defined REAL_IS_F64 && defined VECTOR_FMA
+#define DIRECT 0x1p30
+#elif defined REAL_IS_F64
+#define DIRECT 0x1p19
+#elif defined VECTOR_FMA
+#define DIRECT 0x1p17f
+#else
+#define DIRECT 0x1p15f
+#endif
+
+/* x - n*ln2, ln2 in two parts with fused multiply-add, in three (their products exact) without. */
+INLINE V(vector) V(reduced)(V(vector) x, V(vector) n)
+{
+#ifdef VECTOR_FMA
+    return V(fma)(n, V(all)(-LN2_B), V(fma)(n, V(all)(-LN2_A), x));
+#else
+    return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3;
+#endif
+}
+
+/* exp(r) for |r| <= 0.35 */
+INLINE V(vector) V(exp_reduced)(V(vector) r)
+{
+#ifdef REAL_IS_F64
+    V(vector) p = V(all)(0x1.ad7a8fa380f3ep-26);
+    p = V(fma)(p, r, V(all)(0x1.28b1676675a35p-22));
+    p = V(fma)(p, r, V(all)(0x1.71df2ef2988fap-19));
+    p = V(fma)(p, r, V(all)(0x1.a01995eddea4ap-16));
+    p = V(fma)(p, r, V(all)(0x1.a01a01231acc4p-13));
+    p = V(fma)(p, r, V(all)(0x1.6c16c1859c6b8p-10));
+    p = V(fma)(p, r, V(all)(0x1.11111111299c8p-7));
+    p = V(fma)(p, r, V(all)(0x1.555555555024bp-5));
+    p = V(fma)(p, r, V(all)(0x1.55555555554fp-3));
+    p = V(fma)(p, r, V(all)(0.5));
+#else
+    V(vector) p = V(all)(0x1.6a1a8cp-10f);
+    p = V(fma)(p, r, V(all)(0x1.123fc6p-7f));
+    p = V(fma)(p, r, V(all)(0x1.555916p-5f));
+    p = V(fma)(p, r, V(all)(0x1.55548ap-3f));
+    p = V(fma)(p, r, V(all)(0x1.fffffcp-2f));
+#endif
+    p = V(fma)(p, r, V(all)(1));
+    return V(fma)(p, r, V(all)(1));
+}
+
+/* 2^n for integers n in the exponent's range; less gives 0 */
+INLINE V(vector) V(power_of_2)(V(vector) n)
+{
+    V(vector) bounded = V(max)(n, V(all)(-EXPONENT_BIAS));
+    return (V(vector))((V(ivector))(bounded + (MAGIC + EXPONENT_BIAS)) << MANTISSA_BITS);
+}
+
+/* What exp(x)*2^-k needs of k: the rounding constant, and the x below which the result is taken as 0 (it would
+ * be under 2^-125, or 2^-1021: no subnormal number ever arises, which some processors are slow at). */
+typedef struct {
+    V(vector) magic, floor;
+} V(exp_scale);
+
+INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
+{
+    V(exp_scale) scale = {(MAGIC + EXPONENT_BIAS) - k, (k - V(all)(EXPONENT_BIAS - 2)) * V(all)((V(real))0x1.62e42fefa39efp-1)};
+    return scale;
+}
+
+/* exp(x)*2^-k, for x <= (k + EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at NaN */
+INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
+{
+    V(vector) shifted = V(fma)(x, V(all)(LOG2E), scale.magic);
+    V(vector) p = V(exp_reduced)(V(reduced)(x, shifted - scale.magic));
+    V(vector) power = (V(vector))((V(ivector))shifted << MANTISSA_BITS);
+    return V(keep)(V(not_below)(x, scale.floor), p * power);
+}
+
+/* exp(x) for x <= 0, subnormal results included: the power of two is applied in two steps. */
+INLINE V(vector) V(exp_nonpositive)(V(vector) x)
+{
+    const V(real) lowest = -(V(real))(EXPONENT_BIAS + MANTISSA_BITS + 2) * (V(real))0.6931472;
+    V(vector) bounded = V(max)(V(all)(lowest), x);
+    V(vector) shifted = V(fma)(bounded, V(all)(LOG2E), V(all)(MAGIC));
+    V(vector) p = V(exp_reduced)(V(reduced)(bounded, shifted - MAGIC));
+    V(ivector) n = (V(ivector))shifted - (V(ivector))V(all)(MAGIC);
+    V(ivector) half = n >> 1;
+    p = p * (V(vector))((half + EXPONENT_BIAS) << MANTISSA_BITS);
+    return p * (V(vector))((n - half + EXPONENT_BIAS) << MANTISSA_BITS);
+}
+
+/* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */
+INLINE V(vector) V(log1p_unit)(V(vector) t)
+{
+    V(vector) u = t - (V(real))0.5;
+#ifdef REAL_IS_F64
+    V(vector) q = V(all)(-0x1.13788517c57adp-16);
+    q = V(fma)(q, u, V(all)(0x1.a559f644e23cbp-16));
+    q = V(fma)(q, u, V(all)(-0x1.1a86e5b7f73bep-16));
+    q = V(fma)(q, u, V(all)(0x1.cc425de24e74ap-16));
+    q = V(fma)(q, u, V(all)(-0x1.dd753a72cffc7p-15));
+    q = V(fma)(q, u, V(all)(0x1.7891983fc96f3p-14));
+    q = V(fma)(q, u, V(all)(-0x1.22096dd51788dp-13));
+    q = V(fma)(q, u, V(all)(0x1.cf98c8e149ef4p-13));
+    q = V(fma)(q, u, V(all)(-0x1.74d2ea026634p-12));
+    q = V(fma)(q, u, V(all)(0x1.2c73e06e26be4p-11));
+    q = V(fma)(q, u, V(all)(-0x1.e6f12ed14b88ep-11));
+    q = V(fma)(q, u, V(all)(0x1.8d3f99e229dp-10));
+    q = V(fma)(q, u, V(all)(-0x1.469c8b2ad1f49p-9));
+    q = V(fma)(q, u, V(all)(0x1.0f1192238ef22p-8));
+    q = V(fma)(q, u, V(all)(-0x1.c72c62f0cd62ap-8));
+    q = V(fma)(q, u, V(all)(0x1.83c50b0c3b617p-7));
+    q = V(fma)(q, u, V(all)(-0x1.50abf6cca9cbbp-6));
+    q = V(fma)(q, u, V(all)(0x1.2bec9fba5578ep-5));
+    q = V(fma)(q, u, V(all)(-0x1.1540afd54b032p-4));
+    q = V(fma)(q, u, V(all)(0x1.0f95b3dc0a107p-3));
+    q = V(fma)(q, u, V(all)(-0x1.2773a5da90bdbp-2));
+    q = V(fma)(q, u, V(all)(0x1.9f323ecbf984cp-1));
+#else
+    V(vector) q = V(all)(-0x1.a93370p-9f);
+    q = V(fma)(q, u, V(all)(0x1.5848ccp-8f));
+    q = V(fma)(q, u, V(all)(-0x1.ba5cc0p-8f));
+    q = V(fma)(q, u, V(all)(0x1.7b53bcp-7f));
+    q = V(fma)(q, u, V(all)(-0x1.510612p-6f));
+    q = V(fma)(q, u, V(all)(0x1.2c1e28p-5f));
+    q = V(fma)(q, u, V(all)(-0x1.153fb2p-4f));
+    q = V(fma)(q, u, V(all)(0x1.0f9550p-3f));
+    q = V(fma)(q, u, V(all)(-0x1.2773a6p-2f));
+    q = V(fma)(q, u, V(all)(0x1.9f323ep-1f));
+#endif
+    return t * q;
+}
+
+#ifdef REAL_IS_F64
+/* log1p(t) for t >= 0, +inf included */
+INLINE V(vector) V(log1p_nonnegative)(V(vector) t)
+{
+    V(vector) one_plus = t + 1.0;
+    V(ivector) exponent = ((V(ivector))one_plus >> MANTISSA_BITS) - EXPONENT_BIAS;
+    V(vector) mantissa =
+        (V(vector))(((V(ivector))one_plus & 0xfffffffffffff) | (V(ivector))V(all)(1.0));
+    V(vector) power = (V(vector))(exponent + (V(ivector))V(all)(MAGIC)) - MAGIC;
+    V(vector) log = V(fma)(power, V(all)(LN2_A), V(log1p_unit)(mantissa - 1.0));
+    V(vector) finite = V(choose)(V(greater)(V(all)(1.0), t), V(log1p_unit)(t), log);
+    return V(choose)(V(greater)(V(all)(INFINITY), t), finite, t);
+}
+#endif
+#undef V

@@ -1,0 +1,100 @@
+/* What Cython and the C rows share: how an array is described, what a piece of work is, and the functions
+ * that one instruction set offers.
+ *
+ * A batch is a list of rows (or of elements); they count in C order over the leading axes of the arrays. A
+ * block is a range of them whose bounds depend on the shapes alone, so the blocks' totals, added in order,
+ * are the same for every number of threads. Nothing here depends on an instruction set.
+ */
+#ifndef LOGITLOSS_KERNELS_H
+#define LOGITLOSS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MAX_DIMS = 64, BLOCK_ROWS = 64, BLOCK_ELEMENTS = 2048 };
+
+typedef enum {
+    DTYPE_F16,
+    DTYPE_BF16,
+    DTYPE_F32,
+    DTYPE_F64,
+    DTYPE_BOOL,
+    DTYPE_I8,
+    DTYPE_U8,
+    DTYPE_I16,
+    DTYPE_U16,
+    DTYPE_I32,
+    DTYPE_U32,
+    DTYPE_I64,
+    DTYPE_U64
+} dtype_code;
+
+/* An array, axes that can be walked as one already joined. `data` is NULL where an optional array was not
+ * given. Strides are in bytes. `class_stride` is that of the class axis, which is not among the `ndim`. */
+typedef struct {
+    char *data;
+    dtype_code dtype;
+    int itemsize;
+    int ndim;
+    ptrdiff_t shape[MAX_DIMS];
+    ptrdiff_t stride[MAX_DIMS];
+    ptrdiff_t class_stride;
+} array_view;
+
+/* What a block found; `first_bad` is the number of a row or element, or -1. */
+typedef struct {
+    double total;
+    ptrdiff_t counted;
+    ptrdiff_t first_bad;
+} block_result;
+
+typedef enum { LABELS, PROBABILITIES, NO_TARGET } target_kind;
+/* What becomes of each logit once its row's statistics are known. */
+typedef enum { NOTHING, GRADIENT, SOFTMAX, LOG_SOFTMAX, ENTROPY } second_pass;
+
+/* The softmax family. The names are the contract's (the package's _kernels/__init__.py). */
+typedef struct {
+    target_kind target_kind;
+    second_pass second_pass;
+    ptrdiff_t n_rows, n_classes, block_rows;
+    array_view logits, target;
+    int64_t ignore_index;
+    const double *beta;  /* by label; NULL is ones */
+    const double *gamma; /* by class; for LABELS NULL is zeros, for PROBABILITIES it is the weight, NULL is ones */
+    const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
+    double gamma_sum, target_scale, target_offset, z_loss;
+    array_view scale, lse_in, loss, lse, hit, out;
+    int streams; /* `out` is too large for the cache: write around it */
+} softmax_job;
+
+typedef enum { BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID } pointwise_kind;
+
+/* The element-wise family. */
+typedef struct {
+    pointwise_kind kind;
+    int is_signed;
+    ptrdiff_t n_elements;
+    array_view x, target, weight, pos_weight, scale, loss, out;
+    double label_scale, label_offset;
+} pointwise_job;
+
+typedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result);
+
+typedef struct {
+    const char *isa;
+    block_function softmax_block;   /* of a softmax_job */
+    block_function pointwise_block; /* of a pointwise_job */
+} kernel_table;
+
+/* The tables that this processor can run, best first, ended by NULL. */
+const kernel_table *const *logitloss_tables(void);
+
+/* Common to all instruction sets (common.c). */
+ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
+ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);
+double view_real(const array_view *view, const char *item);
+void put_real(const array_view *view, char *item, double value);
+void label_weight_block(const void *job, ptrdiff_t block, block_result *result);
+void nll_block(const void *job, ptrdiff_t block, block_result *result);
+
+#endif

@@ -1,0 +1,21 @@
+/* The kernels of one real type, in the order in which they build on each other. */
+#include "elementary.h"
+#ifdef REAL_IS_F64
+#include "statistics.h"
+#endif
+#include "tile.h"
+#include "row.h"
+#include "lanes.h"
+#include "softmax_block.h"
+#include "pointwise_block.h"
+#undef MAGIC
+#undef LOG2E
+#undef MANTISSA_BITS
+#undef EXPONENT_BIAS
+#undef LN2_A
+#undef LN2_B
+#undef LN2_1
+#undef LN2_2
+#undef LN2_3
+#undef DIRECT
+#undef MARGIN

@@ -1,0 +1,230 @@
+/* Rows whose classes lie next to each other, in one real type; included once for each.
+ *
+ * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the registers:
+ * their largest is compared with the row's; if it is no larger, as nearly always, the exponentials are added to
+ * the sum. If it is, the group's largest becomes the row's, its predecessor joins the others, and the group is
+ * summed from a copy in which the new one is left out. row_map writes a result for each class.
+ */
+#define V(name) PASTE(REAL, name)
+
+/* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no normal
+ * number still are. */
+enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
+
+/* How far sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
+#define MARGIN 40
+
+typedef struct {
+    V(vector) sum, weight, gap; /* by lane, since the last collection */
+    V(vector) largest, shift, reference;
+    V(exp_scale) scale;
+    row_statistics row;
+} V(accumulator);
+
+static void V(collect)(V(accumulator) *acc)
+{
+    acc->row.sum += V(lanes_sum)(acc->sum);
+    acc->row.weight += V(lanes_sum)(acc->weight);
+    acc->row.gap += V(lanes_sum)(acc->gap);
+    acc->sum = acc->weight = acc->gap = V(all)(0);
+}
+
+/* Add vectors without a logit larger than the largest; at the largest itself `x` holds -inf and `gamma` 0. */
+INLINE void V(add_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors)
+{
+    V(vector) sum = V(all)(0), weight = sum, gap = sum;
+#pragma GCC unroll 8
+    for (int j = 0; j < n_vectors; j++) {
+        V(vector) logit = V(load)(x + j * V(LANES));
+        sum += V(exp_scaled)(logit - acc->shift, acc->scale);
+        if (gamma) {
+            V(vector) g = V(load)(gamma + j * V(LANES));
+            weight += g;
+            gap += V(keep)(V(nonzero)(g), g * (acc->reference - logit));
+        }
+    }
+    acc->sum += sum;
+    acc->weight += weight;
+    acc->gap += gap;
+}
+
+/* Make `largest`, found at `top`, the row's largest. */
+static void V(raise_largest)(V(accumulator) *acc, V(real) largest, V(real) gamma, ptrdiff_t top)
+{
+    row_statistics *row = &acc->row;
+    V(collect)(acc);
+    row_statistics next = {.largest = largest, .shift = row->shift, .exponent = row->exponent,
+                           .top = top, .top_weight = gamma};
+    if (isinf(largest)) {
+        next.shift = next.exponent = 0;
+    } else if (fabs(largest) > DIRECT) {
+        next.shift = largest;
+        next.exponent = -V(HEADROOM);
+    } else {
+        double exponent = rint(largest * 0x1.71547652b82fep0) - V(HEADROOM);
+        if (row->largest == -INFINITY || row->shift != 0 || exponent > row->exponent + MARGIN) {
+            next.shift = 0;
+            next.exponent = exponent;
+        }
+    }
+    merge(row, &next);
+    acc->largest = V(all)(largest);
+    acc->reference = V(all)(largest);
+    acc->shift = V(all)((V(real))row->shift);
+    acc->scale = V(exp_scale_of)(V(all)((V(real))row->exponent));
+}
+
+/* A group in which something is larger than the largest so far */
+static __attribute__((noinline)) void V(add_record_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma,
+                                                          int n_vectors, ptrdiff_t first_class)
+{
+    V(real) ALIGNED others[V(GROUP)], others_gamma[V(GROUP)];
+    V(vector) high = V(all)(-INFINITY);
+    int at = 0;
+    for (int j = 0; j < n_vectors; j++)
+        high = V(max)(V(load)(x + j * V(LANES)), high);
+    V(real) largest = V(lanes_max)(high);
+    while (x[at] != largest)
+        at++;
+    memcpy(others, x, sizeof(V(vector)) * (size_t)n_vectors);
+    others[at] = -INFINITY;
+    V(raise_largest)(acc, largest, gamma ? gamma[at] : 0, first_class + at);
+    if (gamma) {
+        memcpy(others_gamma, gamma, sizeof(V(vector)) * (size_t)n_vectors);
+        others_gamma[at] = 0;
+        V(add_group)(acc, others, others_gamma, n_vectors);
+    } else {
+        V(add_group)(acc, others, NULL, n_vectors);
+    }
+}
+
+INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, ptrdiff_t n,
+                           ptrdiff_t first_class)
+{
+    ptrdiff_t c = 0;
+    int since_collection = 0;
+    for (; c + V(GROUP) <= n; c += V(GROUP)) {
+        V(vector) high = V(load)(x + c);
+        for (int j = 1; j < 8; j++)
+            high = V(max)(V(load)(x + c + j * V(LANES)), high);
+        if (V(any)(V(greater)(high, acc->largest)))
+            V(add_record_group)(acc, x + c, gamma ? gamma + c : NULL, 8, first_class + c);
+        else
+            V(add_group)(acc, x + c, gamma ? gamma + c : NULL, 8);
+        /* Short chains of additions keep their rounding under that of the exponentials. */
+        if (++since_collection == 16) {
+            V(collect)(acc);
+            since_collection = 0;
+        }
+    }
+    if (c < n) {
+        V(real) ALIGNED rest[V(GROUP)], rest_gamma[V(GROUP)];
+        int n_vectors = (int)((n - c + V(LANES) - 1) / V(LANES));
+        V(vector) high = V(all)(-INFINITY);
+        for (int j = 0; j < n_vectors; j++) {
+            V(store)(rest + j * V(LANES), V(all)(-INFINITY));
+            V(store)(rest_gamma + j * V(LANES), V(all)(0));
+        }
+        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
+        if (gamma)
+            memcpy(rest_gamma, gamma + c, sizeof(V(real)) * (size_t)(n - c));
+        for (int j = 0; j < n_vectors; j++)
+            high = V(max)(V(load)(rest + j * V(LANES)), high);
+        if (V(any)(V(greater)(high, acc->largest)))
+            V(add_record_group)(acc, rest, gamma ? rest_gamma : NULL, n_vectors, first_class + c);
+        else
+            V(add_group)(acc, rest, gamma ? rest_gamma : NULL, n_vectors);
+    }
+}
+
+/* The statistics of n classes from first_class on; gamma, by class, may be NULL. */
+static void V(row_statistics_of)(const V(real) *x, const V(real) *gamma, ptrdiff_t n, ptrdiff_t first_class,
+                                 row_statistics *row)
+{
+    V(vector) zero = V(all)(0);
+    V(accumulator) acc = {.sum = zero, .weight = zero, .gap = zero, .largest = V(all)(-INFINITY), .shift = zero,
+                          .reference = zero, .scale = V(exp_scale_of)(zero), .row = {.largest = -INFINITY,
+                          .top = first_class}};
+    if (gamma)
+        V(add_classes)(&acc, x, gamma, n, first_class);
+    else
+        V(add_classes)(&acc, x, NULL, n, first_class);
+    V(collect)(&acc);
+    *row = acc.row;
+    if (isinf(row->largest)) {
+        row->sum = 0;
+        for (ptrdiff_t c = 0; c < n; c++)
+            row->sum += isnan(x[c]) ? NAN : 0;
+    }
+}
+
+/* What the second pass does to a class: factor, shift and scale as in row_softmax. */
+typedef struct {
+    V(vector) shift, factor, gamma_factor, largest, log1p_others;
+    V(exp_scale) scale;
+} V(map_row);
+
+INLINE V(vector) V(map_vector)(second_pass pass, V(vector) x, const V(real) *gamma, const V(map_row) *row)
+{
+    if (pass == LOG_SOFTMAX)
+        return (x - row->largest) - row->log1p_others;
+    V(vector) e = V(exp_scaled)(x - row->shift, row->scale);
+    if (pass == ENTROPY)
+        return V(keep)(V(nonzero)(e), e * ((row->largest - x) + row->log1p_others));
+    V(vector) p = e * row->factor;
+    return gamma ? p - V(load)(gamma) * row->gamma_factor : p;
+}
+
+/* Results of n classes to `out`; returns the sum of exponentials (of terms, for the entropy), scaled like them. */
+INLINE double V(map_classes)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out, ptrdiff_t n,
+                             const V(map_row) *row, int streams)
+{
+    ptrdiff_t c = 0;
+    if (pass == ENTROPY) {
+        double total = 0;
+        V(vector) sum = V(all)(0);
+        for (; c + V(LANES) <= n; c += V(LANES)) {
+            sum += V(map_vector)(pass, V(load)(x + c), NULL, row);
+            if (c % (16 * V(LANES)) == 0) {
+                total += V(lanes_sum)(sum);
+                sum = V(all)(0);
+            }
+        }
+        total += V(lanes_sum)(sum);
+        if (c < n) {
+            V(real) ALIGNED rest[V(LANES)];
+            V(store)(rest, V(all)(-INFINITY));
+            memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
+            total += V(lanes_sum)(V(map_vector)(pass, V(load)(rest), NULL, row));
+        }
+        return total;
+    }
+    if (streams && (uintptr_t)out % sizeof(V(vector)) == 0)
+        for (; c + V(LANES) <= n; c += V(LANES))
+            V(stream)(out + c, V(map_vector)(pass, V(load)(x + c), gamma ? gamma + c : NULL, row));
+    for (; c + V(LANES) <= n; c += V(LANES))
+        V(store)(out + c, V(map_vector)(pass, V(load)(x + c), gamma ? gamma + c : NULL, row));
+    if (c < n) {
+        V(real) ALIGNED rest[V(LANES)] = {0}, rest_gamma[V(LANES)] = {0};
+        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
+        if (gamma)
+            memcpy(rest_gamma, gamma + c, sizeof(V(real)) * (size_t)(n - c));
+        V(store)(rest, V(map_vector)(pass, V(load)(rest), gamma ? rest_gamma : NULL, row));
+        memcpy(out + c, rest, sizeof(V(real)) * (size_t)(n - c));
+    }
+    return 0;
+}
+
+static double V(row_map)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out, ptrdiff_t n,
+                         const V(map_row) *row, int streams)
+{
+    switch (pass) {
+    case ENTROPY: return V(map_classes)(ENTROPY, x, NULL, NULL, n, row, 0);
+    case LOG_SOFTMAX: return V(map_classes)(LOG_SOFTMAX, x, NULL, out, n, row, streams);
+    default:
+        if (gamma)
+            return V(map_classes)(GRADIENT, x, gamma, out, n, row, streams);
+        return V(map_classes)(GRADIENT, x, NULL, out, n, row, streams);
+    }
+}
+#undef V

@@ -1,0 +1,351 @@
+/* A block of rows of the softmax family in one real type: statistics, then loss, then the second pass while the
+ * rows are in the cache; included once for each real type.
+ *
+ * Two ways through, equal in meaning: row by row where classes are contiguous and many (row.h), and a row in each
+ * lane for short rows or rows that lie side by side (lanes.h). Both work on runs of classes that fit a tile, which is
+ * the array itself wherever dtype and strides allow.
+ */
+#define V(name) PASTE(REAL, name)
+
+enum {
+    V(TILE) = 128 * 1024 / sizeof(V(real)),
+    /* Under this many classes, lanes; measured. */
+    V(FEW_CLASSES) = 48
+};
+
+typedef struct {
+    const softmax_job *job;
+    ptrdiff_t first, n;
+    int by_lanes, known_lse;
+    int64_t label[BLOCK_ROWS];
+    int live[BLOCK_ROWS]; /* not ignored */
+    double ALIGNED scale[BLOCK_ROWS], alpha[BLOCK_ROWS], target_logit[BLOCK_ROWS];
+    row_statistics statistics[BLOCK_ROWS];
+    row_softmax softmax;
+    V(real) ALIGNED x_tile[V(TILE)], gamma_tile[V(TILE)];
+} V(block);
+
+INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
+{
+    return view->data + view_offset(view, row) + c * view->class_stride;
+}
+
+INLINE ptrdiff_t V(at_most)(ptrdiff_t n, ptrdiff_t bound) { return n < bound ? n : bound; }
+
+/* What the coefficients of n reals in `gamma` are: target_scale and offset applied, times the class's weight */
+INLINE void V(weigh_target)(const softmax_job *job, const V(real) *t, V(real) weight, V(real) *gamma)
+{
+    *gamma = weight * ((V(real))job->target_scale * *t + (V(real))job->target_offset);
+}
+
+/* gamma of one row from first_class on, or NULL for zeros */
+static const V(real) *V(gamma_run)(V(block) *block, ptrdiff_t row, ptrdiff_t first_class, ptrdiff_t n)
+{
+    const softmax_job *job = block->job;
+    const V(real) *weight = job->gamma_real ? (const V(real) *)job->gamma_real + first_class : NULL;
+    if (job->target_kind != PROBABILITIES)
+        return weight;
+    const V(real) *t = V(run)(&job->target, V(item)(&job->target, row, first_class), job->target.class_stride, n,
+                              block->gamma_tile);
+    if (!weight && job->target_scale == 1 && job->target_offset == 0)
+        return t;
+    for (ptrdiff_t c = 0; c < n; c++)
+        V(weigh_target)(job, t + c, weight ? weight[c] : 1, block->gamma_tile + c);
+    return block->gamma_tile;
+}
+
+/* Do the block's rows lie side by side, as reals that fill whole vectors? */
+static int V(are_lanes)(const V(block) *block, const array_view *view)
+{
+    return V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) && block->n % V(LANES) == 0 &&
+           V(run_length)(view, block->first, block->n) == block->n;
+}
+
+/* Where the block's rows from first_class on are lanes, *stride reals from class to class: in place or `tile`. */
+static V(real) *V(lanes_place)(const V(block) *block, const array_view *view, ptrdiff_t first_class, V(real) *tile,
+                               ptrdiff_t *stride)
+{
+    *stride = BLOCK_ROWS;
+    if (!V(are_lanes)(block, view))
+        return tile;
+    *stride = view->class_stride / (ptrdiff_t)sizeof(V(real));
+    return (V(real) *)V(item)(view, block->first, first_class);
+}
+
+/* The same with the logits or targets gathered, if they need to be */
+static const V(real) *V(lanes_run)(const V(block) *block, const array_view *view, ptrdiff_t first_class,
+                                   ptrdiff_t n_classes, V(real) *tile, ptrdiff_t *stride)
+{
+    const V(real) *place = V(lanes_place)(block, view, first_class, tile, stride);
+    array_view at_class = *view;
+    at_class.data += first_class * view->class_stride;
+    for (ptrdiff_t c = 0; c < n_classes && place == tile; c++, at_class.data += view->class_stride) {
+        V(real) *lanes = tile + c * BLOCK_ROWS;
+        const V(real) *items = V(items)(&at_class, block->first, block->n, lanes);
+        if (items != lanes)
+            memcpy(lanes, items, sizeof(V(real)) * (size_t)block->n);
+        for (ptrdiff_t i = block->n; i < BLOCK_ROWS; i++)
+            lanes[i] = 0;
+    }
+    return place;
+}
+
+/* gamma for lanes_run's classes: by class (*stride 0), by lane, or NULL for zeros */
+static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptrdiff_t n_classes, ptrdiff_t *stride)
+{
+    const softmax_job *job = block->job;
+    const V(real) *weight = job->gamma_real ? (const V(real) *)job->gamma_real + first_class : NULL;
+    *stride = 0;
+    if (job->target_kind != PROBABILITIES)
+        return weight;
+    const V(real) *t = V(lanes_run)(block, &job->target, first_class, n_classes, block->gamma_tile, stride);
+    if (!weight && job->target_scale == 1 && job->target_offset == 0)
+        return t;
+    for (ptrdiff_t c = 0; c < n_classes; c++)
+        for (ptrdiff_t i = 0; i < block->n; i++)
+            V(weigh_target)(job, t + c * *stride + i, weight ? weight[c] : 1, block->gamma_tile + c * BLOCK_ROWS + i);
+    *stride = BLOCK_ROWS;
+    return block->gamma_tile;
+}
+
+/* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known, unless
+ * their label is so likely that 1 - p must be summed from the others. Their statistics are the label's. */
+static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    if (job->target_kind != LABELS)
+        return 0;
+    int ignored = !block->live[i] && !job->lse.data;
+    if (!ignored && !(block->known_lse && block->live[i] &&
+                      -expm1(block->target_logit[i] - block->softmax.lse[i]) > 1e-3))
+        return 0;
+    row_statistics *row = block->statistics + i;
+    *row = (row_statistics){.largest = ignored ? 0 : block->target_logit[i], .top = ignored ? 0 : block->label[i]};
+    row->top_weight = job->gamma ? job->gamma[row->top] : 0;
+    return 1;
+}
+
+static void V(find_statistics)(V(block) *block)
+{
+    const softmax_job *job = block->job;
+    ptrdiff_t step = block->by_lanes ? V(TILE) / BLOCK_ROWS : V(TILE);
+    row_statistics part[BLOCK_ROWS];
+    for (ptrdiff_t c = 0, n; c < job->n_classes && block->by_lanes; c += n) {
+        ptrdiff_t x_stride, gamma_stride;
+        n = V(at_most)(job->n_classes - c, step);
+        const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
+        const V(real) *gamma = V(gamma_lanes)(block, c, n, &gamma_stride);
+        if (gamma)
+            V(lanes_statistics_of)(x, x_stride, gamma, gamma_stride, n, block->n, c, c ? part : block->statistics);
+        else
+            V(lanes_statistics_of)(x, x_stride, NULL, 0, n, block->n, c, c ? part : block->statistics);
+        for (ptrdiff_t i = 0; i < block->n && c; i++)
+            merge(block->statistics + i, part + i);
+    }
+    for (ptrdiff_t i = 0; i < block->n && !block->by_lanes; i++) {
+        if (V(needs_no_pass)(block, i))
+            continue;
+        for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+            const char *item = V(item)(&job->logits, block->first + i, c);
+            n = V(at_most)(job->n_classes - c, step);
+            const V(real) *x = V(run)(&job->logits, item, job->logits.class_stride, n, block->x_tile);
+            const V(real) *gamma = V(gamma_run)(block, block->first + i, c, n);
+            V(row_statistics_of)(x, gamma, n, c, c ? part : block->statistics + i);
+            if (c)
+                merge(block->statistics + i, part);
+        }
+    }
+}
+
+/* From statistics to losses: cost of a class = lse - x = (largest - x) + log1p_others. Returns their sum. */
+static double V(find_losses)(V(block) *block)
+{
+    const softmax_job *job = block->job;
+    double total = 0;
+    for (ptrdiff_t i = 0; i < block->n; i++) {
+        const row_statistics *row = block->statistics + i;
+        double lse = block->softmax.lse[i], log1p_others = block->softmax.log1p_others[i];
+        double loss = 0, beta = 0, gamma_sum = job->gamma_sum;
+        if (job->target_kind == LABELS && block->live[i]) {
+            double cost = (row->largest - block->target_logit[i]) + log1p_others;
+            beta = job->beta ? job->beta[block->label[i]] : 1;
+            loss = beta != 0 ? beta * cost : 0 * log1p_others;
+        }
+        if (job->target_kind == PROBABILITIES)
+            gamma_sum = row->weight + row->top_weight;
+        if (job->target_kind == PROBABILITIES || job->gamma)
+            loss += gamma_sum * log1p_others + row->gap;
+        if (job->z_loss != 0)
+            loss += job->z_loss * lse * lse + 0 * log1p_others;
+        loss = block->live[i] ? loss : 0;
+        total += loss;
+        block->alpha[i] = job->second_pass == GRADIENT
+                              ? block->scale[i] * (beta + gamma_sum + (job->z_loss != 0 ? 2 * job->z_loss * lse : 0))
+                              : 1;
+        if (job->loss.data)
+            put_real(&job->loss, V(item)(&job->loss, block->first + i, 0), loss);
+        if (job->lse.data)
+            put_real(&job->lse, V(item)(&job->lse, block->first + i, 0), lse);
+        if (job->hit.data) {
+            int hit = block->live[i] && block->label[i] == row->top && !isnan(lse);
+            put_real(&job->hit, V(item)(&job->hit, block->first + i, 0), hit);
+        }
+    }
+    return total;
+}
+
+/* The label's entry and the largest's, which the second pass has left as alpha*p - gamma. The largest's is formed from
+ * the others: there 1 - p may be far below p's rounding. */
+static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    const row_statistics *row = block->statistics + i;
+    const row_softmax *softmax = &block->softmax;
+    ptrdiff_t number = block->first + i, label = job->target_kind == LABELS ? block->label[i] : row->top;
+    double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
+    double z_slope = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
+    double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight : job->gamma ? job->gamma[row->top] : 0;
+    double rest = job->target_kind == PROBABILITIES ? row->weight : job->gamma ? job->gamma_sum - top_gamma : 0;
+    top_gamma += label == row->top ? beta : 0;
+    rest += z_slope + (label == row->top ? 0 : beta);
+    double top = softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma;
+    put_real(&job->out, V(item)(&job->out, number, row->top), block->scale[i] * top);
+    if (label != row->top) {
+        double p = exp((block->target_logit[i] - row->largest) - softmax->log1p_others[i]);
+        double gamma = job->gamma ? job->gamma[label] : 0;
+        put_real(&job->out, V(item)(&job->out, number, label), block->alpha[i] * p - block->scale[i] * (beta + gamma));
+    }
+}
+
+static void V(map_by_row)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    const row_softmax *softmax = &block->softmax;
+    double total = 0;
+    V(map_row) row = {V(all)((V(real))softmax->shift[i]),
+                      V(all)((V(real))(softmax->factor[i] * block->alpha[i])),
+                      V(all)((V(real))block->scale[i]),
+                      V(all)((V(real))block->statistics[i].largest),
+                      V(all)((V(real))softmax->log1p_others[i]),
+                      V(exp_scale_of)(V(all)((V(real))softmax->exponent[i]))};
+    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+        char *to = V(item)(&job->out, block->first + i, c);
+        V(real) *out = V(run_out)(&job->out, to, job->out.class_stride, block->x_tile);
+        n = V(at_most)(job->n_classes - c, V(TILE));
+        if (block->live[i]) {
+            const char *from = V(item)(&job->logits, block->first + i, c);
+            const V(real) *x = V(run)(&job->logits, from, job->logits.class_stride, n, block->x_tile);
+            const V(real) *gamma = job->second_pass == GRADIENT ? V(gamma_run)(block, block->first + i, c, n) : NULL;
+            total += V(row_map)(job->second_pass, x, gamma, out, n, &row, job->streams);
+        } else {
+            memset(out, 0, sizeof(V(real)) * (size_t)n);
+        }
+        if (job->second_pass != ENTROPY && out == block->x_tile)
+            V(store_run)(job->out.dtype, to, job->out.class_stride, n, out);
+    }
+    if (job->second_pass == ENTROPY)
+        put_real(&job->out, V(item)(&job->out, block->first + i, 0), total * softmax->factor[i]);
+}
+
+static void V(map_by_lanes)(V(block) *block)
+{
+    const softmax_job *job = block->job;
+    const row_softmax *softmax = &block->softmax;
+    V(map_lanes) rows = {0};
+    V(real) ALIGNED sums[BLOCK_ROWS];
+    double total[BLOCK_ROWS] = {0};
+    for (ptrdiff_t i = 0; i < block->n; i++) {
+        rows.shift[i] = (V(real))softmax->shift[i];
+        rows.exponent[i] = (V(real))softmax->exponent[i];
+        rows.factor[i] = (V(real))(softmax->factor[i] * block->alpha[i]);
+        rows.gamma_factor[i] = (V(real))block->scale[i];
+        rows.largest[i] = (V(real))block->statistics[i].largest;
+        rows.log1p_others[i] = (V(real))softmax->log1p_others[i];
+        rows.live[i] = (V(real))block->live[i];
+    }
+    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+        ptrdiff_t x_stride, gamma_stride, out_stride = 0;
+        n = V(at_most)(job->n_classes - c, V(TILE) / BLOCK_ROWS);
+        const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
+        V(real) *out =
+            job->second_pass == ENTROPY ? NULL : V(lanes_place)(block, &job->out, c, block->x_tile, &out_stride);
+        switch (job->second_pass) {
+        case ENTROPY: V(lanes_map)(ENTROPY, x, x_stride, NULL, 0, NULL, 0, n, block->n, &rows, sums); break;
+        case LOG_SOFTMAX: V(lanes_map)(LOG_SOFTMAX, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL); break;
+        default: {
+            const V(real) *gamma = job->second_pass == GRADIENT ? V(gamma_lanes)(block, c, n, &gamma_stride) : NULL;
+            if (gamma)
+                V(lanes_map)(GRADIENT, x, x_stride, gamma, gamma_stride, out, out_stride, n, block->n, &rows, NULL);
+            else
+                V(lanes_map)(GRADIENT, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL);
+        }
+        }
+        for (ptrdiff_t i = 0; i < block->n && job->second_pass == ENTROPY; i++)
+            total[i] += sums[i];
+        array_view at_class = job->out;
+        at_class.data += c * job->out.class_stride;
+        for (ptrdiff_t k = 0; k < n && out == block->x_tile; k++, at_class.data += job->out.class_stride)
+            V(store_items)(&at_class, block->first, block->n, out + k * BLOCK_ROWS);
+    }
+    for (ptrdiff_t i = 0; i < block->n && job->second_pass == ENTROPY; i++)
+        put_real(&job->out, V(item)(&job->out, block->first + i, 0), total[i] * softmax->factor[i]);
+}
+
+/* With lse given: p is taken relative to it, and 1 - p of the largest is the others' share of it. */
+static void V(use_known_lse)(V(block) *block, const double *lse)
+{
+    row_softmax *softmax = &block->softmax;
+    for (ptrdiff_t i = 0; i < block->n; i++) {
+        double others = softmax->p_others[i] / softmax->p_top[i];
+        double ahead = block->statistics[i].largest - lse[i];
+        softmax_from_lse(lse[i], DIRECT, V(HEADROOM), softmax, i);
+        softmax->log1p_others[i] = -ahead;
+        softmax->p_top[i] = exp(ahead);
+        softmax->p_others[i] = -expm1(ahead) > 1e-3 ? -expm1(ahead) : others * softmax->p_top[i];
+    }
+}
+
+static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_result *result)
+{
+    V(block) block;
+    double ALIGNED lse[BLOCK_ROWS];
+    block.job = job;
+    block.first = number * job->block_rows;
+    block.n = V(at_most)(job->n_rows - block.first, job->block_rows);
+    block.known_lse = job->lse_in.data != NULL;
+    block.by_lanes = job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
+                                                         V(last_stride)(&job->logits) == job->logits.itemsize);
+    if (job->target_kind == LABELS && block_labels(job, number, block.label, result) < block.n)
+        return;
+    if (block.known_lse)
+        memcpy(lse, f64_items(&job->lse_in, block.first, block.n, block.softmax.lse), sizeof(double) * (size_t)block.n);
+    if (job->scale.data)
+        memcpy(block.scale, f64_items(&job->scale, block.first, block.n, block.alpha), sizeof(double) * (size_t)block.n);
+    for (ptrdiff_t i = 0; i < block.n; i++) {
+        block.live[i] = job->target_kind != LABELS || block.label[i] != job->ignore_index;
+        block.softmax.lse[i] = block.known_lse ? lse[i] : 0;
+        if (!job->scale.data)
+            block.scale[i] = 1;
+        if (job->target_kind == LABELS && block.live[i])
+            block.target_logit[i] =
+                view_real(&job->logits, V(item)(&job->logits, block.first + i, block.label[i]));
+        result->counted += block.live[i];
+    }
+    V(find_statistics)(&block);
+    softmax_of(block.statistics, block.n, V(HEADROOM), &block.softmax);
+    if (block.known_lse)
+        V(use_known_lse)(&block, lse);
+    result->total = V(find_losses)(&block);
+    if (job->second_pass == NOTHING)
+        return;
+    if (block.by_lanes)
+        V(map_by_lanes)(&block);
+    for (ptrdiff_t i = 0; i < block.n; i++) {
+        if (!block.by_lanes)
+            V(map_by_row)(&block, i);
+        if (job->second_pass == GRADIENT && block.live[i])
+            V(mend_gradient)(&block, i);
+    }
+    fence();
+}
+#undef V

@@ -1,0 +1,35 @@
+/* All kernels for one instruction set: a stamp (baseline.c, avx2.c, avx512.c) says which, and includes this. */
+#include "vector.h"
+
+#include "half.h"
+
+#define REAL f64
+#define REAL_IS_F64
+#include "real.h"
+#undef REAL
+#undef REAL_IS_F64
+
+#define REAL f32
+#include "real.h"
+#undef REAL
+
+static void softmax_block(const void *job, ptrdiff_t block, block_result *result)
+{
+    if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
+        f64_softmax_block(job, block, result);
+    else
+        f32_softmax_block(job, block, result);
+}
+
+static void pointwise_block(const void *job, ptrdiff_t block, block_result *result)
+{
+    if (((const pointwise_job *)job)->x.dtype == DTYPE_F64)
+        f64_pointwise_block(job, block, result);
+    else
+        f32_pointwise_block(job, block, result);
+}
+
+#define STRING_(text) #text
+#define STRING(text) STRING_(text)
+
+const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA), softmax_block, pointwise_block};

@@ -1,0 +1,113 @@
+/* Tiles: short runs of an array as contiguous reals in the cache, and back; included once for each real type.
+ *
+ * The kernels proper know one real type and contiguous memory. An array that is so already is used where it
+ * lies; any other dtype or stride is converted a tile at a time, which costs a pass through the nearest cache
+ * and no memory of the batch's size.
+ */
+#define V(name) PASTE(REAL, name)
+
+INLINE int V(is_real)(const array_view *view)
+{
+    return view->dtype == (sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32);
+}
+
+#define RUN(type, convert)                                                        \
+    do {                                                                          \
+        if (stride == (ptrdiff_t)sizeof(type))                                    \
+            for (ptrdiff_t i = 0; i < n; i++)                                     \
+                to[i] = (V(real))convert(((const type *)from)[i]);                \
+        else                                                                      \
+            for (ptrdiff_t i = 0; i < n; i++)                                     \
+                to[i] = (V(real))convert(*(const type *)(from + i * stride));     \
+    } while (0)
+
+/* n items from `from` on, `stride` bytes apart */
+static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, ptrdiff_t n, V(real) *to)
+{
+    switch (dtype) {
+    case DTYPE_F16: RUN(uint16_t, half_to_float); break;
+    case DTYPE_BF16: RUN(uint16_t, bfloat_to_float); break;
+    case DTYPE_F32: RUN(float, ); break;
+    case DTYPE_F64: RUN(double, ); break;
+    case DTYPE_BOOL: RUN(uint8_t, !!); break;
+    case DTYPE_I8: RUN(int8_t, ); break;
+    case DTYPE_U8: RUN(uint8_t, ); break;
+    case DTYPE_I16: RUN(int16_t, ); break;
+    case DTYPE_U16: RUN(uint16_t, ); break;
+    case DTYPE_I32: RUN(int32_t, ); break;
+    case DTYPE_U32: RUN(uint32_t, ); break;
+    case DTYPE_I64: RUN(int64_t, ); break;
+    case DTYPE_U64: RUN(uint64_t, ); break;
+    }
+}
+#undef RUN
+
+#define RUN(type, convert)                                                        \
+    do {                                                                          \
+        if (stride == (ptrdiff_t)sizeof(type))                                    \
+            for (ptrdiff_t i = 0; i < n; i++)                                     \
+                ((type *)to)[i] = (type)convert(from[i]);                         \
+        else                                                                      \
+            for (ptrdiff_t i = 0; i < n; i++)                                     \
+                *(type *)(to + i * stride) = (type)convert(from[i]);              \
+    } while (0)
+
+static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t n, const V(real) *from)
+{
+    switch (dtype) {
+    case DTYPE_F16: RUN(uint16_t, float_to_half); break;
+    case DTYPE_BF16: RUN(uint16_t, float_to_bfloat); break;
+    case DTYPE_F32: RUN(float, ); break;
+    case DTYPE_F64: RUN(double, ); break;
+    default: RUN(uint8_t, );
+    }
+}
+#undef RUN
+
+/* A run where it lies, or copied into `tile` */
+INLINE const V(real) *V(run)(const array_view *view, const char *from, ptrdiff_t stride, ptrdiff_t n,
+                             V(real) *tile)
+{
+    if (V(is_real)(view) && stride == (ptrdiff_t)sizeof(V(real)))
+        return (const V(real) *)from;
+    V(load_run)(view->dtype, from, stride, n, tile);
+    return tile;
+}
+
+/* Where a run of results is to be computed: at its place, or in `tile` to be stored from there */
+INLINE V(real) *V(run_out)(const array_view *view, char *to, ptrdiff_t stride, V(real) *tile)
+{
+    return V(is_real)(view) && stride == (ptrdiff_t)sizeof(V(real)) ? (V(real) *)to : tile;
+}
+
+INLINE ptrdiff_t V(run_length)(const array_view *view, ptrdiff_t first, ptrdiff_t n)
+{
+    ptrdiff_t whole = view->ndim ? view->shape[view->ndim - 1] : 1;
+    ptrdiff_t left = whole - first % whole;
+    return left < n ? left : n;
+}
+
+INLINE ptrdiff_t V(last_stride)(const array_view *view) { return view->ndim ? view->stride[view->ndim - 1] : 0; }
+
+/* Items first ... first + n - 1 of an array in C order */
+static const V(real) *V(items)(const array_view *view, ptrdiff_t first, ptrdiff_t n, V(real) *tile)
+{
+    ptrdiff_t stride = V(last_stride)(view);
+    if (V(run_length)(view, first, n) == n)
+        return V(run)(view, view->data + view_offset(view, first), stride, n, tile);
+    for (ptrdiff_t done = 0, length; done < n; done += length) {
+        length = V(run_length)(view, first + done, n - done);
+        V(load_run)(view->dtype, view->data + view_offset(view, first + done), stride, length, tile + done);
+    }
+    return tile;
+}
+
+static void V(store_items)(const array_view *view, ptrdiff_t first, ptrdiff_t n, const V(real) *from)
+{
+    for (ptrdiff_t done = 0, length; done < n; done += length) {
+        length = V(run_length)(view, first + done, n - done);
+        V(store_run)(view->dtype, view->data + view_offset(view, first + done), V(last_stride)(view), length,
+                     from + done);
+    }
+}
+#undef V

@@ -1,0 +1,138 @@
+/* Vector operations of one real type; included by vector.h once for each. V(name) is f32_name or f64_name. */
+#define V(name) PASTE(REAL, name)
+
+#ifdef REAL_IS_F64
+typedef double V(real);
+typedef int64_t V(bits);
+#define INTRINSIC(name) _mm512_##name##_pd
+#define MASKED(name) _mm512_##name##_pd_mask
+#define MASK __mmask8
+#define INTRINSIC_256(name) _mm256_##name##_pd
+#else
+typedef float V(real);
+typedef int32_t V(bits);
+#define INTRINSIC(name) _mm512_##name##_ps
+#define MASKED(name) _mm512_##name##_ps_mask
+#define MASK __mmask16
+#define INTRINSIC_256(name) _mm256_##name##_ps
+#endif
+
+typedef V(real) V(vector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef V(bits) V(ivector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef V(real) V(unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(V(real))), may_alias));
+enum { V(LANES) = VECTOR_BYTES / sizeof(V(real)) };
+
+INLINE V(vector) V(load)(const V(real) *p) { return *(const V(unaligned) *)p; }
+INLINE void V(store)(V(real) *p, V(vector) v) { *(V(unaligned) *)p = v; }
+INLINE V(vector) V(all)(V(real) value) { return value - (V(vector)){0}; }
+
+/* Integer vectors of the same width: exponents, and lane numbers in comparisons. */
+INLINE V(ivector) V(all_bits)(V(bits) value) { return value - (V(ivector)){0}; }
+
+#ifdef VECTOR_AVX512
+/* ---- masks are registers of bits */
+typedef MASK V(mask);
+INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c) { return INTRINSIC(fmadd)(a, b, c); }
+INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_GT_OQ); }
+INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_NLT_UQ); }
+INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_NEQ_UQ); }
+INLINE int V(any)(V(mask) mask) { return mask != 0; }
+INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)(mask, a); }
+INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b) { return INTRINSIC(mask_blend)(mask, b, a); }
+/* a > b ? a : b, hence b where one of them is NaN. */
+INLINE V(vector) V(max)(V(vector) a, V(vector) b) { return INTRINSIC(max)(a, b); }
+#ifdef REAL_IS_F64
+INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
+INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
+{
+    return (V(ivector))_mm512_mask_blend_epi64(mask, (__m512i)b, (__m512i)a);
+}
+#else
+INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
+{
+    return (V(ivector))_mm512_mask_blend_epi32(mask, (__m512i)b, (__m512i)a);
+}
+#endif
+#else
+/* ---- masks are vectors of all-ones lanes */
+typedef V(ivector) V(mask);
+INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c)
+{
+#ifdef VECTOR_AVX2
+    return INTRINSIC_256(fmadd)(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return (V(mask))(a > b); }
+INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return ~(V(mask))(a < b); }
+INLINE V(mask) V(nonzero)(V(vector) a) { return (V(mask))(a != V(all)(0)); }
+INLINE int V(any)(V(mask) mask)
+{
+#ifdef VECTOR_AVX2
+    return INTRINSIC_256(movemask)((V(vector))mask) != 0;
+#else
+    int64_t found = 0;
+    int64_t words[VECTOR_BYTES / 8];
+    memcpy(words, &mask, VECTOR_BYTES);
+    for (int i = 0; i < VECTOR_BYTES / 8; i++)
+        found |= words[i];
+    return found != 0;
+#endif
+}
+INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return (V(vector))(mask & (V(mask))a); }
+INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b) { return (mask & a) | (~mask & b); }
+INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
+{
+    return (V(vector))V(choose_bits)(mask, (V(ivector))a, (V(ivector))b);
+}
+INLINE V(vector) V(max)(V(vector) a, V(vector) b)
+{
+#ifdef VECTOR_AVX2
+    return INTRINSIC_256(max)(a, b);
+#else
+    return V(choose)(V(greater)(a, b), a, b);
+#endif
+}
+INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a == b); }
+#endif
+
+INLINE V(vector) V(abs)(V(vector) a) { return V(max)(a, -a); }
+
+/* A store that leaves the cache alone, where there is one; `p` is aligned to the vector. */
+INLINE void V(stream)(V(real) *p, V(vector) v)
+{
+#if defined VECTOR_AVX512
+    INTRINSIC(stream)(p, v);
+#elif defined VECTOR_AVX2
+    INTRINSIC_256(stream)(p, v);
+#else
+    V(store)(p, v);
+#endif
+}
+
+/* Sum and largest over the lanes, always in the same order. */
+INLINE V(real) V(lanes_sum)(V(vector) v)
+{
+    V(real) lane[V(LANES)];
+    memcpy(lane, &v, VECTOR_BYTES);
+    for (int width = V(LANES) / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] += lane[i + width];
+    return lane[0];
+}
+INLINE V(real) V(lanes_max)(V(vector) v)
+{
+    V(real) lane[V(LANES)];
+    memcpy(lane, &v, VECTOR_BYTES);
+    for (int i = 1; i < V(LANES); i++)
+        lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    return lane[0];
+}
+
+#undef V
+#undef INTRINSIC
+#undef MASKED
+#undef MASK
+#undef INTRINSIC_256

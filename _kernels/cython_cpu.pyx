@@ -1,0 +1,374 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+"""The Cython backend: walks the blocks of a batch with OpenMP and calls the C rows of one instruction set.
+
+A call describes its arrays to the C rows (address, dtype, shape and strides, axes joined where they can be),
+cuts the batch into blocks by shape alone, runs them without the GIL, and adds the blocks' totals in order: the
+result does not depend on the number of threads. What the methods mean stands in the contract, `__init__.py`;
+the arithmetic is in `c/`.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #define LOGITLOSS_OPENMP _OPENMP
+    #else
+    #define LOGITLOSS_OPENMP 0
+    #endif
+    """
+    const int LOGITLOSS_OPENMP
+    const char *COMPILER "__VERSION__"
+
+
+cdef extern from "kernels.h" nogil:
+    ctypedef enum dtype_code:
+        DTYPE_F16, DTYPE_BF16, DTYPE_F32, DTYPE_F64, DTYPE_BOOL
+        DTYPE_I8, DTYPE_U8, DTYPE_I16, DTYPE_U16, DTYPE_I32, DTYPE_U32, DTYPE_I64, DTYPE_U64
+
+    ctypedef enum target_kind_t "target_kind":
+        LABELS, PROBABILITIES, NO_TARGET
+
+    ctypedef enum second_pass_t "second_pass":
+        NOTHING, GRADIENT, SOFTMAX, LOG_SOFTMAX, ENTROPY
+
+    ctypedef enum pointwise_kind:
+        BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
+
+    const int BLOCK_ROWS, BLOCK_ELEMENTS, FEW_CLASSES
+
+    ctypedef struct array_view:
+        char *data
+        dtype_code dtype
+        int itemsize
+        int ndim
+        ptrdiff_t *shape
+        ptrdiff_t *stride
+        ptrdiff_t class_stride
+
+    ctypedef struct block_result:
+        double total
+        ptrdiff_t counted
+        ptrdiff_t first_bad
+
+    ctypedef struct softmax_job:
+        target_kind_t target_kind
+        second_pass_t second_pass
+        ptrdiff_t n_rows, n_classes, block_rows
+        array_view logits, target
+        int64_t ignore_index
+        const double *beta
+        const double *gamma
+        const void *gamma_real
+        double gamma_sum, target_scale, target_offset, z_loss
+        array_view scale, lse_in, loss, lse, hit, out
+        int streams
+
+    ctypedef struct pointwise_job:
+        pointwise_kind kind
+        int is_signed
+        ptrdiff_t n_elements
+        array_view x, target, weight, pos_weight, scale, loss, out
+        double label_scale, label_offset
+
+    ctypedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
+
+    ctypedef struct kernel_table:
+        const char *isa
+        block_function softmax_block
+        block_function pointwise_block
+
+    const kernel_table *const *logitloss_tables()
+    void label_weight_block(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
+    void nll_block(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
+
+
+# A second pass writes around the cache when its output is larger than any cache, and each row long enough for
+# the two scalar stores that end it to weigh nothing.
+cdef enum:
+    STREAM_FROM = 1 << 25
+    STREAM_ROW_FROM = 1 << 15
+    # A block's logits stay in the second-level cache for the second pass.
+    BLOCK_BYTES = 1 << 18
+
+
+cdef dtype_code dtype_of(cnp.ndarray array):
+    cdef int number = cnp.PyArray_TYPE(array)
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    if number == cnp.NPY_BOOL:
+        return DTYPE_BOOL
+    if cnp.PyTypeNum_ISUNSIGNED(number):
+        return DTYPE_U8 if size == 1 else DTYPE_U16 if size == 2 else DTYPE_U32 if size == 4 else DTYPE_U64
+    if cnp.PyTypeNum_ISSIGNED(number) and cnp.PyTypeNum_ISINTEGER(number):
+        return DTYPE_I8 if size == 1 else DTYPE_I16 if size == 2 else DTYPE_I32 if size == 4 else DTYPE_I64
+    if size == 2:
+        return DTYPE_F16 if number == cnp.NPY_FLOAT16 else DTYPE_BF16
+    return DTYPE_F32 if size == 4 else DTYPE_F64
+
+
+cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except -1:
+    """Fill in a view; returns its rows or elements. The axes are joined where strides allow."""
+    if given is None:
+        view.data = NULL
+        return 0
+    cdef cnp.ndarray array = given
+    cdef int n_axes = cnp.PyArray_NDIM(array) - has_classes
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+    cdef cnp.npy_intp *stride = cnp.PyArray_STRIDES(array)
+    cdef ptrdiff_t n = 1
+    cdef int axis, last
+    view.data = cnp.PyArray_BYTES(array)
+    view.dtype = dtype_of(array)
+    view.itemsize = cnp.PyArray_ITEMSIZE(array)
+    view.class_stride = stride[n_axes] if has_classes else 0
+    view.ndim = 0
+    for axis in range(n_axes):
+        n *= shape[axis]
+        if shape[axis] == 1:
+            continue
+        last = view.ndim - 1
+        if last >= 0 and view.stride[last] == stride[axis] * shape[axis]:
+            view.shape[last] *= shape[axis]
+            view.stride[last] = stride[axis]
+        else:
+            view.shape[view.ndim] = shape[axis]
+            view.stride[view.ndim] = stride[axis]
+            view.ndim += 1
+    return n
+
+
+cdef block_result run(const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, int num_threads
+) except *:
+    """Run all blocks and add up what they found, in order."""
+    cdef block_result whole, one
+    cdef block_result *found = &one
+    cdef ptrdiff_t b, n_blocks = (n_items + in_block - 1) // in_block
+    whole.total, whole.counted, whole.first_bad = 0, 0, -1
+    if n_blocks > 1:
+        found = <block_result *> calloc(n_blocks, sizeof(block_result))
+        if found == NULL:
+            raise MemoryError(f"no memory for the totals of {n_blocks} blocks")
+    with nogil:
+        for b in range(n_blocks):
+            found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
+        if num_threads == 1 or n_blocks == 1:
+            for b in range(n_blocks):
+                block(job, b, found + b)
+        else:
+            for b in prange(n_blocks, num_threads=num_threads, schedule="static"):
+                block(job, b, found + b)
+        for b in range(n_blocks):
+            whole.total += found[b].total
+            whole.counted += found[b].counted
+            if found[b].first_bad >= 0:
+                whole.first_bad = found[b].first_bad
+                break
+    if n_blocks > 1:
+        free(found)
+    return whole
+
+
+cdef const double *address(cnp.ndarray coefficients):
+    return NULL if coefficients is None else <const double *> cnp.PyArray_DATA(coefficients)
+
+
+cdef class Kernels:
+    """The contract's operations with the C rows of one instruction set."""
+
+    cdef const kernel_table *table
+    cdef readonly str name
+
+    cdef block_result run_softmax(self, softmax_job *job, object logits, object out, int num_threads) except *:
+        cdef ptrdiff_t row_bytes
+        cdef bint has_class_axis = job.second_pass != ENTROPY
+        job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
+        job.n_rows = describe(&job.logits, logits, True)
+        describe(&job.out, out, has_class_axis)
+        row_bytes = job.n_classes * job.logits.itemsize
+        job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
+        if job.logits.class_stride != job.logits.itemsize:
+            job.block_rows = BLOCK_ROWS
+        job.streams = out is not None and row_bytes >= STREAM_ROW_FROM and job.n_rows * row_bytes >= STREAM_FROM
+        return run(job, self.table.softmax_block, job.n_rows, job.block_rows, num_threads)
+
+    def label_weight(
+        self, cnp.ndarray target, cnp.ndarray weight, int64_t ignore_index, ptrdiff_t n_classes, int num_threads
+    ):
+        cdef softmax_job job
+        cdef block_result found
+        job.n_rows = describe(&job.target, target, False)
+        job.n_classes = n_classes
+        job.block_rows = BLOCK_ELEMENTS
+        job.ignore_index = ignore_index
+        job.beta = address(weight)
+        found = run(&job, label_weight_block, job.n_rows, BLOCK_ELEMENTS, num_threads)
+        return found.total, found.first_bad
+
+    def nll(
+        self, cnp.ndarray log_probabilities, cnp.ndarray target, int64_t ignore_index, cnp.ndarray weight, loss,
+        int num_threads
+    ):
+        cdef softmax_job job
+        cdef block_result found
+        job.n_classes = cnp.PyArray_DIM(log_probabilities, cnp.PyArray_NDIM(log_probabilities) - 1)
+        job.n_rows = describe(&job.target, target, False)
+        describe(&job.logits, log_probabilities, True)
+        describe(&job.loss, loss, False)
+        job.block_rows = BLOCK_ELEMENTS
+        job.ignore_index = ignore_index
+        job.beta = address(weight)
+        found = run(&job, nll_block, job.n_rows, BLOCK_ELEMENTS, num_threads)
+        return found.total, found.counted, found.first_bad
+
+    def cross_entropy(
+        self, cnp.ndarray logits, cnp.ndarray target, int64_t ignore_index, cnp.ndarray beta, cnp.ndarray gamma,
+        double z_loss, scale, lse_in, loss, lse, hit, grad, int num_threads
+    ):
+        cdef softmax_job job
+        cdef block_result found
+        cdef cnp.ndarray gamma_real = real_coefficients(gamma, logits)
+        job.target_kind = LABELS
+        job.second_pass = NOTHING if grad is None else GRADIENT
+        job.ignore_index = ignore_index
+        job.beta = address(beta)
+        job.gamma = address(gamma)
+        job.gamma_real = address(gamma_real)
+        job.gamma_sum = 0 if gamma is None else gamma.sum()
+        job.z_loss = z_loss
+        describe(&job.target, target, False)
+        describe(&job.scale, scale, False)
+        describe(&job.lse_in, lse_in if loss is None and lse is None and hit is None else None, False)
+        describe(&job.loss, loss, False)
+        describe(&job.lse, lse, False)
+        describe(&job.hit, hit, False)
+        found = self.run_softmax(&job, logits, grad, num_threads)
+        return found.total, found.counted, found.first_bad
+
+    def soft_cross_entropy(
+        self, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray weight, double target_scale, double target_offset,
+        double z_loss, scale, lse_in, loss, lse, grad, int num_threads
+    ):
+        cdef softmax_job job
+        cdef cnp.ndarray weight_real = real_coefficients(weight, logits)
+        job.target_kind = PROBABILITIES
+        job.second_pass = NOTHING if grad is None else GRADIENT
+        job.beta = NULL
+        job.gamma = address(weight)
+        job.gamma_real = address(weight_real)
+        job.gamma_sum = 0
+        job.target_scale = target_scale
+        job.target_offset = target_offset
+        job.z_loss = z_loss
+        describe(&job.target, target, True)
+        describe(&job.scale, scale, False)
+        describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
+        describe(&job.loss, loss, False)
+        describe(&job.lse, lse, False)
+        job.hit.data = NULL
+        return self.run_softmax(&job, logits, grad, num_threads).total
+
+    cdef activation(self, second_pass_t second_pass, logits, lse, out, int num_threads):
+        cdef softmax_job job
+        job.target_kind = NO_TARGET
+        job.second_pass = second_pass
+        job.beta = job.gamma = NULL
+        job.gamma_real = NULL
+        job.gamma_sum = job.z_loss = 0
+        job.scale.data = job.lse_in.data = job.loss.data = job.hit.data = NULL
+        describe(&job.lse, lse, False)
+        self.run_softmax(&job, logits, out, num_threads)
+
+    def logsumexp(self, cnp.ndarray logits, lse, int num_threads):
+        self.activation(NOTHING, logits, lse, None, num_threads)
+
+    def softmax(self, cnp.ndarray logits, out, bint log, int num_threads):
+        self.activation(LOG_SOFTMAX if log else SOFTMAX, logits, None, out, num_threads)
+
+    def entropy(self, cnp.ndarray logits, out, int num_threads):
+        self.activation(ENTROPY, logits, None, out, num_threads)
+
+    cdef block_result run_pointwise(
+        self, pointwise_job *job, x, target, weight, pos_weight, scale, loss, out, int num_threads
+    ) except *:
+        job.n_elements = describe(&job.x, x, False)
+        describe(&job.target, target, False)
+        describe(&job.weight, weight, False)
+        describe(&job.pos_weight, pos_weight, False)
+        describe(&job.scale, scale, False)
+        describe(&job.loss, loss, False)
+        describe(&job.out, out, False)
+        return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)
+
+    def binary_cross_entropy_with_logits(
+        self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_scale, double label_offset,
+        bint signed, scale, loss, grad, int num_threads
+    ):
+        cdef pointwise_job job
+        cdef block_result found
+        job.kind = BCE_WITH_LOGITS
+        job.is_signed = signed
+        job.label_scale = label_scale
+        job.label_offset = label_offset
+        found = self.run_pointwise(&job, logits, target, weight, pos_weight, scale, loss, grad, num_threads)
+        return found.total, found.first_bad
+
+    cdef block_result plain_pointwise(self, pointwise_kind kind, x, target, weight, loss, out, int num_threads) except *:
+        cdef pointwise_job job
+        job.kind = kind
+        job.is_signed = False
+        job.label_scale = 1
+        job.label_offset = 0
+        return self.run_pointwise(&job, x, target, weight, None, None, loss, out, num_threads)
+
+    def binary_cross_entropy(self, cnp.ndarray probabilities, cnp.ndarray target, weight, loss, int num_threads):
+        cdef block_result found = self.plain_pointwise(BCE, probabilities, target, weight, loss, None, num_threads)
+        return found.total, found.first_bad
+
+    def kl_div(self, cnp.ndarray log_probabilities, cnp.ndarray target, bint log_target, loss, int num_threads):
+        cdef pointwise_kind kind = KL_DIV_LOG_TARGET if log_target else KL_DIV
+        return self.plain_pointwise(kind, log_probabilities, target, None, loss, None, num_threads).total
+
+    def sigmoid(self, cnp.ndarray logits, out, bint log, int num_threads):
+        self.plain_pointwise(LOG_SIGMOID if log else SIGMOID, logits, None, None, None, out, num_threads)
+
+
+cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits):
+    """By class, in the type that the C rows compute these logits in."""
+    if coefficients is None:
+        return None
+    return coefficients.astype(np.float64 if cnp.PyArray_TYPE(logits) == cnp.NPY_DOUBLE else np.float32, copy=False)
+
+
+cdef dict _kernels = {}
+
+cdef int i = 0
+while logitloss_tables()[i] != NULL:
+    _one = Kernels()
+    (<Kernels> _one).table = logitloss_tables()[i]
+    (<Kernels> _one).name = "cython-" + logitloss_tables()[i].isa.decode()
+    _kernels[logitloss_tables()[i].isa.decode()] = _one
+    i += 1
+
+
+def available_isas():
+    """Return the instruction sets that this processor has and this build knows, best first."""
+    return tuple(_kernels)
+
+
+def kernels(isa):
+    """Return the backend of one instruction set."""
+    return _kernels[isa]
+
+
+def build_info():
+    """Say what this module was built with."""
+    return {"compiler": COMPILER.decode(), "openmp": LOGITLOSS_OPENMP != 0, "numpy": np.__version__}
