@@ -147,17 +147,17 @@ def class_axis(name: str, array: Array, axis: int | None) -> int:
     """Return where the classes are, counted from 0; by default as in PyTorch."""
     shape = array.shape
     ndim = len(shape)
+    if ndim == 0:
+        raise ValueError(f"{name} of shape (): expected at least one axis, that of the classes")
     if axis is None:
         number = 1 if ndim > 1 else 0
     else:
         number = integer("axis", axis)
-        if not -ndim <= number < max(ndim, 1):
+        if not -ndim <= number < ndim:
             raise ValueError(
                 f"axis is {number}, but {name} have shape {shape}: expected {-ndim} <= axis < {ndim}"
             )
-        number %= max(ndim, 1)
-    if ndim == 0:
-        raise ValueError(f"{name} of shape (): expected at least one axis, that of the classes")
+        number %= ndim
     if shape[number] == 0:
         raise ValueError(f"{name} of shape {shape}: expected at least one class on axis {number}")
     return number

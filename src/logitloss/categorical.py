@@ -16,7 +16,7 @@ from logitloss._call import Call, CrossEntropy, rounded
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from logitloss._check import Array, Float64, Value
+    from logitloss._check import Array, Value
 
 
 def cross_entropy(
@@ -125,7 +125,7 @@ def cross_entropy_and_lse(
     axis: int | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
-) -> tuple[Value, np.float64 | Float64]:
+) -> tuple[Value, Value]:
     r"""Compute the cross-entropy and the rows' logsumexp in one pass.
 
     The loss is that of `cross_entropy`; :math:`\mathrm{lse}(x) = \log \sum_c e^{x_c}`.
@@ -149,7 +149,7 @@ def cross_entropy_and_lse(
 
     Notes
     -----
-    `cross_entropy_grad` takes the lse and then needs one pass instead of two. It is float64 because rounded
+    `cross_entropy_grad` takes the lse and is then spared a pass. It is float64 because rounded
     to float32 it would spoil the gradient of logits with a large common offset.
 
     Examples
@@ -198,7 +198,7 @@ def cross_entropy_grad(
     grad_output : array_like, optional
         Upstream gradient, by default 1: a number, or for ``reduction="none"`` also one for each row.
     lse : array_like of float64, optional
-        The rows' logsumexp from `cross_entropy_and_lse`, which saves a pass over the logits.
+        The rows' logsumexp from `cross_entropy_and_lse`: saves a pass over logits of less than float64.
     out : ndarray, optional
         Array for the gradient, of the logits' dtype and shape; may be the logits themselves.
 
