@@ -47,7 +47,7 @@ backend_option = click.option(
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="logitloss")
+@click.version_option(package_name="logitloss", prog_name="logitloss")
 def main() -> None:
     """Losses straight from logits."""
 

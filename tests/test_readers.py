@@ -1,0 +1,222 @@
+"""Files of arrays: `.npy` and `.npz` mapped, and one line about each that cannot be."""
+
+import os
+import re
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from logitloss.evaluate import EvaluationError, FileError, evaluate, evaluate_files
+from logitloss.evaluate.readers import open_array
+
+ARRAY = np.arange(60, dtype=np.float32).reshape(12, 5)
+
+
+def raises(path, message):
+    with pytest.raises(FileError) as caught:
+        open_array(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- what can be read ----
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        ARRAY,
+        np.asfortranarray(ARRAY),
+        ARRAY.astype(">f8"),
+        ARRAY[:0],
+        ARRAY[0, 0],
+        ARRAY.view("V2"),
+        ARRAY > 7,
+    ],
+    ids=["c", "fortran", "big-endian", "empty", "0-d", "void", "bool"],
+)
+def test_arrays_come_back(tmp_path, array):
+    paths = [tmp_path / name for name in ("a.npy", "stored.npz", "packed.npz")]
+    np.save(paths[0], array)
+    np.savez(paths[1], a=array)
+    np.savez_compressed(paths[2], a=array)
+    for path in paths:
+        mapped = open_array(str(path)).array
+        assert mapped.dtype == array.dtype
+        assert mapped.shape == array.shape
+        assert mapped.tobytes() == array.tobytes()
+        assert not mapped.flags.writeable or mapped.size == 0
+
+
+def test_header_version_2(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array(file, ARRAY, version=(2, 0))
+    assert np.array_equal(open_array(str(tmp_path / "a.npy")).array, ARRAY)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_named_arrays(tmp_path, save):
+    path = tmp_path / "both.npz"
+    save(path, logits=ARRAY, labels=np.arange(12))
+    assert np.array_equal(open_array(f"{path}::logits").array, ARRAY)
+    assert np.array_equal(open_array(f"{path}::labels").array, np.arange(12))
+    raises(path, f"holds several arrays (logits, labels): name one, as in {path}::logits")
+    raises(f"{path}::wrong", "no array named 'wrong'; there are: logits, labels")
+
+
+def test_a_file_may_have_the_separator_in_its_name(tmp_path):
+    path = tmp_path / "run::3.npy"
+    np.save(path, ARRAY)
+    assert np.array_equal(open_array(str(path)).array, ARRAY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages are read from /proc")
+def test_released_pages_are_given_back(tmp_path):
+    path = tmp_path / "large.npy"
+    np.save(path, np.ones(1 << 20))
+    mapped = open_array(str(path))
+
+    def resident():
+        with open("/proc/self/smaps", encoding="utf-8") as file:
+            ours = re.search(rf"{re.escape(str(path))}\n.*?Rss:\s+(\d+) kB", file.read(), re.DOTALL)
+        return int(ours.group(1))
+
+    total = mapped.array.sum()
+    assert resident() >= 8192
+    mapped.release()
+    assert resident() == 0
+    assert mapped.array.sum() == total
+
+
+def test_files_evaluate_like_their_arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    logits, target = rng.standard_normal((50, 4)), rng.integers(0, 4, 50)
+    np.savez(tmp_path / "a.npz", x=logits, y=target)
+    seen = []
+    state, n_bytes = evaluate_files(
+        f"{tmp_path}/a.npz::x",
+        f"{tmp_path}/a.npz::y",
+        chunk_rows=20,
+        backend="reference",
+        progress=lambda done, n_rows: seen.append((done, n_rows)),
+    )
+    assert state == evaluate(logits, target, chunk_rows=20, backend="reference")
+    assert n_bytes == logits.nbytes
+    assert seen == [(20, 50), (40, 50), (50, 50)]
+
+
+# ---- what cannot ----
+
+
+def test_missing_file(tmp_path):
+    raises(tmp_path / "none.npy", "No such file or directory")
+    raises(f"{tmp_path}/none.npz::x", "No such file or directory")
+
+
+def test_things_that_are_no_files(tmp_path):
+    raises(tmp_path, "not a regular file")
+    os.mkfifo(tmp_path / "pipe")
+    raises(tmp_path / "pipe", "not a regular file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file(tmp_path):
+    np.save(tmp_path / "a.npy", ARRAY)
+    (tmp_path / "a.npy").chmod(0)
+    raises(tmp_path / "a.npy", "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"1.0 2.0\n", "neither a .npy nor a .npz file"),
+        (b"\x93NU", "truncated or damaged .npy header"),
+        (b"\x93NUMPY\x01\x00\xff\x7f{", "truncated or damaged .npy header"),
+        (b"\x93NUMPY\x03\x00\x04\x00{}  ", ".npy version 3.0, expected 1.0 or 2.0"),
+        (b"PK\x03\x04", "damaged or unsupported .npz file"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path, content, message):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    raises(path, message)
+
+
+def test_truncated_numbers(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, ARRAY)
+    path.write_bytes(path.read_bytes()[:-7])
+    raises(path, "truncated: (12, 5) of float32 takes 240 bytes, 233 are there")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_archive(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, a=ARRAY)
+    path.write_bytes(path.read_bytes()[:-40])
+    raises(path, "damaged or unsupported .npz file")
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([{}, []], dtype=object), allow_pickle=True)
+    raises(path, "holds Python objects, not plain numbers")
+
+
+def test_records(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros(3, [("x", "f4"), ("y", "i4")]))
+    raises(path, "not plain numbers")
+
+
+def test_archives_of_nothing_and_of_names_without_archive(tmp_path):
+    np.savez(tmp_path / "empty.npz")
+    raises(tmp_path / "empty.npz", "holds no arrays")
+    np.save(tmp_path / "a.npy", ARRAY)
+    raises(f"{tmp_path}/a.npy::x", "not a .npz file, so it holds no named arrays")
+
+
+def test_archive_of_something_else(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "nothing to see")
+    raises(path, "neither a .npy nor a .npz file")
+
+
+def outcome(logits, target):
+    """Evaluate, and return the line about what is wrong, empty if nothing is."""
+    try:
+        evaluate_files(logits, target, backend="reference")
+    except EvaluationError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("form", ["npy", "stored", "packed"])
+def test_damaged_files_end_in_one_line(tmp_path, form):
+    """Flipped and cut bytes: an array or one line, never another exception."""
+    path, target = str(tmp_path / "a"), str(tmp_path / "y.npy")
+    with open(path, "wb") as file:
+        save = {"npy": np.save, "stored": np.savez, "packed": np.savez_compressed}[form]
+        save(file, ARRAY)
+    np.save(target, np.arange(12) % 5)
+    with open(path, "rb") as file:
+        sound = file.read()
+    rng = np.random.default_rng(len(sound))
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(sound)
+        for place in rng.integers(0, len(sound), rng.integers(1, 4)):
+            damaged[place] = rng.integers(256)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        with open(path, "wb") as file:
+            file.write(damaged)
+        line = outcome(path, target)
+        refused += line != ""
+        assert "\n" not in line
+    assert refused > 100
