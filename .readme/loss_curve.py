@@ -55,9 +55,11 @@ def draw() -> str:
         "at 0, to nearly 0 at 6. With label 0 it is the mirror image.</desc>",
         line(x_at(LOGITS[0]), y_at(0), x_at(LOGITS[1]), y_at(0)),
         line(x_at(LOGITS[0]), y_at(0), x_at(LOGITS[0]), y_at(LOSSES[1])),
-        line(x_at(0), y_at(0), x_at(0), y_at(LOSSES[1]), 'stroke-dasharray="3 4" opacity="0.6"'),
+        line(x_at(0), y_at(0), x_at(0), y_at(1.5), 'stroke-dasharray="3 4" opacity="0.6"'),
     ]
-    parts += [text(x_at(x), y_at(0) + 20, f"{x:+d}" if x else "0") for x in range(-6, 7, 2)]
+    parts += [
+        text(x_at(x), y_at(0) + 20, f"{x:+d}".replace("-", "\u2212") if x else "0") for x in range(-6, 7, 2)
+    ]
     parts += [text(x_at(LOGITS[0]) - 10, y_at(loss) + 5, str(loss), "end") for loss in range(0, 7, 2)]
     middle = (y_at(LOSSES[0]) + y_at(LOSSES[1])) / 2
     parts += [
@@ -68,7 +70,7 @@ def draw() -> str:
         text(x_at(-3.6), y_at(4.6), "label 1: log(1 + e\u207b\u02e3)", "start", BLUE),
         text(x_at(3.6), y_at(4.6), "label 0: log(1 + e\u02e3)", "end", ORANGE),
         f'<circle cx="{x_at(0):.1f}" cy="{y_at(np.log(2)):.1f}" r="4.5" fill="{GREY}"/>',
-        text(x_at(0) + 12, y_at(np.log(2)) - 12, "log 2: no idea", "start"),
+        text(x_at(0), y_at(1.7), "log 2: no idea"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
