@@ -257,7 +257,7 @@ def bad_value(name: str, array: Array, element: int, expected: str) -> ValueErro
 
 def bad_probability(probabilities: Array, target: Array, element: int) -> ValueError:
     """Return the error for the element where the kernel found a probability or target outside [0, 1]."""
-    value = probabilities[np.unravel_index(element, probabilities.shape)]
+    value = float(probabilities[np.unravel_index(element, probabilities.shape)])
     name, array = ("target", target) if 0 <= value <= 1 else ("probabilities", probabilities)
     return bad_value(name, array, element, "a number in [0, 1]")
 
