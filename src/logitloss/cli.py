@@ -81,7 +81,9 @@ def main() -> None:
 @click.option(
     "--threads", type=click.IntRange(1, 4096), help="Threads; by default as many as there are cores."
 )
-@click.option("--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default 64 MiB of logits.")
+@click.option(
+    "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 64 MiB of logits."
+)
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
 def eval_command(

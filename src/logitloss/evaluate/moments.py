@@ -54,8 +54,9 @@ class Moments:
             with np.errstate(over="ignore", invalid="ignore"):
                 total = float(values.sum())
                 around = values - total / values.size
+                np.multiply(around, around, out=around)
                 moments.total.add(total)
-                moments.deviations.add(float((around * around).sum()))
+                moments.deviations.add(float(around.sum()))
         return moments
 
     def merge(self, other: "Moments") -> None:

@@ -54,12 +54,11 @@ def cross_entropy_rows(
         index = _index(bad, labels.shape)
         allowed = f"0 to {x.shape[-1] - 1}, and is not ignore_index={ignore_index}"
         raise LabelError("target", f"label {labels[index]} is outside {allowed}", index)
-    poisoned = np.isnan(loss)
-    if poisoned.any():
-        index = _first(poisoned)
+    if _any_nan(loss):
+        index = _first(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
     values = loss[labels != ignore_index] if counted < labels.size else loss.ravel()
-    return Rows(values.astype(np.float64), int(np.count_nonzero(hit)), labels.size - counted)
+    return Rows(values.astype(np.float64, copy=False), int(np.count_nonzero(hit)), labels.size - counted)
 
 
 def binary_rows(
@@ -86,11 +85,15 @@ def binary_rows(
             x, labels, reduction="none", num_threads=num_threads, backend=backend
         )
     )
-    poisoned = np.isnan(loss)
-    if poisoned.any():
-        raise LogitError("logits", "the logit is nan", _first(_spread(poisoned, ignored)))
+    if _any_nan(loss):
+        raise LogitError("logits", "the logit is nan", _first(_spread(np.isnan(loss), ignored)))
     correct = np.count_nonzero((x > 0) == (labels > 0.5))
-    return Rows(loss.ravel().astype(np.float64), int(correct), n_ignored)
+    return Rows(loss.ravel().astype(np.float64, copy=False), int(correct), n_ignored)
+
+
+def _any_nan(loss: Array) -> bool:
+    # the largest is NaN if any is, and to find it makes no array of marks
+    return loss.size > 0 and bool(np.isnan(loss.max()))
 
 
 def _first(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -92,7 +92,9 @@ class EvaluationState:
             rows = binary_rows(
                 logits, target, ignore_index=ignore_index, num_threads=num_threads, backend=backend
             )
-        finite = rows.loss[rows.loss != np.inf]
+        finite = rows.loss
+        if finite.size and finite.max() == np.inf:
+            finite = finite[finite != np.inf]
         self.finite.merge(Moments.of(finite))
         self.infinite += rows.loss.size - finite.size
         self.correct += rows.correct

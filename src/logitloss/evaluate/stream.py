@@ -27,7 +27,8 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f64": np.dtype(np.float64),
 }
-CHUNK_BYTES = 64 << 20
+# A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
+CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
 
 
 def evaluate(
@@ -62,7 +63,7 @@ def evaluate(
     num_threads, backend
         As in `logitloss.cross_entropy`.
     chunk_rows : int, optional
-        Rows a block; by default as many as have 64 MiB of logits.
+        Rows a block; by default as many as have 64 MiB of logits, and at most 262,144.
     progress : callable, optional
         Called after each block with the rows done and the rows there are.
 
@@ -80,7 +81,8 @@ def evaluate(
     --------
     >>> import numpy as np
     >>> from logitloss.evaluate import evaluate
-    >>> evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7).compute().perplexity
+    >>> state = evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7)
+    >>> round(state.compute().perplexity, 9)
     10.0
     """
     if chunk_rows is not None and chunk_rows < 1:
@@ -96,7 +98,9 @@ def evaluate(
         row_bytes = compute_dtype.itemsize
     state = EvaluationState(loss)
     n_rows, done = target.size, 0
-    for block in blocks(target.shape, chunk_rows or max(1, CHUNK_BYTES // row_bytes)):
+    if chunk_rows is None:
+        chunk_rows = min(max(1, CHUNK_BYTES // row_bytes), CHUNK_ROWS)
+    for block in blocks(target.shape, chunk_rows):
         labels = _native(target[block])
         try:
             state.update(
