@@ -22,7 +22,7 @@ its range, ends the work; the number of the first such row (element) is returned
 
 Rules of value
 --------------
-- A coefficient of 0 takes its term away: 0 * inf = 0.
+- A coefficient of 0 takes its term away: 0 * inf = 0, but NaN stays NaN.
 - A row that holds NaN or +inf, or -inf only, is poisoned: loss, gradient, softmax and entropy are NaN, with
   any coefficients. Its lse is what the definition gives: NaN, else +inf, else -inf.
 - An ignored row has loss 0, hit 0 and gradient 0 whatever it holds, and an lse like any other row.

@@ -27,30 +27,25 @@ INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V
         V(vector) exponent = (V(fma)(direct, V(all)(LOG2E), rounding) - rounding) - (V(real))V(HEADROOM);
         V(vector) reference = V(choose)(V(greater)(V(all)(INFINITY), size), largest, zero);
         V(exp_scale) scale = V(exp_scale_of)(exponent);
-        V(vector) sum = zero, part = zero, weight = zero, gap = zero;
+        V(long_sum) sum = {zero, zero, zero}, weight = sum, gap = sum;
         for (ptrdiff_t c = 0; c < n_classes; c++) {
             V(vector) logit = V(load)(x + c * x_stride);
             V(mask) is_top = V(equal_bits)(top, V(all_bits)((V(bits))c));
-            part += V(choose)(is_top, zero, V(exp_scaled)(logit - shift, scale));
+            V(add_term)(&sum, V(choose)(is_top, zero, V(exp_scaled)(logit - shift, scale)), c);
             if (gamma) {
                 V(vector) g = gamma_stride ? V(load)(gamma + c * gamma_stride + lane) : V(all)(gamma[c]);
-                weight += V(choose)(is_top, zero, g);
-                gap += V(keep)(V(nonzero)(g), g * (reference - logit));
-            }
-            if (c % 32 == 31) {
-                sum += part;
-                part = zero;
+                V(add_term)(&weight, V(choose)(is_top, zero, g), c);
+                V(add_term)(&gap, V(keep)(V(nonzero)(g), g * (reference - logit)), c);
             }
         }
-        sum += part;
         V(real) ALIGNED found[6][V(LANES)];
         V(bits) ALIGNED tops[V(LANES)];
         V(store)(found[0], largest);
-        V(store)(found[1], sum);
+        V(store)(found[1], V(whole)(&sum));
         V(store)(found[2], shift);
         V(store)(found[3], exponent);
-        V(store)(found[4], weight);
-        V(store)(found[5], gap);
+        V(store)(found[4], V(whole)(&weight));
+        V(store)(found[5], V(whole)(&gap));
         memcpy(tops, &top, sizeof tops);
         for (ptrdiff_t i = 0; i < V(LANES) && lane + i < n_rows; i++) {
             row_statistics *row = rows + lane + i;
@@ -83,7 +78,8 @@ INLINE void V(lanes_map)(second_pass pass, const V(real) *x, ptrdiff_t x_stride,
                           V(load)(rows->gamma_factor + lane), V(load)(rows->largest + lane),
                           V(load)(rows->log1p_others + lane), V(exp_scale_of)(V(load)(rows->exponent + lane))};
         V(mask) live = V(nonzero)(V(load)(rows->live + lane));
-        V(vector) sum = V(all)(0);
+        V(vector) zero = V(all)(0);
+        V(long_sum) sum = {zero, zero, zero};
         for (ptrdiff_t c = 0; c < n_classes; c++) {
             V(vector) result = V(map_vector)(pass, V(load)(x + c * x_stride + lane), NULL, &row);
             if (gamma) {
@@ -91,12 +87,12 @@ INLINE void V(lanes_map)(second_pass pass, const V(real) *x, ptrdiff_t x_stride,
                 result -= g * row.gamma_factor;
             }
             if (pass == ENTROPY)
-                sum += result;
+                V(add_term)(&sum, result, c);
             else
                 V(store)(out + c * out_stride + lane, V(keep)(live, result));
         }
         if (pass == ENTROPY)
-            V(store)(sums + lane, sum);
+            V(store)(sums + lane, V(whole)(&sum));
     }
 }
 #undef V

@@ -15,7 +15,8 @@ enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
 #define MARGIN 40
 
 typedef struct {
-    V(vector) sum, weight, gap; /* by lane, since the last collection */
+    V(long_sum) sum, weight, gap; /* by lane, since the largest was raised */
+    ptrdiff_t n_groups;
     V(vector) largest, shift, reference;
     V(exp_scale) scale;
     row_statistics row;
@@ -23,29 +24,41 @@ typedef struct {
 
 static void V(collect)(V(accumulator) *acc)
 {
-    acc->row.sum += V(lanes_sum)(acc->sum);
-    acc->row.weight += V(lanes_sum)(acc->weight);
-    acc->row.gap += V(lanes_sum)(acc->gap);
-    acc->sum = acc->weight = acc->gap = V(all)(0);
+    V(vector) zero = V(all)(0);
+    acc->row.sum += V(lanes_sum)(V(whole)(&acc->sum));
+    acc->row.weight += V(lanes_sum)(V(whole)(&acc->weight));
+    acc->row.gap += V(lanes_sum)(V(whole)(&acc->gap));
+    acc->sum = acc->weight = acc->gap = (V(long_sum)){zero, zero, zero};
+    acc->n_groups = 0;
+}
+
+INLINE V(vector) V(tree)(const V(vector) *v)
+{
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
 /* Add vectors without a logit larger than the largest; at the largest itself `x` holds -inf and `gamma` 0. */
 INLINE void V(add_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors)
 {
-    V(vector) sum = V(all)(0), weight = sum, gap = sum;
+    V(vector) zero = V(all)(0);
+    V(vector) e[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
+    V(vector) weight[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
+    V(vector) gap[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
 #pragma GCC unroll 8
     for (int j = 0; j < n_vectors; j++) {
         V(vector) logit = V(load)(x + j * V(LANES));
-        sum += V(exp_scaled)(logit - acc->shift, acc->scale);
+        e[j] = V(exp_scaled)(logit - acc->shift, acc->scale);
         if (gamma) {
-            V(vector) g = V(load)(gamma + j * V(LANES));
-            weight += g;
-            gap += V(keep)(V(nonzero)(g), g * (acc->reference - logit));
+            weight[j] = V(load)(gamma + j * V(LANES));
+            gap[j] = V(keep)(V(nonzero)(weight[j]), weight[j] * (acc->reference - logit));
         }
     }
-    acc->sum += sum;
-    acc->weight += weight;
-    acc->gap += gap;
+    V(add_term)(&acc->sum, V(tree)(e), acc->n_groups);
+    if (gamma) {
+        V(add_term)(&acc->weight, V(tree)(weight), acc->n_groups);
+        V(add_term)(&acc->gap, V(tree)(gap), acc->n_groups);
+    }
+    acc->n_groups++;
 }
 
 /* Make `largest`, found at `top`, the row's largest. */
@@ -102,7 +115,6 @@ INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) 
                            ptrdiff_t first_class)
 {
     ptrdiff_t c = 0;
-    int since_collection = 0;
     for (; c + V(GROUP) <= n; c += V(GROUP)) {
         V(vector) high = V(load)(x + c);
         for (int j = 1; j < 8; j++)
@@ -111,11 +123,6 @@ INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) 
             V(add_record_group)(acc, x + c, gamma ? gamma + c : NULL, 8, first_class + c);
         else
             V(add_group)(acc, x + c, gamma ? gamma + c : NULL, 8);
-        /* Short chains of additions keep their rounding under that of the exponentials. */
-        if (++since_collection == 16) {
-            V(collect)(acc);
-            since_collection = 0;
-        }
     }
     if (c < n) {
         V(real) ALIGNED rest[V(GROUP)], rest_gamma[V(GROUP)];
@@ -142,9 +149,10 @@ static void V(row_statistics_of)(const V(real) *x, const V(real) *gamma, ptrdiff
                                  row_statistics *row)
 {
     V(vector) zero = V(all)(0);
-    V(accumulator) acc = {.sum = zero, .weight = zero, .gap = zero, .largest = V(all)(-INFINITY), .shift = zero,
-                          .reference = zero, .scale = V(exp_scale_of)(zero), .row = {.largest = -INFINITY,
-                          .top = first_class}};
+    V(long_sum) empty = {zero, zero, zero};
+    V(accumulator) acc = {.sum = empty, .weight = empty, .gap = empty, .largest = V(all)(-INFINITY), .shift = zero,
+                          .reference = zero, .scale = V(exp_scale_of)(zero),
+                          .row = {.largest = -INFINITY, .top = first_class}};
     if (gamma)
         V(add_classes)(&acc, x, gamma, n, first_class);
     else
@@ -181,23 +189,16 @@ INLINE double V(map_classes)(second_pass pass, const V(real) *x, const V(real) *
 {
     ptrdiff_t c = 0;
     if (pass == ENTROPY) {
-        double total = 0;
-        V(vector) sum = V(all)(0);
-        for (; c + V(LANES) <= n; c += V(LANES)) {
-            sum += V(map_vector)(pass, V(load)(x + c), NULL, row);
-            if (c % (16 * V(LANES)) == 0) {
-                total += V(lanes_sum)(sum);
-                sum = V(all)(0);
-            }
-        }
-        total += V(lanes_sum)(sum);
+        V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
+        for (; c + V(LANES) <= n; c += V(LANES))
+            V(add_term)(&sum, V(map_vector)(pass, V(load)(x + c), NULL, row), c / V(LANES));
         if (c < n) {
             V(real) ALIGNED rest[V(LANES)];
             V(store)(rest, V(all)(-INFINITY));
             memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
-            total += V(lanes_sum)(V(map_vector)(pass, V(load)(rest), NULL, row));
+            V(add_term)(&sum, V(map_vector)(pass, V(load)(rest), NULL, row), 0);
         }
-        return total;
+        return V(lanes_sum)(V(whole)(&sum));
     }
     if (streams && (uintptr_t)out % sizeof(V(vector)) == 0)
         for (; c + V(LANES) <= n; c += V(LANES))

@@ -297,7 +297,7 @@ static void V(use_known_lse)(V(block) *block, const double *lse)
     row_softmax *softmax = &block->softmax;
     for (ptrdiff_t i = 0; i < block->n; i++) {
         double others = softmax->p_others[i] / softmax->p_top[i];
-        double ahead = block->statistics[i].largest - lse[i];
+        double ahead = isfinite(lse[i]) ? block->statistics[i].largest - lse[i] : NAN;
         softmax_from_lse(lse[i], DIRECT, V(HEADROOM), softmax, i);
         softmax->log1p_others[i] = -ahead;
         softmax->p_top[i] = exp(ahead);

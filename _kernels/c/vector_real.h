@@ -112,15 +112,15 @@ INLINE void V(stream)(V(real) *p, V(vector) v)
 #endif
 }
 
-/* Sum and largest over the lanes, always in the same order. */
-INLINE V(real) V(lanes_sum)(V(vector) v)
+/* Sum, exact but for one rounding in double, and largest over the lanes */
+INLINE double V(lanes_sum)(V(vector) v)
 {
     V(real) lane[V(LANES)];
+    double sum[4] = {0, 0, 0, 0};
     memcpy(lane, &v, VECTOR_BYTES);
-    for (int width = V(LANES) / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            lane[i] += lane[i + width];
-    return lane[0];
+    for (int i = 0; i < V(LANES); i++)
+        sum[i % 4] += lane[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 INLINE V(real) V(lanes_max)(V(vector) v)
 {
@@ -129,6 +129,32 @@ INLINE V(real) V(lanes_max)(V(vector) v)
     for (int i = 1; i < V(LANES); i++)
         lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
     return lane[0];
+}
+
+/* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept apart,
+ * so that the whole is as good as its terms. */
+typedef struct {
+    V(vector) chain, sum, lost;
+} V(long_sum);
+
+INLINE void V(fold)(V(long_sum) *total)
+{
+    V(vector) sum = total->sum + total->chain, added = sum - total->sum;
+    total->lost += (total->sum - (sum - added)) + (total->chain - added);
+    total->sum = sum;
+    total->chain = V(all)(0);
+}
+INLINE void V(add_term)(V(long_sum) *total, V(vector) term, ptrdiff_t number)
+{
+    total->chain += term;
+    if (number % 8 == 7)
+        V(fold)(total);
+}
+INLINE V(vector) V(whole)(V(long_sum) *total)
+{
+    V(fold)(total);
+    V(vector) whole = total->sum + total->lost;
+    return V(choose)(V(greater)(V(all)(INFINITY), V(abs)(total->sum)), whole, total->sum);
 }
 
 #undef V
