@@ -94,7 +94,9 @@ def floats(name: str, value: ArrayLike) -> Array:
         if not _is_bfloat16(array.dtype):
             raise TypeError(f"{name} of dtype {_named(array.dtype)}: expected {_FLOATS}")
         _RESULT_DTYPES[array.dtype] = _FLOAT32
-    return _aligned(name, array)
+    if not array.flags.aligned:
+        raise _misaligned(name, array)
+    return array
 
 
 def reals(name: str, value: ArrayLike) -> Array:
@@ -103,7 +105,9 @@ def reals(name: str, value: ArrayLike) -> Array:
     dtype = array.dtype
     if not (dtype in _RESULT_DTYPES or dtype in _INTEGERS or dtype == np.bool_ or _is_bfloat16(dtype)):
         raise TypeError(f"{name} of dtype {_named(dtype)}: expected bool, integers, {_FLOATS}")
-    return _aligned(name, array)
+    if not array.flags.aligned:
+        raise _misaligned(name, array)
+    return array
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -114,12 +118,10 @@ def _named(dtype: np.dtype[Any]) -> str:
     return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
 
 
-def _aligned(name: str, array: Array) -> Array:
-    if not array.flags.aligned:
-        raise ValueError(
-            f"{name} of dtype {array.dtype}: expected elements aligned in memory, as np.array makes them"
-        )
-    return array
+def _misaligned(name: str, array: Array) -> ValueError:
+    return ValueError(
+        f"{name} of dtype {array.dtype}: expected elements aligned in memory, as np.array makes them"
+    )
 
 
 def broadcast(name: str, value: ArrayLike, shape: Shape) -> Array:
@@ -189,14 +191,16 @@ def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = Tru
     """Return the target, and whether it holds class `probabilities`; then its classes are last."""
     shape = logits.shape
     target: Array = value if type(value) is np.ndarray else np.asarray(value)
-    rows = shape[:axis] + shape[axis + 1 :]
+    rows = shape[:-1] if axis == len(shape) - 1 else shape[:axis] + shape[axis + 1 :]
+    if not target.flags.aligned:
+        raise _misaligned("target", target)
     if target.dtype in _INTEGERS:
         if target.shape != rows:
             raise ValueError(
                 f"target of shape {target.shape}: expected {rows} for class indices, "
                 f"the shape {shape} without its class axis {axis}"
             )
-        return _aligned("target", target), False
+        return target, False
     if not probabilities:
         raise TypeError(f"target of dtype {_named(target.dtype)}: expected integers, class indices")
     if target.dtype not in _RESULT_DTYPES and not _is_bfloat16(target.dtype):
@@ -209,7 +213,7 @@ def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = Tru
             f"target of shape {target.shape} and dtype {target.dtype}: expected the logits' shape {shape} "
             f"for class probabilities, or integers of shape {rows} for class indices"
         )
-    return axis_last(_aligned("target", target), axis), True
+    return axis_last(target, axis), True
 
 
 def class_weight(value: ArrayLike | None, n_classes: int) -> Float64 | None:
@@ -239,7 +243,9 @@ def lse(value: ArrayLike, rows: Shape) -> Float64:
             f"lse of dtype {_named(array.dtype)}: expected float64, as cross_entropy_and_lse returns it "
             "(a rounded lse spoils the gradient)"
         )
-    return _aligned("lse", same_shape("lse", array, rows, "the rows'"))
+    if not array.flags.aligned:
+        raise _misaligned("lse", array)
+    return same_shape("lse", array, rows, "the rows'")
 
 
 def bad_label(target: Array, row: int, n_classes: int, ignore_index: int) -> IndexError:
@@ -288,7 +294,8 @@ def output(
     if out.dtype != dtype:
         raise TypeError(f"out of dtype {_named(out.dtype)}: expected {dtype.name}")
     same_shape("out", out, shape, "the result's")
-    _aligned("out", out)
+    if not out.flags.aligned:
+        raise _misaligned("out", out)
     if not out.flags.writeable:
         raise ValueError("out is read-only: expected an array that can be written")
     if any(array is not None and _overlap(out, array) for array in inputs):
