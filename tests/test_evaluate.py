@@ -117,16 +117,24 @@ def test_binary_label_types(target_dtype, backend):
     assert metrics.accuracy == 0.5
 
 
-def test_one_label_has_no_standard_error():
-    metrics = evaluate(np.array([1.0, 2.0]), np.array(1), backend="reference").compute()
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_one_label_has_no_standard_error(axis):
+    metrics = evaluate(np.array([1.0, 2.0]), np.array(1), axis=axis, backend="reference").compute()
     assert metrics.nll_nats == pytest.approx(math.log1p(math.exp(-1)), rel=1e-15)
     assert math.isnan(metrics.nll_nats_standard_error)
     assert math.isnan(metrics.accuracy_standard_error)
 
 
-@pytest.mark.parametrize("target", [np.full(3, IGNORED), np.empty(0, int)])
-def test_nothing_counted(target):
-    metrics = evaluate(np.zeros((target.size, 4)), target, backend="reference").compute()
+def test_one_binary_label():
+    metrics = evaluate(np.array(0.0), np.array(1), loss="bce", backend="reference").compute()
+    assert (metrics.count, metrics.nll_bits) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "n_classes"), [(np.full(3, IGNORED), 4), (np.empty(0, int), 4), (np.empty(0, int), 0)]
+)
+def test_nothing_counted(target, n_classes):
+    metrics = evaluate(np.zeros((target.size, n_classes)), target, backend="reference").compute()
     assert (metrics.count, metrics.ignored) == (0, target.size)
     for figure in (metrics.nll_nats, metrics.perplexity, metrics.accuracy, metrics.nll_bits_standard_error):
         assert math.isnan(figure)
@@ -314,6 +322,22 @@ X, Y = np.zeros((4, 3)), np.zeros(4, int)
             {},
             ShapeError,
             "with the classes on the last axis, say --axis -1",
+        ),
+        (
+            X[0],
+            Y,
+            {},
+            ShapeError,
+            "target: of shape (4,), but logits of shape (3,) with the classes on axis 0 need ()",
+        ),
+        (X, Y[:, None] + X.astype(int), {}, ShapeError, "for a label each logit, say --loss bce"),
+        (X[0, 0], Y[0], {}, ShapeError, "logits: of shape (), which has no classes"),
+        (
+            X,
+            Y[0],
+            {"loss": "bce"},
+            ShapeError,
+            "target: of shape (), but binary labels need the logits', (4, 3)",
         ),
         (X, Y, {"axis": 2}, ShapeError, "logits: of shape (4, 3), which has no axis 2"),
         (X, Y, {"axis": -3}, ShapeError, "logits: of shape (4, 3), which has no axis -3"),

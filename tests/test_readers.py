@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_files_evaluate_like_their_arrays(tmp_path):
     assert state == evaluate(logits, target, chunk_rows=20, backend="reference")
     assert n_bytes == logits.nbytes
     assert seen == [(20, 50), (40, 50), (50, 50)]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, backend):
+    x, y = str(tmp_path / "x.npy"), str(tmp_path / "y.npy")
+    logits = np.zeros((500_000, 20), np.float32)
+    np.save(x, logits)
+    np.save(y, np.zeros(500_000, np.int32))
+    size = logits.nbytes
+    del logits
+    tracemalloc.start()
+    state, _ = evaluate_files(x, y, chunk_rows=10_000, backend=backend)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert state.compute().nll_nats == pytest.approx(np.log(20), rel=1e-6)
+    assert peak < size / 4
 
 
 # ---- what cannot ----

@@ -15,6 +15,7 @@ import click
 import logitloss
 from logitloss import demo as digits
 from logitloss._backends import NAMES
+from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
 from logitloss.evaluate.report import Report, progress_bar
 from logitloss.evaluate.stream import FLOAT_DTYPES
@@ -79,7 +80,7 @@ def main() -> None:
     help="What the logits are where the file cannot say (two-byte void, uint16); widens other floats.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1, 4096), help="Threads; by default as many as there are cores."
+    "--threads", type=click.IntRange(1, MOST), help="Threads; by default as many as there are cores."
 )
 @click.option(
     "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 64 MiB of logits."

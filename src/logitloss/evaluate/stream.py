@@ -87,8 +87,6 @@ def evaluate(
     """
     if chunk_rows is not None and chunk_rows < 1:
         raise ShapeError("chunk_rows", f"is {chunk_rows}, must be at least 1")
-    if logits.ndim == 0 or (loss == "ce" and logits.ndim == 1 and axis in (None, 0, -1)):
-        logits, target, axis = logits[None], target[None], None
     logits, compute_dtype = _floats(logits, dtype)
     if loss == "ce":
         logits = _classes_last(logits, target, axis)
@@ -96,10 +94,12 @@ def evaluate(
     else:
         _check_binary(logits, target, axis)
         row_bytes = compute_dtype.itemsize
+    if target.ndim == 0:
+        logits, target = logits[None], target[None]
     state = EvaluationState(loss)
     n_rows, done = target.size, 0
     if chunk_rows is None:
-        chunk_rows = min(max(1, CHUNK_BYTES // row_bytes), CHUNK_ROWS)
+        chunk_rows = min(max(1, CHUNK_BYTES // max(1, row_bytes)), CHUNK_ROWS)
     for block in blocks(target.shape, chunk_rows):
         labels = _native(target[block])
         try:
@@ -209,16 +209,19 @@ def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
     """Check that the target has the rows' shape, and return the logits with the classes last."""
     if target.dtype.kind not in "iu":
         raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
-    place = 1 if axis is None else axis
+    place = min(1, logits.ndim - 1) if axis is None else axis
+    if logits.ndim == 0:
+        raise ShapeError("logits", "of shape (), which has no classes")
     if not -logits.ndim <= place < logits.ndim:
         raise ShapeError("logits", f"of shape {logits.shape}, which has no axis {place}")
     classes_last = np.moveaxis(logits, place, -1)
     rows = classes_last.shape[:-1]
     if target.shape != rows:
+        hint = ""
         if axis is None and target.shape == logits.shape[:-1]:
             hint = "; with the classes on the last axis, say --axis -1"
-        else:
-            hint = ""
+        elif target.shape == logits.shape:
+            hint = "; for a label each logit, say --loss bce"
         raise ShapeError(
             "target",
             f"of shape {target.shape}, but logits of shape {logits.shape} with the classes on axis {place} "
