@@ -75,9 +75,17 @@ def spike(at):
     return row
 
 
+def background(rng, n):
+    """One class over a background of equals: each addition rounds the same way, and the errors add up."""
+    row = np.zeros(n)
+    row[rng.integers(n)] = 1.7
+    return row
+
+
 KINDS = {
     "normal": lambda rng, n: 3 * rng.standard_normal(n),
     "equal": lambda rng, n: np.full(n, 0.75),
+    "background": background,
     "rising": lambda rng, n: np.linspace(-60, 60, n),
     "falling": lambda rng, n: np.linspace(60, -60, n),
     "staircase": lambda rng, n: 25.0 * (np.arange(n) * 12 // n) + rng.standard_normal(n),
@@ -96,7 +104,7 @@ KINDS = {
     "one_finite": one_finite,
 }
 # For long rows, where a case costs: the kinds that depend on the length.
-LONG_KINDS = ("normal", "equal", "rising", "staircase", "offset_1e4", "inf_head")
+LONG_KINDS = ("normal", "equal", "background", "rising", "staircase", "offset_1e4", "inf_head")
 
 
 def make_row(kind: str, n_classes: int, dtype) -> np.ndarray:

@@ -7,7 +7,7 @@ loss in float64, which no error in a shared formula can pass.
 import numpy as np
 import oracle
 import pytest
-from cases import batch, frozen, probabilities, rng_for, unfilled
+from cases import batch, frozen, make_row, probabilities, rng_for, unfilled
 from expected import batch_cross_entropy, batch_soft_cross_entropy
 from ulp import assert_exact
 
@@ -168,6 +168,21 @@ def test_gradient_is_the_slope_of_the_loss(backend, dtype, name, kind):
     # Differences of the float64 loss are good to about 1e-10; the rest is the rounding of the dtype.
     tolerance = {"float16": 5e-4, "bfloat16": 4e-3, "float32": 1e-6, "float64": 1e-9}[dtype.name]
     assert np.allclose(grad.astype(np.float64), expected, rtol=tolerance, atol=tolerance / 100 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["background", "normal", "rising"])
+def test_sums_over_a_vocabulary(backend, dtype, kind):
+    """Sums of 131072 terms that round the same way keep to the bound of a short row."""
+    n_classes = 131072
+    logits = make_row(kind, n_classes, dtype)[None]
+    options = {"reduction": "none", "backend": backend}
+    smoothed = ll.cross_entropy(logits, [5], label_smoothing=0.3, **options)
+    assert_exact(smoothed, oracle.cross_entropy(logits, [5], label_smoothing=0.3)[0])
+    soft = np.full(logits.shape, 1 / 3).astype(dtype)
+    value, gradient = oracle.soft_cross_entropy(logits, soft)
+    loss, grad = ll.cross_entropy_value_and_grad(logits, soft, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
 
 
 def test_smoothing_at_a_large_offset_and_spread(backend, dtype):
