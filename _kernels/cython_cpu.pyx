@@ -28,6 +28,7 @@ cdef extern from *:
     """
     const int LOGITLOSS_OPENMP
     const char *COMPILER "__VERSION__"
+    const unsigned long CYTHON_HEX_VERSION
 
 
 cdef extern from "kernels.h" nogil:
@@ -371,4 +372,8 @@ def kernels(isa):
 
 def build_info():
     """Say what this module was built with."""
-    return {"compiler": COMPILER.decode(), "openmp": LOGITLOSS_OPENMP != 0, "numpy": np.__version__}
+    return {
+        "compiler": COMPILER.decode(),
+        "cython": ".".join(str(CYTHON_HEX_VERSION >> shift & 0xFF) for shift in (24, 16, 8)),
+        "openmp": str(LOGITLOSS_OPENMP) if LOGITLOSS_OPENMP else "no: one thread",
+    }

@@ -49,8 +49,9 @@ INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V
         memcpy(tops, &top, sizeof tops);
         for (ptrdiff_t i = 0; i < V(LANES) && lane + i < n_rows; i++) {
             row_statistics *row = rows + lane + i;
-            *row = (row_statistics){found[0][i], found[1][i], found[2][i], found[3][i], found[4][i], found[5][i], 0, 0};
-            row->top = first_class + tops[i];
+            *row = (row_statistics){.largest = found[0][i], .sum = found[1][i], .shift = found[2][i],
+                                    .exponent = found[3][i], .weight = {found[4][i], 0}, .gap = {found[5][i], 0},
+                                    .top = first_class + tops[i]};
             if (gamma)
                 row->top_weight = gamma_stride ? gamma[tops[i] * gamma_stride + lane + i] : gamma[tops[i]];
             if (isinf(row->largest)) {

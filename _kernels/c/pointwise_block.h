@@ -13,8 +13,12 @@ typedef struct {
     V(real) label_scale, label_offset;
 } V(operands);
 
-/* a*b with 0*inf = 0 */
-INLINE V(vector) V(times)(V(vector) a, V(vector) b) { return V(keep)(V(nonzero)(a), a * b); }
+/* a*b for b >= 0, with 0*inf = 0 (and 0*NaN = NaN) */
+INLINE V(vector) V(times)(V(vector) a, V(vector) b)
+{
+    const V(real) most = sizeof(V(real)) == 8 ? (V(real))0x1p1023 : (V(real))0x1p127;
+    return V(choose)(V(nonzero)(a), a * b, a * -V(max)(V(all)(-most), -b));
+}
 
 INLINE void V(bce_with_logits)(const V(operands) *at, ptrdiff_t n, int weighted)
 {

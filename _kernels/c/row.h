@@ -26,8 +26,8 @@ static void V(collect)(V(accumulator) *acc)
 {
     V(vector) zero = V(all)(0);
     acc->row.sum += V(lanes_sum)(V(whole)(&acc->sum));
-    acc->row.weight += V(lanes_sum)(V(whole)(&acc->weight));
-    acc->row.gap += V(lanes_sum)(V(whole)(&acc->gap));
+    add(&acc->row.weight, V(lanes_sum)(V(whole)(&acc->weight)));
+    add(&acc->row.gap, V(lanes_sum)(V(whole)(&acc->gap)));
     acc->sum = acc->weight = acc->gap = (V(long_sum)){zero, zero, zero};
     acc->n_groups = 0;
 }

@@ -172,9 +172,9 @@ static double V(find_losses)(V(block) *block)
             loss = beta != 0 ? beta * cost : 0 * log1p_others;
         }
         if (job->target_kind == PROBABILITIES)
-            gamma_sum = row->weight + row->top_weight;
+            gamma_sum = value_of(&row->weight) + row->top_weight;
         if (job->target_kind == PROBABILITIES || job->gamma)
-            loss += gamma_sum * log1p_others + row->gap;
+            loss += gamma_sum * log1p_others + value_of(&row->gap);
         if (job->z_loss != 0)
             loss += job->z_loss * lse * lse + 0 * log1p_others;
         loss = block->live[i] ? loss : 0;
@@ -205,7 +205,7 @@ static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
     double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
     double z_slope = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
     double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight : job->gamma ? job->gamma[row->top] : 0;
-    double rest = job->target_kind == PROBABILITIES ? row->weight : job->gamma ? job->gamma_sum - top_gamma : 0;
+    double rest = job->target_kind == PROBABILITIES ? value_of(&row->weight) : job->gamma ? job->gamma_sum - top_gamma : 0;
     top_gamma += label == row->top ? beta : 0;
     rest += z_slope + (label == row->top ? 0 : beta);
     double top = softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma;

@@ -9,9 +9,30 @@
  * with NaN the sum is NaN.
  */
 typedef struct {
-    double largest, sum, shift, exponent, weight, gap, top_weight;
+    double sum, lost; /* to rounding: a rising row adds to its sums thousands of times */
+} compensated;
+
+typedef struct {
+    double largest, sum, shift, exponent, top_weight;
+    compensated weight, gap;
     ptrdiff_t top;
 } row_statistics;
+
+INLINE void add(compensated *total, double term)
+{
+    double sum = total->sum + term, added = sum - total->sum;
+    if (isfinite(sum))
+        total->lost += (total->sum - (sum - added)) + (term - added);
+    total->sum = sum;
+}
+
+INLINE void add_all(compensated *total, const compensated *more)
+{
+    add(total, more->sum);
+    total->lost += more->lost;
+}
+
+INLINE double value_of(const compensated *total) { return total->sum + total->lost; }
 
 /* What loss and second pass need of a row: p = exp(x - shift)*2^-exponent*factor. */
 typedef struct {
@@ -44,12 +65,14 @@ static void merge(row_statistics *into, const row_statistics *from)
     }
     if (low.sum != 0)
         high.sum += low.sum * exp_relative(low.shift, high.shift, high.exponent - low.exponent);
-    high.gap += low.gap + low.weight * (high.largest - finite_or_0(low.largest));
-    high.weight += low.weight;
+    double rise = value_of(&low.weight) * (high.largest - finite_or_0(low.largest));
+    add_all(&high.gap, &low.gap);
+    add_all(&high.weight, &low.weight);
+    add(&high.gap, rise);
     if (low.largest > -INFINITY) {
         high.sum += exp_relative(low.largest, high.shift, high.exponent);
-        high.weight += low.top_weight;
-        high.gap += low.top_weight != 0 ? low.top_weight * (high.largest - low.largest) : 0;
+        add(&high.weight, low.top_weight);
+        add(&high.gap, low.top_weight != 0 ? low.top_weight * (high.largest - low.largest) : 0);
     }
     *into = high;
 }
