@@ -375,5 +375,5 @@ def build_info():
     return {
         "compiler": COMPILER.decode(),
         "cython": ".".join(str(CYTHON_HEX_VERSION >> shift & 0xFF) for shift in (24, 16, 8)),
-        "openmp": str(LOGITLOSS_OPENMP) if LOGITLOSS_OPENMP else "no: one thread",
+        "openmp": LOGITLOSS_OPENMP != 0,
     }

@@ -1,8 +1,8 @@
 """How many threads a piece of work gets.
 
 An explicit `num_threads` wins; else work under the break-even gets one thread and the rest what
-`set_num_threads` said, at first one thread per processor this process may use. A forked child starts with one
-thread, because the OpenMP run-time of GCC hangs in a child whose parent had threads of it.
+`set_num_threads` said, at first one thread per processor this process may use. A forked child has one thread,
+whatever is asked for: the OpenMP run-time of GCC hangs in a child whose parent had threads of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ BREAK_EVEN = 32_768
 MOST = 1024
 
 _count: int | None = None
+_is_forked = False
 
 
 def set_num_threads(n: int) -> None:
@@ -72,10 +73,12 @@ def get_num_threads() -> int:
 def threads_for(work: int, num_threads: int | None) -> int:
     """Return the number of threads for `work` logits."""
     if num_threads is not None:
-        return _check.integer("num_threads", num_threads, least=1, most=MOST)
-    if work < BREAK_EVEN:
+        num_threads = _check.integer("num_threads", num_threads, least=1, most=MOST)
+    if _is_forked:
         return 1
-    return get_num_threads()
+    if num_threads is not None:
+        return num_threads
+    return 1 if work < BREAK_EVEN else get_num_threads()
 
 
 def _default() -> int:
@@ -90,8 +93,9 @@ def _default() -> int:
 
 
 def _one_thread() -> None:
-    global _count
+    global _count, _is_forked
     _count = 1
+    _is_forked = True
 
 
 if hasattr(os, "register_at_fork"):
