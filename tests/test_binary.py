@@ -182,29 +182,30 @@ def test_logs_of_probabilities_are_held_at_minus_100(backend, dtype):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bad", [-1e-3, 1.0625, np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("position", [0, 9, 40])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_bad_probability_or_target_is_named(backend, dtype, bad, position, threads):
+def test_bad_probability_or_target_is_named(backend, dtype, bad, threads):
     good = np.full((7, 6), 0.5, dtype)
-    spoilt = good.copy()
-    spoilt.reshape(-1)[position:] = bad
-    where = rf"\[{position // 6}, {position % 6}\] is "
     options = {"num_threads": threads, "backend": backend}
-    with pytest.raises(ValueError, match=rf"^probabilities{where}.*: expected a number in \[0, 1\]$"):
-        ll.binary_cross_entropy(spoilt, good, **options)
-    with pytest.raises(ValueError, match=rf"^target{where}.*: expected a number in \[0, 1\]$"):
-        ll.binary_cross_entropy(good, spoilt, **options)
+    for position in (0, 9, 40):
+        spoilt = good.copy()
+        spoilt.reshape(-1)[position:] = bad
+        where = rf"\[{position // 6}, {position % 6}\] is "
+        with pytest.raises(ValueError, match=rf"^probabilities{where}.*: expected a number in \[0, 1\]$"):
+            ll.binary_cross_entropy(spoilt, good, **options)
+        with pytest.raises(ValueError, match=rf"^target{where}.*: expected a number in \[0, 1\]$"):
+            ll.binary_cross_entropy(good, spoilt, **options)
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bad", [0, 2, -2, 0.5, np.nan])
-@pytest.mark.parametrize("position", [0, 17, 299])
-def test_bad_logistic_label_leaves_scores_alone(backend, dtype, bad, position):
+def test_bad_logistic_label_leaves_scores_alone(backend, dtype, bad):
     x = batch((300, 1), dtype)[0][:, 0].copy()
     before = x.tobytes()
-    target = np.ones(300)
-    target[position] = bad
-    for function in (ll.logistic_loss_grad, ll.logistic_loss_value_and_grad):
-        with pytest.raises(ValueError, match=rf"^target\[{position}\] is {float(bad)}: expected -1 or \+1$"):
-            function(x, target, out=x, num_threads=2, backend=backend)
+    for position in (0, 17, 299):
+        target = np.ones(300)
+        target[position] = bad
+        message = rf"^target\[{position}\] is {float(bad)}: expected -1 or \+1$"
+        for function in (ll.logistic_loss_grad, ll.logistic_loss_value_and_grad):
+            with pytest.raises(ValueError, match=message):
+                function(x, target, out=x, num_threads=2, backend=backend)
     assert x.tobytes() == before

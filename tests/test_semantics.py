@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cases import DTYPES, unfilled
+from cases import DTYPES, INTEGERS, unfilled
 
 import logitloss as ll
 
@@ -140,12 +140,12 @@ def test_label_out_of_range(backend, dtype, row, bad):
             function(logits, target, backend=backend)
 
 
-@pytest.mark.parametrize("integer", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
 @pytest.mark.parametrize("row", ["int32 labels: any integer dtype is accepted"])
-def test_any_integer_dtype(backend, dtype, row, integer):
+def test_any_integer_dtype(backend, dtype, row):
     logits = np.array([[0, LOG2, -INF], [0, -INF, 0]], dtype)
-    value = ll.cross_entropy(logits, np.array([0, 2], integer), backend=backend)
-    assert value == pytest.approx((LOG3 + LOG2) / 2, rel=2e-3)
+    for integer in INTEGERS:
+        value = ll.cross_entropy(logits, np.array([0, 2], integer), backend=backend)
+        assert value == pytest.approx((LOG3 + LOG2) / 2, rel=2e-3)
 
 
 @pytest.mark.parametrize("row", ["`logsumexp` of all -inf is -inf"])
