@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The Cython backend: walks the blocks of a batch with OpenMP and calls the C rows of one instruction set.
 
-A call describes its arrays to the C rows (address, dtype, shape and strides, axes joined where they can be),
-cuts the batch into blocks by shape alone, runs them without the GIL, and adds the blocks' totals in order: the
-result does not depend on the number of threads. What the methods mean stands in the contract, `__init__.py`;
-the arithmetic is in `c/`.
+A call describes its arrays to the C rows (address, dtype, shape and strides, with axes joined where they can
+be), cuts the batch into blocks by shape alone, runs them without the GIL, and adds the blocks' totals in order:
+the result does not depend on the number of threads. What the methods mean stands in the contract,
+`__init__.py`; the arithmetic is in `c/`.
 """
 
 cimport numpy as cnp
@@ -147,7 +147,8 @@ cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except
     return n
 
 
-cdef block_result run(const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, int num_threads
+cdef block_result run(
+    const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, int num_threads
 ) except *:
     """Run all blocks and add up what they found, in order."""
     cdef block_result whole, one
@@ -188,7 +189,9 @@ cdef class Kernels:
     cdef const kernel_table *table
     cdef readonly str name
 
-    cdef block_result run_softmax(self, softmax_job *job, object logits, object out, int num_threads) except *:
+    cdef block_result run_softmax(
+        self, softmax_job *job, object logits, object out, int num_threads
+    ) except *:
         cdef ptrdiff_t row_bytes
         cdef bint has_class_axis = job.second_pass != ENTROPY
         job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
@@ -198,11 +201,14 @@ cdef class Kernels:
         job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
         if job.logits.class_stride != job.logits.itemsize:
             job.block_rows = BLOCK_ROWS
-        job.streams = out is not None and row_bytes >= STREAM_ROW_FROM and job.n_rows * row_bytes >= STREAM_FROM
+        job.streams = (
+            out is not None and row_bytes >= STREAM_ROW_FROM and job.n_rows * row_bytes >= STREAM_FROM
+        )
         return run(job, self.table.softmax_block, job.n_rows, job.block_rows, num_threads)
 
     def label_weight(
-        self, cnp.ndarray target, cnp.ndarray weight, int64_t ignore_index, ptrdiff_t n_classes, int num_threads
+        self, cnp.ndarray target, cnp.ndarray weight, int64_t ignore_index, ptrdiff_t n_classes,
+        int num_threads
     ):
         cdef softmax_job job
         cdef block_result found
@@ -215,8 +221,8 @@ cdef class Kernels:
         return found.total, found.first_bad
 
     def nll(
-        self, cnp.ndarray log_probabilities, cnp.ndarray target, int64_t ignore_index, cnp.ndarray weight, loss,
-        int num_threads
+        self, cnp.ndarray log_probabilities, cnp.ndarray target, int64_t ignore_index, cnp.ndarray weight,
+        loss, int num_threads
     ):
         cdef softmax_job job
         cdef block_result found
@@ -231,8 +237,8 @@ cdef class Kernels:
         return found.total, found.counted, found.first_bad
 
     def cross_entropy(
-        self, cnp.ndarray logits, cnp.ndarray target, int64_t ignore_index, cnp.ndarray beta, cnp.ndarray gamma,
-        double z_loss, scale, lse_in, loss, lse, hit, grad, int num_threads
+        self, cnp.ndarray logits, cnp.ndarray target, int64_t ignore_index, cnp.ndarray beta,
+        cnp.ndarray gamma, double z_loss, scale, lse_in, loss, lse, hit, grad, int num_threads
     ):
         cdef softmax_job job
         cdef block_result found
@@ -255,8 +261,8 @@ cdef class Kernels:
         return found.total, found.counted, found.first_bad
 
     def soft_cross_entropy(
-        self, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray weight, double target_scale, double target_offset,
-        double z_loss, scale, lse_in, loss, lse, grad, int num_threads
+        self, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray weight, double target_scale,
+        double target_offset, double z_loss, scale, lse_in, loss, lse, grad, int num_threads
     ):
         cdef softmax_job job
         cdef cnp.ndarray weight_real = real_coefficients(weight, logits)
@@ -310,8 +316,8 @@ cdef class Kernels:
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)
 
     def binary_cross_entropy_with_logits(
-        self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_scale, double label_offset,
-        bint signed, scale, loss, grad, int num_threads
+        self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_scale,
+        double label_offset, bint signed, scale, loss, grad, int num_threads
     ):
         cdef pointwise_job job
         cdef block_result found
@@ -322,7 +328,9 @@ cdef class Kernels:
         found = self.run_pointwise(&job, logits, target, weight, pos_weight, scale, loss, grad, num_threads)
         return found.total, found.first_bad
 
-    cdef block_result plain_pointwise(self, pointwise_kind kind, x, target, weight, loss, out, int num_threads) except *:
+    cdef block_result plain_pointwise(
+        self, pointwise_kind kind, x, target, weight, loss, out, int num_threads
+    ) except *:
         cdef pointwise_job job
         job.kind = kind
         job.is_signed = False
@@ -330,11 +338,17 @@ cdef class Kernels:
         job.label_offset = 0
         return self.run_pointwise(&job, x, target, weight, None, None, loss, out, num_threads)
 
-    def binary_cross_entropy(self, cnp.ndarray probabilities, cnp.ndarray target, weight, loss, int num_threads):
-        cdef block_result found = self.plain_pointwise(BCE, probabilities, target, weight, loss, None, num_threads)
+    def binary_cross_entropy(
+        self, cnp.ndarray probabilities, cnp.ndarray target, weight, loss, int num_threads
+    ):
+        cdef block_result found = self.plain_pointwise(
+            BCE, probabilities, target, weight, loss, None, num_threads
+        )
         return found.total, found.first_bad
 
-    def kl_div(self, cnp.ndarray log_probabilities, cnp.ndarray target, bint log_target, loss, int num_threads):
+    def kl_div(
+        self, cnp.ndarray log_probabilities, cnp.ndarray target, bint log_target, loss, int num_threads
+    ):
         cdef pointwise_kind kind = KL_DIV_LOG_TARGET if log_target else KL_DIV
         return self.plain_pointwise(kind, log_probabilities, target, None, loss, None, num_threads).total
 
@@ -346,7 +360,8 @@ cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits)
     """By class, in the type that the C rows compute these logits in."""
     if coefficients is None:
         return None
-    return coefficients.astype(np.float64 if cnp.PyArray_TYPE(logits) == cnp.NPY_DOUBLE else np.float32, copy=False)
+    cdef bint is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_DOUBLE
+    return coefficients.astype(np.float64 if is_double else np.float32, copy=False)
 
 
 cdef dict _kernels = {}

@@ -1,4 +1,5 @@
-/* What needs no vectors: where items lie, single items of every dtype, labels, and which tables can run here. */
+/* What needs no vectors: where items lie, single items of every dtype, labels, and which tables can run here.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -15,7 +16,12 @@ ptrdiff_t view_offset(const array_view *view, ptrdiff_t index)
     return view->ndim ? offset + index * view->stride[0] : 0;
 }
 
-#define AS(type) ({ type value_; memcpy(&value_, item, sizeof value_); value_; })
+#define AS(type)                              \
+    ({                                        \
+        type value_;                          \
+        memcpy(&value_, item, sizeof value_); \
+        value_;                               \
+    })
 
 double view_real(const array_view *view, const char *item)
 {
@@ -133,7 +139,8 @@ const kernel_table *const *logitloss_tables(void)
     int n = 0;
 #ifdef __x86_64__
     __builtin_cpu_init();
-    int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    int has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         tables[n++] = &logitloss_table_avx512;

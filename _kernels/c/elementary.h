@@ -1,9 +1,10 @@
 /* exp and log1p of a vector, inlined, under 1 ulp each; included once for each real type.
  *
  * exp(x) = 2^n * exp(r) with n = round(x*log2(e)) and r = x - n*ln2, |r| <= 0.35. The integer n is added to a
- * large constant, which rounds it and leaves it in the low bits, and those shifted to the exponent's place are
- * the factor 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition
- * to exp(r)'s own exponent: that would turn NaN into numbers.) Minimax polynomials, relative error 2^-28 (2^-58).
+ * large constant, which rounds it and leaves it in the low bits, and those shifted to the exponent's place
+ * are the factor 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an
+ * addition to exp(r)'s own exponent: that would turn NaN into numbers.) Minimax polynomials, relative error
+ * 2^-28 (2^-58).
  */
 #define V(name) PASTE(REAL, name)
 
@@ -83,15 +84,16 @@ INLINE V(vector) V(power_of_2)(V(vector) n)
     return (V(vector))((V(ivector))(bounded + (MAGIC + EXPONENT_BIAS)) << MANTISSA_BITS);
 }
 
-/* What exp(x)*2^-k needs of k: the rounding constant, and the x below which the result is taken as 0 (it would
- * be under 2^-125, or 2^-1021: no subnormal number ever arises, which some processors are slow at). */
+/* What exp(x)*2^-k needs of k: the rounding constant, and the x below which the result is taken as 0 (it
+ * would be under 2^-125, or 2^-1021: no subnormal number ever arises, which some processors are slow at). */
 typedef struct {
     V(vector) magic, floor;
 } V(exp_scale);
 
 INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
 {
-    V(exp_scale) scale = {(MAGIC + EXPONENT_BIAS) - k, (k - V(all)(EXPONENT_BIAS - 2)) * V(all)((V(real))0x1.62e42fefa39efp-1)};
+    V(exp_scale) scale = {(MAGIC + EXPONENT_BIAS) - k,
+                          (k - V(all)(EXPONENT_BIAS - 2)) * V(all)((V(real))0x1.62e42fefa39efp-1)};
     return scale;
 }
 
@@ -165,8 +167,7 @@ INLINE V(vector) V(log1p_nonnegative)(V(vector) t)
 {
     V(vector) one_plus = t + 1.0;
     V(ivector) exponent = ((V(ivector))one_plus >> MANTISSA_BITS) - EXPONENT_BIAS;
-    V(vector) mantissa =
-        (V(vector))(((V(ivector))one_plus & 0xfffffffffffff) | (V(ivector))V(all)(1.0));
+    V(vector) mantissa = (V(vector))(((V(ivector))one_plus & 0xfffffffffffff) | (V(ivector))V(all)(1.0));
     V(vector) power = (V(vector))(exponent + (V(ivector))V(all)(MAGIC)) - MAGIC;
     V(vector) log = V(fma)(power, V(all)(LN2_A), V(log1p_unit)(mantissa - 1.0));
     V(vector) finite = V(choose)(V(greater)(V(all)(1.0), t), V(log1p_unit)(t), log);

@@ -1,4 +1,5 @@
-/* float16 and bfloat16 to float32 and back, rounded to nearest even. No branches, so that loops of them vectorise. */
+/* float16 and bfloat16 to float32 and back, rounded to nearest even. No branches, so that loops of them
+ * vectorise. */
 #ifndef LOGITLOSS_HALF_H
 #define LOGITLOSS_HALF_H
 

@@ -59,8 +59,9 @@ typedef struct {
     ptrdiff_t n_rows, n_classes, block_rows;
     array_view logits, target;
     int64_t ignore_index;
-    const double *beta;  /* by label; NULL is ones */
-    const double *gamma; /* by class; for LABELS NULL is zeros, for PROBABILITIES it is the weight, NULL is ones */
+    const double *beta; /* by label; NULL is ones */
+    const double
+        *gamma; /* by class; for LABELS NULL is zeros, for PROBABILITIES it is the weight, NULL is ones */
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
     array_view scale, lse_in, loss, lse, hit, out;

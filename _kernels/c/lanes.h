@@ -1,15 +1,18 @@
 /* Rows side by side, one in each lane, in one real type; included once for each.
  *
- * For short rows, and for classes that lie far apart while rows lie next to each other (`axis=1` of images): x is a
- * tile of n_classes by BLOCK_ROWS (or wider) reals, class-major. Within a tile two sweeps over cached memory, one for
- * the largest and one for the exponentials, need no branch at all. Lanes beyond the block's rows hold 0.
+ * For short rows, and for classes that lie far apart while rows lie next to each other (`axis=1` of images):
+ * x is a tile of n_classes by BLOCK_ROWS (or wider) reals, class-major. Within a tile two sweeps over cached
+ * memory, one for the largest and one for the exponentials, need no branch at all. Lanes beyond the block's
+ * rows hold 0.
  */
 #define V(name) PASTE(REAL, name)
 
 /* Statistics of rows 0 ... n_rows - 1 for classes first_class ... first_class + n_classes - 1; `x_stride` and
- * `gamma_stride` are the reals from one class to the next. With gamma_stride 0, gamma is one number a class. */
-INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V(real) *gamma, ptrdiff_t gamma_stride,
-                                   ptrdiff_t n_classes, ptrdiff_t n_rows, ptrdiff_t first_class, row_statistics *rows)
+ * `gamma_stride` are the reals from one class to the next. With gamma_stride 0, gamma is one number a class.
+ */
+INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V(real) *gamma,
+                                   ptrdiff_t gamma_stride, ptrdiff_t n_classes, ptrdiff_t n_rows,
+                                   ptrdiff_t first_class, row_statistics *rows)
 {
     for (ptrdiff_t lane = 0; lane < n_rows; lane += V(LANES), x += V(LANES)) {
         V(vector) largest = V(all)(-INFINITY), zero = V(all)(0);
@@ -47,10 +50,14 @@ INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V
         V(store)(found[4], V(whole)(&weight));
         V(store)(found[5], V(whole)(&gap));
         memcpy(tops, &top, sizeof tops);
-        for (ptrdiff_t i = 0; i < V(LANES) && lane + i < n_rows; i++) {
+        for (ptrdiff_t i = 0; i < V(LANES) &&lane + i < n_rows; i++) {
             row_statistics *row = rows + lane + i;
-            *row = (row_statistics){.largest = found[0][i], .sum = found[1][i], .shift = found[2][i],
-                                    .exponent = found[3][i], .weight = {found[4][i], 0}, .gap = {found[5][i], 0},
+            *row = (row_statistics){.largest = found[0][i],
+                                    .sum = found[1][i],
+                                    .shift = found[2][i],
+                                    .exponent = found[3][i],
+                                    .weight = {found[4][i], 0},
+                                    .gap = {found[5][i], 0},
                                     .top = first_class + tops[i]};
             if (gamma)
                 row->top_weight = gamma_stride ? gamma[tops[i] * gamma_stride + lane + i] : gamma[tops[i]];
@@ -75,9 +82,10 @@ INLINE void V(lanes_map)(second_pass pass, const V(real) *x, ptrdiff_t x_stride,
                          ptrdiff_t n_rows, const V(map_lanes) *rows, V(real) *sums)
 {
     for (ptrdiff_t lane = 0; lane < n_rows; lane += V(LANES)) {
-        V(map_row) row = {V(load)(rows->shift + lane), V(load)(rows->factor + lane),
-                          V(load)(rows->gamma_factor + lane), V(load)(rows->largest + lane),
-                          V(load)(rows->log1p_others + lane), V(exp_scale_of)(V(load)(rows->exponent + lane))};
+        V(map_row) row = {
+            V(load)(rows->shift + lane),        V(load)(rows->factor + lane),
+            V(load)(rows->gamma_factor + lane), V(load)(rows->largest + lane),
+            V(load)(rows->log1p_others + lane), V(exp_scale_of)(V(load)(rows->exponent + lane))};
         V(mask) live = V(nonzero)(V(load)(rows->live + lane));
         V(vector) zero = V(all)(0);
         V(long_sum) sum = {zero, zero, zero};

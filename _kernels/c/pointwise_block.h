@@ -1,8 +1,8 @@
 /* A block of elements of the losses that have no classes, in one real type; included once for each.
  *
- * BCE with logits: with e = exp(-|x|), softplus(x) = max(x, 0) + log1p(e), and sigmoid(|x|) = 1/(1 + e). Written so, every
- * term is a product of numbers that are not negative, nothing cancels, and the limits at +-inf come out by themselves
- * once 0*inf is taken as 0.
+ * BCE with logits: with e = exp(-|x|), softplus(x) = max(x, 0) + log1p(e), and sigmoid(|x|) = 1/(1 + e).
+ * Written so, every term is a product of numbers that are not negative, nothing cancels, and the limits at
+ * +-inf come out by themselves once 0*inf is taken as 0.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -36,7 +36,8 @@ INLINE void V(bce_with_logits)(const V(operands) *at, ptrdiff_t n, int weighted)
         V(store)(at->loss + i, weighted ? V(times)(weight, loss) : loss);
         if (at->out) {
             V(vector) inverse = one / (one + e), small = e * inverse;
-            V(vector) grad = negative * V(choose)(above, inverse, small) - positive * V(choose)(above, small, inverse);
+            V(vector) grad =
+                negative * V(choose)(above, inverse, small) - positive * V(choose)(above, small, inverse);
             if (at->scale)
                 weight *= V(load)(at->scale + i);
             V(store)(at->out + i, grad * weight);
@@ -114,8 +115,8 @@ static const V(real) *V(operand)(const array_view *view, ptrdiff_t first, ptrdif
 /* Where results are to be computed: in place, if whole vectors fit there, or in `tile` */
 static V(real) *V(result)(const array_view *view, ptrdiff_t first, ptrdiff_t n, V(real) *tile)
 {
-    int in_place = V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) && n % V(LANES) == 0 &&
-                   V(run_length)(view, first, n) == n;
+    int in_place = V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) &&
+                   n % V(LANES) == 0 && V(run_length)(view, first, n) == n;
     return in_place ? (V(real) *)(view->data + view_offset(view, first)) : tile;
 }
 

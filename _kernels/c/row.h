@@ -1,14 +1,15 @@
 /* Rows whose classes lie next to each other, in one real type; included once for each.
  *
- * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the registers:
- * their largest is compared with the row's; if it is no larger, as nearly always, the exponentials are added to
- * the sum. If it is, the group's largest becomes the row's, its predecessor joins the others, and the group is
- * summed from a copy in which the new one is left out. row_map writes a result for each class.
+ * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the
+ * registers: their largest is compared with the row's; if it is no larger, as nearly always, the exponentials
+ * are added to the sum. If it is, the group's largest becomes the row's, its predecessor joins the others,
+ * and the group is summed from a copy in which the new one is left out. row_map writes a result for each
+ * class.
  */
 #define V(name) PASTE(REAL, name)
 
-/* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no normal
- * number still are. */
+/* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
+ * normal number still are. */
 enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
 
 /* How far sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
@@ -66,8 +67,8 @@ static void V(raise_largest)(V(accumulator) *acc, V(real) largest, V(real) gamma
 {
     row_statistics *row = &acc->row;
     V(collect)(acc);
-    row_statistics next = {.largest = largest, .shift = row->shift, .exponent = row->exponent,
-                           .top = top, .top_weight = gamma};
+    row_statistics next = {
+        .largest = largest, .shift = row->shift, .exponent = row->exponent, .top = top, .top_weight = gamma};
     if (isinf(largest)) {
         next.shift = next.exponent = 0;
     } else if (fabs(largest) > DIRECT) {
@@ -88,8 +89,9 @@ static void V(raise_largest)(V(accumulator) *acc, V(real) largest, V(real) gamma
 }
 
 /* A group in which something is larger than the largest so far */
-static __attribute__((noinline)) void V(add_record_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma,
-                                                          int n_vectors, ptrdiff_t first_class)
+static __attribute__((noinline)) void V(add_record_group)(V(accumulator) *acc, const V(real) *x,
+                                                          const V(real) *gamma, int n_vectors,
+                                                          ptrdiff_t first_class)
 {
     V(real) ALIGNED others[V(GROUP)], others_gamma[V(GROUP)];
     V(vector) high = V(all)(-INFINITY);
@@ -150,8 +152,13 @@ static void V(row_statistics_of)(const V(real) *x, const V(real) *gamma, ptrdiff
 {
     V(vector) zero = V(all)(0);
     V(long_sum) empty = {zero, zero, zero};
-    V(accumulator) acc = {.sum = empty, .weight = empty, .gap = empty, .largest = V(all)(-INFINITY), .shift = zero,
-                          .reference = zero, .scale = V(exp_scale_of)(zero),
+    V(accumulator) acc = {.sum = empty,
+                          .weight = empty,
+                          .gap = empty,
+                          .largest = V(all)(-INFINITY),
+                          .shift = zero,
+                          .reference = zero,
+                          .scale = V(exp_scale_of)(zero),
                           .row = {.largest = -INFINITY, .top = first_class}};
     if (gamma)
         V(add_classes)(&acc, x, gamma, n, first_class);
@@ -183,9 +190,10 @@ INLINE V(vector) V(map_vector)(second_pass pass, V(vector) x, const V(real) *gam
     return gamma ? p - V(load)(gamma) * row->gamma_factor : p;
 }
 
-/* Results of n classes to `out`; returns the sum of exponentials (of terms, for the entropy), scaled like them. */
-INLINE double V(map_classes)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out, ptrdiff_t n,
-                             const V(map_row) *row, int streams)
+/* Results of n classes to `out`; returns the sum of exponentials (of terms, for the entropy), scaled like
+ * them. */
+INLINE double V(map_classes)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out,
+                             ptrdiff_t n, const V(map_row) *row, int streams)
 {
     ptrdiff_t c = 0;
     if (pass == ENTROPY) {

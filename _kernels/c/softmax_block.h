@@ -1,9 +1,9 @@
-/* A block of rows of the softmax family in one real type: statistics, then loss, then the second pass while the
- * rows are in the cache; included once for each real type.
+/* A block of rows of the softmax family in one real type: statistics, then loss, then the second pass while
+ * the rows are in the cache; included once for each real type.
  *
- * Two ways through, equal in meaning: row by row where classes are contiguous and many (row.h), and a row in each
- * lane for short rows or rows that lie side by side (lanes.h). Both work on runs of classes that fit a tile, which is
- * the array itself wherever dtype and strides allow.
+ * Two ways through, equal in meaning: row by row where classes are contiguous and many (row.h), and a row in
+ * each lane for short rows or rows that lie side by side (lanes.h). Both work on runs of classes that fit a
+ * tile, which is the array itself wherever dtype and strides allow.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -32,7 +32,8 @@ INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
 
 INLINE ptrdiff_t V(at_most)(ptrdiff_t n, ptrdiff_t bound) { return n < bound ? n : bound; }
 
-/* What the coefficients of n reals in `gamma` are: target_scale and offset applied, times the class's weight */
+/* What the coefficients of n reals in `gamma` are: target_scale and offset applied, times the class's weight
+ */
 INLINE void V(weigh_target)(const softmax_job *job, const V(real) *t, V(real) weight, V(real) *gamma)
 {
     *gamma = weight * ((V(real))job->target_scale * *t + (V(real))job->target_offset);
@@ -45,8 +46,8 @@ static const V(real) *V(gamma_run)(V(block) *block, ptrdiff_t row, ptrdiff_t fir
     const V(real) *weight = job->gamma_real ? (const V(real) *)job->gamma_real + first_class : NULL;
     if (job->target_kind != PROBABILITIES)
         return weight;
-    const V(real) *t = V(run)(&job->target, V(item)(&job->target, row, first_class), job->target.class_stride, n,
-                              block->gamma_tile);
+    const V(real) *t = V(run)(&job->target, V(item)(&job->target, row, first_class), job->target.class_stride,
+                              n, block->gamma_tile);
     if (!weight && job->target_scale == 1 && job->target_offset == 0)
         return t;
     for (ptrdiff_t c = 0; c < n; c++)
@@ -57,13 +58,14 @@ static const V(real) *V(gamma_run)(V(block) *block, ptrdiff_t row, ptrdiff_t fir
 /* Do the block's rows lie side by side, as reals that fill whole vectors? */
 static int V(are_lanes)(const V(block) *block, const array_view *view)
 {
-    return V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) && block->n % V(LANES) == 0 &&
-           V(run_length)(view, block->first, block->n) == block->n;
+    return V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) &&
+           block->n % V(LANES) == 0 && V(run_length)(view, block->first, block->n) == block->n;
 }
 
-/* Where the block's rows from first_class on are lanes, *stride reals from class to class: in place or `tile`. */
-static V(real) *V(lanes_place)(const V(block) *block, const array_view *view, ptrdiff_t first_class, V(real) *tile,
-                               ptrdiff_t *stride)
+/* Where the block's rows from first_class on are lanes, *stride reals from class to class: in place or
+ * `tile`. */
+static V(real) *V(lanes_place)(const V(block) *block, const array_view *view, ptrdiff_t first_class,
+                               V(real) *tile, ptrdiff_t *stride)
 {
     *stride = BLOCK_ROWS;
     if (!V(are_lanes)(block, view))
@@ -91,7 +93,8 @@ static const V(real) *V(lanes_run)(const V(block) *block, const array_view *view
 }
 
 /* gamma for lanes_run's classes: by class (*stride 0), by lane, or NULL for zeros */
-static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptrdiff_t n_classes, ptrdiff_t *stride)
+static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptrdiff_t n_classes,
+                                     ptrdiff_t *stride)
 {
     const softmax_job *job = block->job;
     const V(real) *weight = job->gamma_real ? (const V(real) *)job->gamma_real + first_class : NULL;
@@ -103,13 +106,15 @@ static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptr
         return t;
     for (ptrdiff_t c = 0; c < n_classes; c++)
         for (ptrdiff_t i = 0; i < block->n; i++)
-            V(weigh_target)(job, t + c * *stride + i, weight ? weight[c] : 1, block->gamma_tile + c * BLOCK_ROWS + i);
+            V(weigh_target)(job, t + c * *stride + i, weight ? weight[c] : 1,
+                            block->gamma_tile + c * BLOCK_ROWS + i);
     *stride = BLOCK_ROWS;
     return block->gamma_tile;
 }
 
-/* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known, unless
- * their label is so likely that 1 - p must be summed from the others. Their statistics are the label's. */
+/* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known,
+ * unless their label is so likely that 1 - p must be summed from the others. Their statistics are the
+ * label's. */
 static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
@@ -120,7 +125,8 @@ static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
                       -expm1(block->target_logit[i] - block->softmax.lse[i]) > 1e-3))
         return 0;
     row_statistics *row = block->statistics + i;
-    *row = (row_statistics){.largest = ignored ? 0 : block->target_logit[i], .top = ignored ? 0 : block->label[i]};
+    *row = (row_statistics){.largest = ignored ? 0 : block->target_logit[i],
+                            .top = ignored ? 0 : block->label[i]};
     row->top_weight = job->gamma ? job->gamma[row->top] : 0;
     return 1;
 }
@@ -136,7 +142,8 @@ static void V(find_statistics)(V(block) *block)
         const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
         const V(real) *gamma = V(gamma_lanes)(block, c, n, &gamma_stride);
         if (gamma)
-            V(lanes_statistics_of)(x, x_stride, gamma, gamma_stride, n, block->n, c, c ? part : block->statistics);
+            V(lanes_statistics_of)(x, x_stride, gamma, gamma_stride, n, block->n, c,
+                                   c ? part : block->statistics);
         else
             V(lanes_statistics_of)(x, x_stride, NULL, 0, n, block->n, c, c ? part : block->statistics);
         for (ptrdiff_t i = 0; i < block->n && c; i++)
@@ -179,9 +186,10 @@ static double V(find_losses)(V(block) *block)
             loss += job->z_loss * lse * lse + 0 * log1p_others;
         loss = block->live[i] ? loss : 0;
         total += loss;
-        block->alpha[i] = job->second_pass == GRADIENT
-                              ? block->scale[i] * (beta + gamma_sum + (job->z_loss != 0 ? 2 * job->z_loss * lse : 0))
-                              : 1;
+        block->alpha[i] =
+            job->second_pass == GRADIENT
+                ? block->scale[i] * (beta + gamma_sum + (job->z_loss != 0 ? 2 * job->z_loss * lse : 0))
+                : 1;
         if (job->loss.data)
             put_real(&job->loss, V(item)(&job->loss, block->first + i, 0), loss);
         if (job->lse.data)
@@ -194,8 +202,8 @@ static double V(find_losses)(V(block) *block)
     return total;
 }
 
-/* The label's entry and the largest's, which the second pass has left as alpha*p - gamma. The largest's is formed from
- * the others: there 1 - p may be far below p's rounding. */
+/* The label's entry and the largest's, which the second pass has left as alpha*p - gamma. The largest's is
+ * formed from the others: there 1 - p may be far below p's rounding. */
 static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
@@ -204,8 +212,12 @@ static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
     ptrdiff_t number = block->first + i, label = job->target_kind == LABELS ? block->label[i] : row->top;
     double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
     double z_slope = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
-    double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight : job->gamma ? job->gamma[row->top] : 0;
-    double rest = job->target_kind == PROBABILITIES ? value_of(&row->weight) : job->gamma ? job->gamma_sum - top_gamma : 0;
+    double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight
+                       : job->gamma                      ? job->gamma[row->top]
+                                                         : 0;
+    double rest = job->target_kind == PROBABILITIES ? value_of(&row->weight)
+                  : job->gamma                      ? job->gamma_sum - top_gamma
+                                                    : 0;
     top_gamma += label == row->top ? beta : 0;
     rest += z_slope + (label == row->top ? 0 : beta);
     double top = softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma;
@@ -213,7 +225,8 @@ static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
     if (label != row->top) {
         double p = exp((block->target_logit[i] - row->largest) - softmax->log1p_others[i]);
         double gamma = job->gamma ? job->gamma[label] : 0;
-        put_real(&job->out, V(item)(&job->out, number, label), block->alpha[i] * p - block->scale[i] * (beta + gamma));
+        put_real(&job->out, V(item)(&job->out, number, label),
+                 block->alpha[i] * p - block->scale[i] * (beta + gamma));
     }
 }
 
@@ -222,12 +235,10 @@ static void V(map_by_row)(V(block) *block, ptrdiff_t i)
     const softmax_job *job = block->job;
     const row_softmax *softmax = &block->softmax;
     double total = 0;
-    V(map_row) row = {V(all)((V(real))softmax->shift[i]),
-                      V(all)((V(real))(softmax->factor[i] * block->alpha[i])),
-                      V(all)((V(real))block->scale[i]),
-                      V(all)((V(real))block->statistics[i].largest),
-                      V(all)((V(real))softmax->log1p_others[i]),
-                      V(exp_scale_of)(V(all)((V(real))softmax->exponent[i]))};
+    V(map_row) row = {
+        V(all)((V(real))softmax->shift[i]),        V(all)((V(real))(softmax->factor[i] * block->alpha[i])),
+        V(all)((V(real))block->scale[i]),          V(all)((V(real))block->statistics[i].largest),
+        V(all)((V(real))softmax->log1p_others[i]), V(exp_scale_of)(V(all)((V(real))softmax->exponent[i]))};
     for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
         char *to = V(item)(&job->out, block->first + i, c);
         V(real) *out = V(run_out)(&job->out, to, job->out.class_stride, block->x_tile);
@@ -235,7 +246,8 @@ static void V(map_by_row)(V(block) *block, ptrdiff_t i)
         if (block->live[i]) {
             const char *from = V(item)(&job->logits, block->first + i, c);
             const V(real) *x = V(run)(&job->logits, from, job->logits.class_stride, n, block->x_tile);
-            const V(real) *gamma = job->second_pass == GRADIENT ? V(gamma_run)(block, block->first + i, c, n) : NULL;
+            const V(real) *gamma =
+                job->second_pass == GRADIENT ? V(gamma_run)(block, block->first + i, c, n) : NULL;
             total += V(row_map)(job->second_pass, x, gamma, out, n, &row, job->streams);
         } else {
             memset(out, 0, sizeof(V(real)) * (size_t)n);
@@ -267,15 +279,20 @@ static void V(map_by_lanes)(V(block) *block)
         ptrdiff_t x_stride, gamma_stride, out_stride = 0;
         n = V(at_most)(job->n_classes - c, V(TILE) / BLOCK_ROWS);
         const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
-        V(real) *out =
-            job->second_pass == ENTROPY ? NULL : V(lanes_place)(block, &job->out, c, block->x_tile, &out_stride);
+        V(real) *out = job->second_pass == ENTROPY
+                           ? NULL
+                           : V(lanes_place)(block, &job->out, c, block->x_tile, &out_stride);
         switch (job->second_pass) {
         case ENTROPY: V(lanes_map)(ENTROPY, x, x_stride, NULL, 0, NULL, 0, n, block->n, &rows, sums); break;
-        case LOG_SOFTMAX: V(lanes_map)(LOG_SOFTMAX, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL); break;
+        case LOG_SOFTMAX:
+            V(lanes_map)(LOG_SOFTMAX, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL);
+            break;
         default: {
-            const V(real) *gamma = job->second_pass == GRADIENT ? V(gamma_lanes)(block, c, n, &gamma_stride) : NULL;
+            const V(real) *gamma =
+                job->second_pass == GRADIENT ? V(gamma_lanes)(block, c, n, &gamma_stride) : NULL;
             if (gamma)
-                V(lanes_map)(GRADIENT, x, x_stride, gamma, gamma_stride, out, out_stride, n, block->n, &rows, NULL);
+                V(lanes_map)(GRADIENT, x, x_stride, gamma, gamma_stride, out, out_stride, n, block->n, &rows,
+                             NULL);
             else
                 V(lanes_map)(GRADIENT, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL);
         }
@@ -313,14 +330,17 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_res
     block.first = number * job->block_rows;
     block.n = V(at_most)(job->n_rows - block.first, job->block_rows);
     block.known_lse = job->lse_in.data != NULL;
-    block.by_lanes = job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
-                                                         V(last_stride)(&job->logits) == job->logits.itemsize);
+    block.by_lanes =
+        job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
+                                            V(last_stride)(&job->logits) == job->logits.itemsize);
     if (job->target_kind == LABELS && block_labels(job, number, block.label, result) < block.n)
         return;
     if (block.known_lse)
-        memcpy(lse, f64_items(&job->lse_in, block.first, block.n, block.softmax.lse), sizeof(double) * (size_t)block.n);
+        memcpy(lse, f64_items(&job->lse_in, block.first, block.n, block.softmax.lse),
+               sizeof(double) * (size_t)block.n);
     if (job->scale.data)
-        memcpy(block.scale, f64_items(&job->scale, block.first, block.n, block.alpha), sizeof(double) * (size_t)block.n);
+        memcpy(block.scale, f64_items(&job->scale, block.first, block.n, block.alpha),
+               sizeof(double) * (size_t)block.n);
     for (ptrdiff_t i = 0; i < block.n; i++) {
         block.live[i] = job->target_kind != LABELS || block.label[i] != job->ignore_index;
         block.softmax.lse[i] = block.known_lse ? lse[i] : 0;

@@ -1,4 +1,5 @@
-/* All kernels for one instruction set: a stamp (baseline.c, avx2.c, avx512.c) says which, and includes this. */
+/* All kernels for one instruction set: a stamp (baseline.c, avx2.c, avx512.c) says which, and includes this.
+ */
 #include "vector.h"
 
 #include "half.h"

@@ -1,12 +1,10 @@
 /* What a pass over rows leaves of them, how two parts of a row merge, and what follows for loss and gradient.
  *
- * The largest logit (first of equals) stays apart, so that a loss keeps its relative precision however far it is
- * ahead. Of the others there are
- *     sum    = sum exp(x - shift) * 2^-exponent
- *     weight = sum gamma,   gap = sum gamma*(largest - x)      (0 in place of a largest of -inf)
- * where shift is 0 (the largest, if it is beyond DIRECT) and exponent an integer: raising it as larger logits
- * come scales the sum exactly, and no difference x - largest is ever rounded before its exponential. In a row
- * with NaN the sum is NaN.
+ * The largest logit (first of equals) stays apart, so that a loss keeps its relative precision however far it
+ * is ahead. Of the others there are sum    = sum exp(x - shift) * 2^-exponent weight = sum gamma,   gap = sum
+ * gamma*(largest - x)      (0 in place of a largest of -inf) where shift is 0 (the largest, if it is beyond
+ * DIRECT) and exponent an integer: raising it as larger logits come scales the sum exactly, and no difference
+ * x - largest is ever rounded before its exponential. In a row with NaN the sum is NaN.
  */
 typedef struct {
     double sum, lost; /* to rounding: a rising row adds to its sums thousands of times */
@@ -77,8 +75,9 @@ static void merge(row_statistics *into, const row_statistics *from)
     *into = high;
 }
 
-/* From the statistics of n rows to their softmax. A row that holds NaN or +inf, or -inf only, is poisoned: its
- * factor and logarithm are NaN. `headroom` is the second pass's: its largest exponential is about 2^headroom. */
+/* From the statistics of n rows to their softmax. A row that holds NaN or +inf, or -inf only, is poisoned:
+ * its factor and logarithm are NaN. `headroom` is the second pass's: its largest exponential is about
+ * 2^headroom. */
 static void softmax_of(const row_statistics *statistics, ptrdiff_t n, double headroom, row_softmax *softmax)
 {
     double ALIGNED lane[5][f64_LANES];

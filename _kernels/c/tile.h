@@ -11,14 +11,14 @@ INLINE int V(is_real)(const array_view *view)
     return view->dtype == (sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32);
 }
 
-#define RUN(type, convert)                                                        \
-    do {                                                                          \
-        if (stride == (ptrdiff_t)sizeof(type))                                    \
-            for (ptrdiff_t i = 0; i < n; i++)                                     \
-                to[i] = (V(real))convert(((const type *)from)[i]);                \
-        else                                                                      \
-            for (ptrdiff_t i = 0; i < n; i++)                                     \
-                to[i] = (V(real))convert(*(const type *)(from + i * stride));     \
+#define RUN(type, convert)                                                    \
+    do {                                                                      \
+        if (stride == (ptrdiff_t)sizeof(type))                                \
+            for (ptrdiff_t i = 0; i < n; i++)                                 \
+                to[i] = (V(real))convert(((const type *)from)[i]);            \
+        else                                                                  \
+            for (ptrdiff_t i = 0; i < n; i++)                                 \
+                to[i] = (V(real))convert(*(const type *)(from + i * stride)); \
     } while (0)
 
 /* n items from `from` on, `stride` bytes apart */
@@ -42,14 +42,14 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
 }
 #undef RUN
 
-#define RUN(type, convert)                                                        \
-    do {                                                                          \
-        if (stride == (ptrdiff_t)sizeof(type))                                    \
-            for (ptrdiff_t i = 0; i < n; i++)                                     \
-                ((type *)to)[i] = (type)convert(from[i]);                         \
-        else                                                                      \
-            for (ptrdiff_t i = 0; i < n; i++)                                     \
-                *(type *)(to + i * stride) = (type)convert(from[i]);              \
+#define RUN(type, convert)                                           \
+    do {                                                             \
+        if (stride == (ptrdiff_t)sizeof(type))                       \
+            for (ptrdiff_t i = 0; i < n; i++)                        \
+                ((type *)to)[i] = (type)convert(from[i]);            \
+        else                                                         \
+            for (ptrdiff_t i = 0; i < n; i++)                        \
+                *(type *)(to + i * stride) = (type)convert(from[i]); \
     } while (0)
 
 static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t n, const V(real) *from)
@@ -87,7 +87,10 @@ INLINE ptrdiff_t V(run_length)(const array_view *view, ptrdiff_t first, ptrdiff_
     return left < n ? left : n;
 }
 
-INLINE ptrdiff_t V(last_stride)(const array_view *view) { return view->ndim ? view->stride[view->ndim - 1] : 0; }
+INLINE ptrdiff_t V(last_stride)(const array_view *view)
+{
+    return view->ndim ? view->stride[view->ndim - 1] : 0;
+}
 
 /* Items first ... first + n - 1 of an array in C order */
 static const V(real) *V(items)(const array_view *view, ptrdiff_t first, ptrdiff_t n, V(real) *tile)

@@ -1,8 +1,9 @@
 /* The few vector operations the kernels need, for one instruction set and both real types.
  *
- * Types and arithmetic are the compiler's own (GCC and Clang vector extensions), so one text serves SSE2, NEON
- * and AVX2; intrinsics stand only where an instruction set has something better: fused multiply-add, and the
- * masks and exponent scaling of AVX-512. A stamp defines ISA (its name) and VECTOR_BYTES before including this.
+ * Types and arithmetic are the compiler's own (GCC and Clang vector extensions), so one text serves SSE2,
+ * NEON and AVX2; intrinsics stand only where an instruction set has something better: fused multiply-add, and
+ * the masks and exponent scaling of AVX-512. A stamp defines ISA (its name) and VECTOR_BYTES before including
+ * this.
  */
 #include <math.h>
 #include <string.h>

@@ -38,17 +38,26 @@ INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b,
 INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_NEQ_UQ); }
 INLINE int V(any)(V(mask) mask) { return mask != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)(mask, a); }
-INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b) { return INTRINSIC(mask_blend)(mask, b, a); }
+INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
+{
+    return INTRINSIC(mask_blend)(mask, b, a);
+}
 /* a > b ? a : b, hence b where one of them is NaN. */
 INLINE V(vector) V(max)(V(vector) a, V(vector) b) { return INTRINSIC(max)(a, b); }
 #ifdef REAL_IS_F64
-INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
+INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b);
+}
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
     return (V(ivector))_mm512_mask_blend_epi64(mask, (__m512i)b, (__m512i)a);
 }
 #else
-INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+}
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
     return (V(ivector))_mm512_mask_blend_epi32(mask, (__m512i)b, (__m512i)a);
@@ -82,7 +91,10 @@ INLINE int V(any)(V(mask) mask)
 #endif
 }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return (V(vector))(mask & (V(mask))a); }
-INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b) { return (mask & a) | (~mask & b); }
+INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
+{
+    return (mask & a) | (~mask & b);
+}
 INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
 {
     return (V(vector))V(choose_bits)(mask, (V(ivector))a, (V(ivector))b);
@@ -131,8 +143,8 @@ INLINE V(real) V(lanes_max)(V(vector) v)
     return lane[0];
 }
 
-/* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept apart,
- * so that the whole is as good as its terms. */
+/* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept
+ * apart, so that the whole is as good as its terms. */
 typedef struct {
     V(vector) chain, sum, lost;
 } V(long_sum);
