@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The Cython backend: walks the blocks of a batch with OpenMP and calls the C rows of one instruction set.
 
-A call describes its arrays to the C rows (address, dtype, shape and strides, with axes joined where they can
-be), cuts the batch into blocks by shape alone, runs them without the GIL, and adds the blocks' totals in order:
-the result does not depend on the number of threads. What the methods mean stands in the contract,
+A call describes its arrays to the C rows (address, dtype, shape and strides, axes joined where they can be),
+cuts the batch into blocks by shape alone, runs them without the GIL, and adds their totals in order: the result
+does not depend on the number of threads. What the methods mean stands in the contract,
 `__init__.py`; the arithmetic is in `c/`.
 """
 
