@@ -34,10 +34,7 @@ typedef uint64_t vector __attribute__((vector_size(16), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE vector at(const char *from)
-{
-    return *(const vector *)from;
-}
+INLINE vector at(const char *from) { return *(const vector *)from; }
 
 INLINE void prefetch(const char *from, int on)
 {
