@@ -119,8 +119,7 @@ def linear(logits, beta, target, gamma, z_loss=0.0, scale=1.0) -> tuple[Exact, E
     # Terms of opposite sign may cancel in every entry: errors are relative to the row's largest term.
     largest = np.maximum.reduce([np.abs(term) for term in np.broadcast_arrays(*terms)])
     largest = largest.max(axis=-1, keepdims=True)
-    size = np.broadcast_to(np.abs(scale) * largest, x.shape)
-    return value, Exact(gradient, size, nats_ahead(largest / np.abs(beta + spread)))
+    return value, Exact(gradient, np.abs(scale) * largest, nats_ahead(largest / np.abs(beta + spread)))
 
 
 @quiet

@@ -13,7 +13,7 @@ import logitloss as ll
 INF = np.inf
 
 
-@pytest.mark.parametrize("n_classes", [*CLASSES, 131072])
+@pytest.mark.parametrize("n_classes", [*CLASSES, 50257])
 @pytest.mark.parametrize("name", ["logsumexp", "entropy"])
 def test_numbers_of_rows(backend, dtype, n_classes, name):
     logits, _ = zoo(n_classes, dtype)
@@ -22,7 +22,7 @@ def test_numbers_of_rows(backend, dtype, n_classes, name):
     assert_exact(out, zoo_rows(name, n_classes, dtype))
 
 
-@pytest.mark.parametrize("n_classes", [*CLASSES, 131072])
+@pytest.mark.parametrize("n_classes", [*CLASSES, 50257])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_distributions(backend, dtype, n_classes, name):
     logits, _ = zoo(n_classes, dtype)

@@ -5,10 +5,12 @@ on both sides of every vector and block width; see `cases`. Weights, smoothing, 
 are in `test_formulas`.
 """
 
+import functools
+
 import numpy as np
 import oracle
 import pytest
-from cases import CLASSES, ROWS, VOCABULARIES, batch, unfilled, zoo
+from cases import CLASSES, ROWS, VOCABULARIES, batch, frozen, unfilled, zoo
 from expected import batch_cross_entropy, zoo_cross_entropy, zoo_rows
 from ulp import assert_exact, result_dtype
 
@@ -76,17 +78,24 @@ def test_batches_below_at_and_above_a_block_of_rows(backend, dtype, n_classes):
         assert_exact(ll.cross_entropy(logits, target, **options), value)
 
 
+@functools.cache
+def special_rows(n_classes, dtype, special):
+    """Return logits, and labels with their exact results."""
+    source, target = batch((n_classes + 3, n_classes), dtype)
+    logits = source.copy()
+    diagonal = np.arange(n_classes)
+    logits[diagonal, diagonal] = special
+    labels = (target, np.arange(n_classes + 3) % n_classes)
+    return frozen(logits), [(each, oracle.cross_entropy(logits, each)) for each in labels]
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("n_classes", [1, 2, 5, 16, 35, 130])
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 def test_special_value_anywhere(backend, dtype, n_classes, special):
     """In row i class i is special, at the label or beside it; the last rows are ordinary."""
-    source, target = batch((n_classes + 3, n_classes), dtype)
-    logits = source.copy()
-    diagonal = np.arange(n_classes)
-    logits[diagonal, diagonal] = special
-    for labels in (target, np.arange(n_classes + 3) % n_classes):
-        value, gradient = oracle.cross_entropy(logits, labels)
+    logits, cases = special_rows(n_classes, dtype, special)
+    for labels, (value, gradient) in cases:
         loss, grad = ll.cross_entropy_value_and_grad(logits, labels, reduction="none", backend=backend)
         assert_exact(loss, value)
         assert_exact(grad, gradient)

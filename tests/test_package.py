@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,12 +44,11 @@ def test_a_call_imports_nothing_heavy():
 
 def test_kernels_refuse_a_second_name():
     """At the root of the repository `import _kernels` would make a second copy of every kernel."""
-    folder = os.path.dirname(sys.modules[ll.cross_entropy.__module__].__file__)
-    path = os.path.join(os.path.dirname(os.path.realpath(folder)), os.pardir)
-    if not os.path.isdir(os.path.join(path, "_kernels")):
+    root = Path(__file__).parent.parent
+    if not (root / "_kernels").is_dir():
         pytest.skip("not a checkout: there is no folder _kernels to import from")
     program = (
-        f"import sys; sys.path.insert(0, {path!r})\n"
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "try:\n    import _kernels\nexcept ImportError as error:\n    print(error)"
     )
     assert "import it under that name" in python(program)
