@@ -2,8 +2,8 @@
 """The Cython backend: walks the blocks of a batch with OpenMP and calls the C rows of one instruction set.
 
 A call describes its arrays to the C rows (address, dtype, shape and strides, axes joined where they can be),
-cuts the batch into blocks by shape alone, runs them without the GIL, and adds their totals in order: the result
-does not depend on the number of threads. What the methods mean stands in the contract,
+cuts the batch into blocks by shape alone, runs them without the GIL, and adds the blocks' totals in order: so
+the result does not depend on the number of threads. What the methods mean stands in the contract,
 `__init__.py`; the arithmetic is in `c/`.
 """
 

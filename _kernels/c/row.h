@@ -26,6 +26,8 @@ typedef struct {
 static void V(collect)(V(accumulator) *acc)
 {
     V(vector) zero = V(all)(0);
+    if (acc->n_groups == 0)
+        return;
     acc->row.sum += V(lanes_sum)(V(whole)(&acc->sum));
     add(&acc->row.weight, V(lanes_sum)(V(whole)(&acc->weight)));
     add(&acc->row.gap, V(lanes_sum)(V(whole)(&acc->gap)));
@@ -62,24 +64,34 @@ INLINE void V(add_group)(V(accumulator) *acc, const V(real) *x, const V(real) *g
     acc->n_groups++;
 }
 
-/* Make `largest`, found at `top`, the row's largest. */
-static void V(raise_largest)(V(accumulator) *acc, V(real) largest, V(real) gamma, ptrdiff_t top)
+/* May sums go on with the same shift and exponent when `largest` becomes the largest? */
+INLINE int V(fits_scale)(const row_statistics *row, V(real) largest)
+{
+    return row->largest > -INFINITY && row->shift == 0 && fabs(largest) <= DIRECT &&
+           largest * 0x1.71547652b82fep0 - V(HEADROOM) <= row->exponent + MARGIN;
+}
+
+/* Make `largest`, found at `top`, the row's largest; its predecessor joins the others. */
+static void V(raise_largest)(V(accumulator) *acc, V(real) largest, const V(real) *gamma, ptrdiff_t top)
 {
     row_statistics *row = &acc->row;
+    int fits = V(fits_scale)(row, largest);
+    if (fits && !gamma) {
+        row->sum += V(exp_scaled)(acc->largest, acc->scale)[0];
+        row->largest = largest;
+        row->top = top;
+        acc->largest = V(all)(largest);
+        return;
+    }
     V(collect)(acc);
-    row_statistics next = {
-        .largest = largest, .shift = row->shift, .exponent = row->exponent, .top = top, .top_weight = gamma};
-    if (isinf(largest)) {
-        next.shift = next.exponent = 0;
-    } else if (fabs(largest) > DIRECT) {
+    row_statistics next = {.largest = largest, .top = top, .top_weight = gamma ? *gamma : 0};
+    if (fits) {
+        next.exponent = row->exponent;
+    } else if (fabs(largest) <= DIRECT) {
+        next.exponent = rint(largest * 0x1.71547652b82fep0) - V(HEADROOM);
+    } else if (largest < INFINITY) {
         next.shift = largest;
         next.exponent = -V(HEADROOM);
-    } else {
-        double exponent = rint(largest * 0x1.71547652b82fep0) - V(HEADROOM);
-        if (row->largest == -INFINITY || row->shift != 0 || exponent > row->exponent + MARGIN) {
-            next.shift = 0;
-            next.exponent = exponent;
-        }
     }
     merge(row, &next);
     acc->largest = V(all)(largest);
@@ -95,15 +107,19 @@ static __attribute__((noinline)) void V(add_record_group)(V(accumulator) *acc, c
 {
     V(real) ALIGNED others[V(GROUP)], others_gamma[V(GROUP)];
     V(vector) high = V(all)(-INFINITY);
-    int at = 0;
-    for (int j = 0; j < n_vectors; j++)
-        high = V(max)(V(load)(x + j * V(LANES)), high);
+    for (int j = 0; j < n_vectors; j++) {
+        V(vector) logit = V(load)(x + j * V(LANES));
+        V(store)(others + j * V(LANES), logit);
+        high = V(max)(logit, high);
+    }
     V(real) largest = V(lanes_max)(high);
-    while (x[at] != largest)
+    int at = 0;
+    while (!V(any)(V(not_below)(V(load)(others + at), V(all)(largest))))
+        at += V(LANES);
+    while (others[at] != largest)
         at++;
-    memcpy(others, x, sizeof(V(vector)) * (size_t)n_vectors);
     others[at] = -INFINITY;
-    V(raise_largest)(acc, largest, gamma ? gamma[at] : 0, first_class + at);
+    V(raise_largest)(acc, largest, gamma ? gamma + at : NULL, first_class + at);
     if (gamma) {
         memcpy(others_gamma, gamma, sizeof(V(vector)) * (size_t)n_vectors);
         others_gamma[at] = 0;
