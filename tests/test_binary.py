@@ -196,6 +196,22 @@ def test_bad_probability_or_target_is_named(backend, dtype, bad, threads):
             ll.binary_cross_entropy(good, spoilt, **options)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bad_element_far_inside_is_the_first(backend, threads):
+    """Past the first block and the first thread's share, with another one behind it."""
+    size, first = 200_000, 150_001
+    x, half = np.zeros(size, np.float32), np.full(size, 0.5, np.float32)
+    signs, p = np.ones(size, np.int8), half.copy()
+    signs[[first, -1]], p[[first, -1]] = 0, 2
+    options = {"num_threads": threads, "backend": backend}
+    with pytest.raises(ValueError, match=rf"^target\[{first}\] is 0: "):
+        ll.logistic_loss(x, signs, **options)
+    with pytest.raises(ValueError, match=rf"^probabilities\[{first}\] is 2.0: "):
+        ll.binary_cross_entropy(p, half, **options)
+    with pytest.raises(ValueError, match=rf"^target\[{first}\] is 2.0: "):
+        ll.binary_cross_entropy(half, p, **options)
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bad", [0, 2, -2, 0.5, np.nan])
 def test_bad_logistic_label_leaves_scores_alone(backend, dtype, bad):

@@ -68,6 +68,9 @@ def test_hit_of_rows_that_hold_nan_or_infinities(backend, dtype):
     hit = np.full(6, 77, np.uint8)
     cross_entropy(backend, np.array(rows, dtype), target, hit=hit)
     assert hit.tolist() == [0, 0, 0, 1, 1, 1]
+    # NaN is not the largest, though argmax finds it.
+    cross_entropy(backend, np.array(rows[:3], dtype), np.array([0, 1, 2]), hit=hit[:3])
+    assert hit[:3].tolist() == [0, 0, 0]
 
 
 @pytest.mark.sanitize
