@@ -18,4 +18,5 @@
 #undef LN2_2
 #undef LN2_3
 #undef DIRECT
+#undef LOOK_AHEAD
 #undef MARGIN

@@ -136,11 +136,16 @@ INLINE double V(lanes_sum)(V(vector) v)
 }
 INLINE V(real) V(lanes_max)(V(vector) v)
 {
+#ifdef VECTOR_AVX512
+    return INTRINSIC(reduce_max)(v);
+#else
     V(real) lane[V(LANES)];
     memcpy(lane, &v, VECTOR_BYTES);
-    for (int i = 1; i < V(LANES); i++)
-        lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    for (int width = V(LANES) / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] = lane[i + width] > lane[i] ? lane[i + width] : lane[i];
     return lane[0];
+#endif
 }
 
 /* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept
