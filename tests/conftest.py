@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import DTYPES
+from ulp import WIDE
 
 import logitloss
 
@@ -40,6 +41,8 @@ def backend(request):
 @pytest.fixture(scope="session", params=list(DTYPES))
 def dtype(request):
     """Return one of the four floating dtypes."""
+    if request.param == "float64" and not WIDE:
+        pytest.skip("long double is no wider than double here: there is no oracle for float64")
     return DTYPES[request.param]
 
 

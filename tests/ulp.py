@@ -22,6 +22,8 @@ FORMATS = {
     "float64": (53, -1022),
 }
 BOUND = {"float32": 4, "float64": 8}
+# Whether long double can tell float64 results from exact ones; on some systems it is float64.
+WIDE = bool(np.finfo(np.longdouble).eps < 2e-19)
 
 
 class Exact(NamedTuple):
