@@ -69,11 +69,12 @@ nll(log_probabilities, target, ignore_index, weight, loss, num_threads) -> (tota
 
 Operations on elements, of any shape
 ------------------------------------
-binary_cross_entropy_with_logits(logits, target, weight, pos_weight, label_scale, label_offset, signed, scale,
+binary_cross_entropy_with_logits(logits, target, weight, pos_weight, label_smoothing, signed, scale,
                                  loss, grad, num_threads) -> (total, first_bad)
-    With y = label_scale*target + label_offset:
-    loss = weight*((1-y)*softplus(x) + pos_weight*y*softplus(-x))           R
-    grad = scale*weight*((1-y)*sigmoid(x) - pos_weight*y*sigmoid(-x))       logits' dtype
+    With y = target, or (target + 1)/2 if signed, eps = label_smoothing,
+    positive = pos_weight*((1-eps)*y + eps/2) and negative = (1-eps)*(1-y) + eps/2:
+    loss = weight*(negative*softplus(x) + positive*softplus(-x))            R
+    grad = scale*weight*(negative*sigmoid(x) - positive*sigmoid(-x))        logits' dtype
     All arrays have the logits' shape (often by strides of 0). target: any real or bool dtype;
     weight, pos_weight and scale the same, or None for ones.
     first_bad is -1, or with signed the first target not -1 or +1.

@@ -79,7 +79,7 @@ cdef extern from "kernels.h" nogil:
         int is_signed
         ptrdiff_t n_elements
         array_view x, target, weight, pos_weight, scale, loss, out
-        double label_scale, label_offset
+        double label_smoothing
 
     ctypedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
 
@@ -316,15 +316,14 @@ cdef class Kernels:
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)
 
     def binary_cross_entropy_with_logits(
-        self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_scale,
-        double label_offset, bint signed, scale, loss, grad, int num_threads
+        self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_smoothing,
+        bint signed, scale, loss, grad, int num_threads
     ):
         cdef pointwise_job job
         cdef block_result found
         job.kind = BCE_WITH_LOGITS
         job.is_signed = signed
-        job.label_scale = label_scale
-        job.label_offset = label_offset
+        job.label_smoothing = label_smoothing
         found = self.run_pointwise(&job, logits, target, weight, pos_weight, scale, loss, grad, num_threads)
         return found.total, found.first_bad
 
@@ -334,8 +333,7 @@ cdef class Kernels:
         cdef pointwise_job job
         job.kind = kind
         job.is_signed = False
-        job.label_scale = 1
-        job.label_offset = 0
+        job.label_smoothing = 0
         return self.run_pointwise(&job, x, target, weight, None, None, loss, out, num_threads)
 
     def binary_cross_entropy(

@@ -118,7 +118,8 @@ class _Rows:
         z_slope = 2.0 * z_loss * lse if z_loss else np.zeros(len(lse))
         rest = g.copy()
         rest[self.number, self.top] = 0.0
-        rest_sum = rest.sum(axis=1)
+        # beta among many small gammas: in float64 their sum would lose what they differ by
+        rest_sum = rest.sum(axis=1, dtype=np.longdouble).astype(np.float64)
         g_top = g[self.number, self.top]
         grad: Float64 = (rest_sum + g_top + z_slope)[:, None] * p - g
         # p*(rest + g) - g at the largest is p*rest - (1 - p)*g: there 1 - p may be far below the rounding of
@@ -278,8 +279,7 @@ def binary_cross_entropy_with_logits(
     target: Array,
     weight: Array | None,
     pos_weight: Array | None,
-    label_scale: float,
-    label_offset: float,
+    label_smoothing: float,
     signed: bool,
     scale: Array | None,
     loss: Array | None,
@@ -292,16 +292,19 @@ def binary_cross_entropy_with_logits(
         if signed and (bad := np.abs(t) != 1).any():
             return total, n_before + int(bad.argmax())
         n_before += len(x)
-        y = label_scale * t + label_offset
-        positive = y if pos_weight is None else y * _load(pos_weight, index)
+        y = 0.5 * t + 0.5 if signed else t
+        keep, spread = 1.0 - label_smoothing, 0.5 * label_smoothing
+        negative, positive = keep * (1 - y) + spread, keep * y + spread
+        if pos_weight is not None:
+            positive *= _load(pos_weight, index)
         factor = 1.0 if weight is None else _load(weight, index)
         small = np.log1p(np.exp(-np.abs(x)))
         if_negative, if_positive = np.maximum(x, 0) + small, np.maximum(-x, 0) + small
-        losses = _times(factor, _times(1 - y, if_negative) + _times(positive, if_positive))
+        losses = _times(factor, _times(negative, if_negative) + _times(positive, if_positive))
         total += float(losses.sum())
         _store(loss, index, losses)
         if grad is not None:
-            slopes = factor * ((1 - y) * _sigmoid(x) - positive * _sigmoid(-x))
+            slopes = factor * (negative * _sigmoid(x) - positive * _sigmoid(-x))
             _store(grad, index, slopes if scale is None else _load(scale, index) * slopes)
     return total, -1
 

@@ -203,9 +203,11 @@ def bce_with_logits(
 ) -> tuple[Exact, Exact]:
     """Return the elements' losses and gradients; `weight` and `pos_weight` broadcast."""
     eps = exact(label_smoothing)
-    y = (1 - eps) * exact(target) + eps / 2
-    x, y, weight, pos_weight = np.broadcast_arrays(exact(logits), y, exact(weight), exact(pos_weight))
-    positive, negative = pos_weight * y, 1 - y
+    y, not_y = (1 - eps) * exact(target) + eps / 2, (1 - eps) * (1 - exact(target)) + eps / 2
+    x, y, not_y, weight, pos_weight = np.broadcast_arrays(
+        exact(logits), y, not_y, exact(weight), exact(pos_weight)
+    )
+    positive, negative = pos_weight * y, not_y
     q = negative + positive
     tail = np.log1p(np.exp(-np.abs(x)))
     linear_part = times(np.where(x >= 0, negative, positive), np.abs(x))

@@ -92,6 +92,34 @@ def test_weights_broadcast(backend, dtype, shape, weight_dtype):
         assert_exact(grad, gradient)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.01, 1e-3, 1e-6, 1.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_smoothing_of_labels(backend, dtype, label, smoothing):
+    """What is left of the other class, smoothing/2, is no difference of rounded numbers."""
+    logits = scores(dtype)
+    target = np.full(logits.shape, label)
+    value, gradient = oracle.bce_with_logits(logits, target, label_smoothing=smoothing)
+    options = {"label_smoothing": smoothing, "reduction": "none", "backend": backend}
+    loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
+
+
+def test_float64_targets_of_narrow_logits(backend, dtype):
+    """A target is taken as given: 1 - y of what float32 makes of 0.999 would be another number."""
+    logits = scores(dtype)
+    p = np.linspace(0, 1, 211).astype(dtype)
+    for y in (0.9, 0.99, 0.999, 1 - 1e-9, 1e-9):
+        loss = ll.binary_cross_entropy(p, np.full(p.shape, y), reduction="none", backend=backend)
+        assert_exact(loss, oracle.binary_cross_entropy(p, np.full(p.shape, y)))
+        target = np.full(logits.shape, y)
+        value, gradient = oracle.bce_with_logits(logits, target)
+        options = {"reduction": "none", "backend": backend}
+        loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reductions(backend, dtype, reduction):
     """The mean divides by the number of elements, never by weights."""

@@ -76,7 +76,7 @@ typedef struct {
     int is_signed;
     ptrdiff_t n_elements;
     array_view x, target, weight, pos_weight, scale, loss, out;
-    double label_scale, label_offset;
+    double label_smoothing;
 } pointwise_job;
 
 typedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result);

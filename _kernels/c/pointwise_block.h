@@ -10,7 +10,8 @@
 typedef struct {
     const V(real) *x, *target, *weight, *pos_weight, *scale;
     V(real) *loss, *out;
-    V(real) label_scale, label_offset;
+    V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
+    int is_signed;
 } V(operands);
 
 /* a*b for b >= 0, with 0*inf = 0 (and 0*NaN = NaN) */
@@ -24,8 +25,11 @@ INLINE void V(bce_with_logits)(const V(operands) *at, ptrdiff_t n, int weighted)
 {
     for (ptrdiff_t i = 0; i < n; i += V(LANES)) {
         V(vector) x = V(load)(at->x + i), one = V(all)(1);
-        V(vector) y = V(load)(at->target + i) * at->label_scale + at->label_offset;
-        V(vector) negative = one - y, positive = y; /* the weights of softplus(x) and of softplus(-x) */
+        V(vector) y = V(load)(at->target + i);
+        if (at->is_signed)
+            y = (V(real))0.5 * y + (V(real))0.5;
+        /* The weights of softplus(x) and of softplus(-x); the first is no difference of rounded numbers. */
+        V(vector) negative = at->keep * (one - y) + at->spread, positive = at->keep * y + at->spread;
         V(vector) e = V(exp_nonpositive)(-V(abs)(x));
         V(mask) above = V(greater)(x, V(all)(0));
         if (weighted && at->pos_weight)
@@ -132,8 +136,9 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
                       .scale = V(operand)(&job->scale, first, n, tile[4]),
                       .loss = job->loss.data ? V(result)(&job->loss, first, n, tile[5]) : tile[5],
                       .out = job->out.data ? V(result)(&job->out, first, n, tile[6]) : NULL,
-                      .label_scale = (V(real))job->label_scale,
-                      .label_offset = (V(real))job->label_offset};
+                      .keep = (V(real))(1 - job->label_smoothing),
+                      .spread = (V(real))(job->label_smoothing / 2),
+                      .is_signed = job->is_signed};
     ptrdiff_t bad = V(first_bad)(job, &at, n);
     if (bad >= 0) {
         result->first_bad = first + bad;

@@ -22,9 +22,12 @@ static void softmax_block(const void *job, ptrdiff_t block, block_result *result
         f32_softmax_block(job, block, result);
 }
 
+/* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */
 static void pointwise_block(const void *job, ptrdiff_t block, block_result *result)
 {
-    if (((const pointwise_job *)job)->x.dtype == DTYPE_F64)
+    const pointwise_job *pointwise = job;
+    int has_target = pointwise->target.data != NULL;
+    if (pointwise->x.dtype == DTYPE_F64 || (has_target && pointwise->target.dtype == DTYPE_F64))
         f64_pointwise_block(job, block, result);
     else
         f32_pointwise_block(job, block, result);

@@ -197,7 +197,7 @@ class CrossEntropy(Call):
 class Binary(Call):
     """Binary cross-entropy of logits, element by element; `signed` labels are -1 and +1."""
 
-    __slots__ = ("label_offset", "label_scale", "pos_weight", "signed", "target", "weight")
+    __slots__ = ("pos_weight", "signed", "smoothing", "target", "weight")
 
     def __init__(
         self,
@@ -219,9 +219,7 @@ class Binary(Call):
         self.pos_weight = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
         self.inputs = (self.target, self.weight, self.pos_weight)
         self.signed = signed
-        smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
-        # Labels -1 and +1 are 0 and 1 after halving and adding a half.
-        self.label_scale, self.label_offset = (0.5, 0.5) if signed else (1.0 - smoothing, 0.5 * smoothing)
+        self.smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
         self.divisor = self.logits.size if reduction == "mean" else 1.0
 
     def run(self, loss: Array | None = None, grad: Array | None = None, scale: Array | None = None) -> None:
@@ -235,8 +233,7 @@ class Binary(Call):
             self.target,
             self.weight,
             self.pos_weight,
-            self.label_scale,
-            self.label_offset,
+            self.smoothing,
             self.signed,
             scale,
             loss,
