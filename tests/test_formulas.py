@@ -15,7 +15,7 @@ from ulp import assert_exact
 
 import logitloss as ll
 
-SHAPES = [(17, 3), (20, 10), (5, 33), (3, 300)]
+SHAPES = [(17, 3), (20, 10), (5, 33), (40, 127), (3, 300)]
 
 
 # Weights are given as a tuple, so that exact results can be cached by their options.
@@ -23,6 +23,7 @@ COMBINATIONS = {
     "plain": {},
     "weight": {"weight": True},
     "smoothing": {"label_smoothing": 0.1},
+    "little smoothing": {"label_smoothing": 1e-3},
     "all smoothing": {"label_smoothing": 1.0},
     "z-loss": {"z_loss": 1e-3},
     "weight, smoothing": {"weight": True, "label_smoothing": 0.25},
