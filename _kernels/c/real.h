@@ -20,3 +20,4 @@
 #undef DIRECT
 #undef LOOK_AHEAD
 #undef MARGIN
+#undef PREFETCH_BYTES

@@ -16,6 +16,10 @@ enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
  * went. */
 #define LOOK_AHEAD 8
 
+/* Without it memory and arithmetic take turns; a prefetch past the row's end reads the next row, or nothing.
+ */
+#define PREFETCH_BYTES 8192
+
 /* How far sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
 #define MARGIN 40
 
@@ -140,10 +144,14 @@ static __attribute__((noinline)) void V(add_top_group)(V(accumulator) *acc, cons
 /* The largest by lane of n_vectors vectors and of what came before */
 INLINE V(vector) V(highest)(const V(accumulator) *acc, const V(real) *x, ptrdiff_t n_vectors)
 {
-    V(vector) high = acc->largest;
-    for (ptrdiff_t j = 0; j < n_vectors; j++)
-        high = V(max)(V(load)(x + j * V(LANES)), high);
-    return high;
+    V(vector) high[4] = {acc->largest, acc->largest, acc->largest, acc->largest};
+    ptrdiff_t j = 0;
+    for (; j + 4 <= n_vectors; j += 4)
+        for (int k = 0; k < 4; k++)
+            high[k] = V(max)(V(load)(x + (j + k) * V(LANES)), high[k]);
+    for (; j < n_vectors; j++)
+        high[0] = V(max)(V(load)(x + j * V(LANES)), high[0]);
+    return V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3]));
 }
 
 INLINE void V(add_checked_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors,
@@ -166,8 +174,11 @@ INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) 
     V(vector) high = V(highest)(acc, x, 8 * (n_groups < LOOK_AHEAD ? n_groups : LOOK_AHEAD));
     if (V(any)(V(greater)(high, acc->largest)))
         V(raise_to)(acc, x, gamma, high, first_class);
-    for (; c + V(GROUP) <= n; c += V(GROUP))
+    for (; c + V(GROUP) <= n; c += V(GROUP)) {
+        for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64)
+            __builtin_prefetch((const char *)(x + c) + PREFETCH_BYTES + line);
         V(add_checked_group)(acc, x + c, gamma ? gamma + c : NULL, 8, first_class + c);
+    }
     if (c < n) {
         V(real) ALIGNED rest[V(GROUP)], rest_gamma[V(GROUP)];
         int n_vectors = (int)((n - c + V(LANES) - 1) / V(LANES));
