@@ -112,6 +112,14 @@ static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptr
     return block->gamma_tile;
 }
 
+static void V(find_target_logits)(V(block) *block)
+{
+    const array_view *logits = &block->job->logits;
+    for (ptrdiff_t i = 0; i < block->n && block->job->target_kind == LABELS; i++)
+        if (block->live[i])
+            block->target_logit[i] = view_real(logits, V(item)(logits, block->first + i, block->label[i]));
+}
+
 /* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known,
  * unless their label is so likely that 1 - p must be summed from the others. Their statistics are the
  * label's. */
@@ -346,12 +354,13 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_res
         block.softmax.lse[i] = block.known_lse ? lse[i] : 0;
         if (!job->scale.data)
             block.scale[i] = 1;
-        if (job->target_kind == LABELS && block.live[i])
-            block.target_logit[i] =
-                view_real(&job->logits, V(item)(&job->logits, block.first + i, block.label[i]));
         result->counted += block.live[i];
     }
+    if (block.known_lse)
+        V(find_target_logits)(&block);
     V(find_statistics)(&block);
+    if (!block.known_lse) /* now that the rows are in the cache */
+        V(find_target_logits)(&block);
     softmax_of(block.statistics, block.n, V(HEADROOM), &block.softmax);
     if (block.known_lse)
         V(use_known_lse)(&block, lse);
