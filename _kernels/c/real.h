@@ -20,4 +20,5 @@
 #undef DIRECT
 #undef LOOK_AHEAD
 #undef MARGIN
+#undef NOT_REACHED
 #undef PREFETCH_BYTES

@@ -20,6 +20,9 @@ enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
  */
 #define PREFETCH_BYTES 8192
 
+/* The place of a largest logit that the look ahead has found, but the sums have not. */
+#define NOT_REACHED (-1)
+
 /* How far sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
 #define MARGIN 40
 
@@ -82,20 +85,19 @@ INLINE int V(fits_scale)(const row_statistics *row, V(real) largest)
            largest * 0x1.71547652b82fep0 - V(HEADROOM) <= row->exponent + MARGIN;
 }
 
-/* Make `largest`, found at `top`, the row's largest; its predecessor joins the others. */
-static void V(raise_largest)(V(accumulator) *acc, V(real) largest, const V(real) *gamma, ptrdiff_t top)
+/* Make `largest` the row's; its predecessor joins the others. The caller says where it is. */
+static void V(raise_largest)(V(accumulator) *acc, V(real) largest, int has_gamma)
 {
     row_statistics *row = &acc->row;
     int fits = V(fits_scale)(row, largest);
-    if (fits && !gamma) {
+    if (fits && !has_gamma) {
         row->sum += V(exp_scaled)(acc->largest, acc->scale)[0];
         row->largest = largest;
-        row->top = top;
         acc->largest = V(all)(largest);
         return;
     }
-    V(collect)(acc, gamma != NULL);
-    row_statistics next = {.largest = largest, .top = top, .top_weight = gamma ? *gamma : 0};
+    V(collect)(acc, has_gamma);
+    row_statistics next = {.largest = largest, .top = NOT_REACHED};
     if (fits) {
         next.exponent = row->exponent;
     } else if (fabs(largest) <= DIRECT) {
@@ -109,19 +111,6 @@ static void V(raise_largest)(V(accumulator) *acc, V(real) largest, const V(real)
     acc->reference = V(all)(largest);
     acc->shift = V(all)((V(real))row->shift);
     acc->scale = V(exp_scale_of)(V(all)((V(real))row->exponent));
-}
-
-/* Make the largest of n classes, whole vectors of them, the row's; `high` holds the largest of each lane. */
-static __attribute__((noinline)) void V(raise_to)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma,
-                                                  V(vector) high, ptrdiff_t first_class)
-{
-    V(real) largest = V(lanes_max)(high);
-    ptrdiff_t at = 0;
-    while (!V(any)(V(not_below)(V(load)(x + at), V(all)(largest))))
-        at += V(LANES);
-    while (x[at] != largest)
-        at++;
-    V(raise_largest)(acc, largest, gamma ? gamma + at : NULL, first_class + at);
 }
 
 /* The group that holds the largest logit, at `at` */
@@ -141,10 +130,10 @@ static __attribute__((noinline)) void V(add_top_group)(V(accumulator) *acc, cons
         V(add_group)(acc, others, NULL, n_vectors);
 }
 
-/* The largest by lane of n_vectors vectors and of what came before */
-INLINE V(vector) V(highest)(const V(accumulator) *acc, const V(real) *x, ptrdiff_t n_vectors)
+/* The largest by lane */
+INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_vectors)
 {
-    V(vector) high[4] = {acc->largest, acc->largest, acc->largest, acc->largest};
+    V(vector) low = V(all)(-INFINITY), high[4] = {low, low, low, low};
     ptrdiff_t j = 0;
     for (; j + 4 <= n_vectors; j += 4)
         for (int k = 0; k < 4; k++)
@@ -154,15 +143,38 @@ INLINE V(vector) V(highest)(const V(accumulator) *acc, const V(real) *x, ptrdiff
     return V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3]));
 }
 
+/* A group in which something is as large as the largest so far: it may be larger, the one that the look ahead
+ * found, or its equal. */
+static __attribute__((noinline)) void V(add_high_group)(V(accumulator) *acc, const V(real) *x,
+                                                        const V(real) *gamma, int n_vectors,
+                                                        ptrdiff_t first_class, V(vector) high)
+{
+    row_statistics *row = &acc->row;
+    V(real) largest = V(lanes_max)(high);
+    ptrdiff_t at = 0;
+    if (largest > row->largest || (row->top == NOT_REACHED && largest > -INFINITY)) {
+        while (!V(any)(V(not_below)(V(load)(x + at), V(all)(largest))))
+            at += V(LANES);
+        while (x[at] != largest)
+            at++;
+        if (largest > row->largest)
+            V(raise_largest)(acc, largest, gamma != NULL);
+        row->top = first_class + at;
+        row->top_weight = gamma ? gamma[at] : 0;
+        V(add_top_group)(acc, x, gamma, n_vectors, at);
+    } else if (gamma) {
+        V(add_group)(acc, x, gamma, n_vectors);
+    } else {
+        V(add_group)(acc, x, NULL, n_vectors);
+    }
+}
+
 INLINE void V(add_checked_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors,
                                  ptrdiff_t first_class)
 {
-    V(vector) high = V(highest)(acc, x, n_vectors);
-    if (V(any)(V(greater)(high, acc->largest)))
-        V(raise_to)(acc, x, gamma, high, first_class);
-    ptrdiff_t at = acc->row.top - first_class;
-    if (at >= 0 && at<n_vectors * V(LANES) &&acc->row.largest> - INFINITY)
-        V(add_top_group)(acc, x, gamma, n_vectors, at);
+    V(vector) high = V(highest)(x, n_vectors);
+    if (V(any)(V(not_below)(high, acc->largest)))
+        V(add_high_group)(acc, x, gamma, n_vectors, first_class, high);
     else
         V(add_group)(acc, x, gamma, n_vectors);
 }
@@ -171,9 +183,9 @@ INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) 
                            ptrdiff_t first_class)
 {
     ptrdiff_t c = 0, n_groups = n / V(GROUP);
-    V(vector) high = V(highest)(acc, x, 8 * (n_groups < LOOK_AHEAD ? n_groups : LOOK_AHEAD));
-    if (V(any)(V(greater)(high, acc->largest)))
-        V(raise_to)(acc, x, gamma, high, first_class);
+    V(real) ahead = V(lanes_max)(V(highest)(x, 8 * (n_groups < LOOK_AHEAD ? n_groups : LOOK_AHEAD)));
+    if (ahead > -INFINITY)
+        V(raise_largest)(acc, ahead, gamma != NULL);
     for (; c + V(GROUP) <= n; c += V(GROUP)) {
         for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64)
             __builtin_prefetch((const char *)(x + c) + PREFETCH_BYTES + line);
@@ -202,13 +214,15 @@ static void V(row_statistics_of)(const V(real) *x, const V(real) *gamma, ptrdiff
     acc.largest = V(all)(-INFINITY);
     acc.shift = acc.reference = V(all)(0);
     acc.scale = V(exp_scale_of)(V(all)(0));
-    acc.row = (row_statistics){.largest = -INFINITY, .top = first_class};
+    acc.row = (row_statistics){.largest = -INFINITY, .top = NOT_REACHED};
     if (gamma)
         V(add_classes)(&acc, x, gamma, n, first_class);
     else
         V(add_classes)(&acc, x, NULL, n, first_class);
     V(collect)(&acc, gamma != NULL);
     *row = acc.row;
+    if (row->largest == -INFINITY)
+        row->top = first_class;
     if (isinf(row->largest)) {
         row->sum = 0;
         for (ptrdiff_t c = 0; c < n; c++)
