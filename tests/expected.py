@@ -1,4 +1,4 @@
-"""Exact results for the shared batches of `cases`, computed once a session: every backend meets them."""
+"""Exact results for the shared batches of `cases`, computed once a run: every backend meets them."""
 
 import functools
 

@@ -1,9 +1,9 @@
 /* Rows whose classes lie next to each other, in one real type; included once for each.
  *
- * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the
- * registers: their largest is compared with the row's; if it is no larger, as nearly always, the exponentials
- * are added to the sum. If it is, the group's largest becomes the row's, its predecessor joins the others,
- * and the group is summed from a copy in which the new one is left out. row_map writes a result for each
+ * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the registers:
+ * their largest is compared with the row's, and where it is larger, becomes the row's, while its predecessor
+ * joins the others. Then the exponentials are added to the sum; a group that holds the largest is summed from a
+ * copy without it. A look ahead over the first groups makes larger ones rare. row_map writes a result for each
  * class.
  */
 #define V(name) PASTE(REAL, name)
@@ -12,12 +12,10 @@
  * normal number still are. */
 enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
 
-/* Groups whose largest is found before any is summed; measured with rows of 1000, where three in four rises
- * went. */
+/* Groups whose largest is found before any is summed: in rows of 1000 that spares two raises of three. */
 #define LOOK_AHEAD 8
 
-/* Without it memory and arithmetic take turns; a prefetch past the row's end reads the next row, or nothing.
- */
+/* Without it memory and arithmetic take turns. Past the row's end it fetches the next row, or nothing. */
 #define PREFETCH_BYTES 8192
 
 /* The place of a largest logit that the look ahead has found, but the sums have not. */

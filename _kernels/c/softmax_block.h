@@ -9,7 +9,7 @@
 
 enum {
     V(TILE) = 128 * 1024 / sizeof(V(real)),
-    /* Under this many classes, lanes; measured. */
+    /* Under this many classes, a row in each lane */
     V(FEW_CLASSES) = 48
 };
 
@@ -32,8 +32,7 @@ INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
 
 INLINE ptrdiff_t V(at_most)(ptrdiff_t n, ptrdiff_t bound) { return n < bound ? n : bound; }
 
-/* What the coefficients of n reals in `gamma` are: target_scale and offset applied, times the class's weight
- */
+/* The coefficient of one class: its probability with target_scale and offset applied, times its weight */
 INLINE void V(weigh_target)(const softmax_job *job, const V(real) *t, V(real) weight, V(real) *gamma)
 {
     *gamma = weight * ((V(real))job->target_scale * *t + (V(real))job->target_offset);
