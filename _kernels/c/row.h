@@ -1,10 +1,10 @@
 /* Rows whose classes lie next to each other, in one real type; included once for each.
  *
- * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the registers:
- * their largest is compared with the row's, and where it is larger, becomes the row's, while its predecessor
- * joins the others. Then the exponentials are added to the sum; a group that holds the largest is summed from a
- * copy without it. A look ahead over the first groups makes larger ones rare. row_map writes a result for each
- * class.
+ * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the
+ * registers: their largest is compared with the row's, and where it is larger, becomes the row's, while its
+ * predecessor joins the others. Then the exponentials are added to the sum; a group that holds the largest is
+ * summed from a copy without it. A look ahead over the first groups makes larger ones rare. row_map writes a
+ * result for each class.
  */
 #define V(name) PASTE(REAL, name)
 
