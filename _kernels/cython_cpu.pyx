@@ -45,7 +45,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ROWS, BLOCK_ELEMENTS, FEW_CLASSES
+    const int BLOCK_ROWS, BLOCK_ELEMENTS
 
     ctypedef struct array_view:
         char *data
