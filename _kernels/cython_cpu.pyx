@@ -8,10 +8,10 @@ the result does not depend on the number of threads. What the methods mean stand
 """
 
 cimport numpy as cnp
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 
 import numpy as np
 
@@ -45,7 +45,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ROWS, BLOCK_ELEMENTS
+    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES
 
     ctypedef struct array_view:
         char *data
@@ -72,7 +72,7 @@ cdef extern from "kernels.h" nogil:
         const void *gamma_real
         double gamma_sum, target_scale, target_offset, z_loss
         array_view scale, lse_in, loss, lse, hit, out
-        int streams
+        int keeps_exps, streams
 
     ctypedef struct pointwise_job:
         pointwise_kind kind
@@ -81,7 +81,9 @@ cdef extern from "kernels.h" nogil:
         array_view x, target, weight, pos_weight, scale, loss, out
         double label_smoothing
 
-    ctypedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
+    ctypedef void (*block_function)(
+        const void *job, ptrdiff_t block, void *scratch, block_result *result
+    ) noexcept nogil
 
     ctypedef struct kernel_table:
         const char *isa
@@ -89,17 +91,17 @@ cdef extern from "kernels.h" nogil:
         block_function pointwise_block
 
     const kernel_table *const *logitloss_tables()
-    void label_weight_block(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
-    void nll_block(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
+    void label_weight_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
+    void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
 
-# A second pass writes around the cache when its output is larger than any cache, and each row long enough for
-# the two scalar stores that end it to weigh nothing.
 cdef enum:
+    # A second pass writes around the cache when its output is larger than any cache.
     STREAM_FROM = 1 << 25
-    STREAM_ROW_FROM = 1 << 15
     # A block's logits stay in the second-level cache for the second pass.
-    BLOCK_BYTES = 1 << 18
+    BLOCK_BYTES = 1 << 17
+    # A block's exponentials are kept for the second pass, if they are no more than this.
+    KEEP_BYTES = 1 << 20
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -148,26 +150,35 @@ cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except
 
 
 cdef block_result run(
-    const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, int num_threads
+    const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, size_t scratch_bytes,
+    int num_threads
 ) except *:
-    """Run all blocks and add up what they found, in order."""
+    """Run all blocks and add up what they found, in order. Each thread has its own scratch memory."""
     cdef block_result whole, one
     cdef block_result *found = &one
+    cdef char *scratch = NULL
     cdef ptrdiff_t b, n_blocks = (n_items + in_block - 1) // in_block
+    cdef int n_threads = <int> min(num_threads, max(1, n_blocks))
     whole.total, whole.counted, whole.first_bad = 0, 0, -1
+    scratch_bytes = (scratch_bytes + 63) // 64 * 64
+    if scratch_bytes:
+        scratch = <char *> malloc(n_threads * scratch_bytes + 64)
     if n_blocks > 1:
         found = <block_result *> calloc(n_blocks, sizeof(block_result))
-        if found == NULL:
-            raise MemoryError(f"no memory for the totals of {n_blocks} blocks")
+    if found == NULL or (scratch == NULL and scratch_bytes):
+        free(scratch)
+        if n_blocks > 1:
+            free(found)
+        raise MemoryError(f"no memory for the totals of {n_blocks} blocks and the scratch of {n_threads} threads")
     with nogil:
         for b in range(n_blocks):
             found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
-        if num_threads == 1 or n_blocks == 1:
+        if n_threads == 1:
             for b in range(n_blocks):
-                block(job, b, found + b)
+                block(job, b, aligned(scratch), found + b)
         else:
-            for b in prange(n_blocks, num_threads=num_threads, schedule="static"):
-                block(job, b, found + b)
+            for b in prange(n_blocks, num_threads=n_threads, schedule="static"):
+                block(job, b, aligned(scratch) + threadid() * scratch_bytes, found + b)
         for b in range(n_blocks):
             whole.total += found[b].total
             whole.counted += found[b].counted
@@ -176,7 +187,13 @@ cdef block_result run(
                 break
     if n_blocks > 1:
         free(found)
+    free(scratch)
     return whole
+
+
+cdef inline char *aligned(char *memory) noexcept nogil:
+    """Return the first address of a cache line."""
+    return memory + (-<size_t> memory) % 64
 
 
 cdef const double *address(cnp.ndarray coefficients):
@@ -192,19 +209,27 @@ cdef class Kernels:
     cdef block_result run_softmax(
         self, softmax_job *job, object logits, object out, int num_threads
     ) except *:
-        cdef ptrdiff_t row_bytes
+        cdef ptrdiff_t row_bytes, kept_bytes
         cdef bint has_class_axis = job.second_pass != ENTROPY
         job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
         job.n_rows = describe(&job.logits, logits, True)
         describe(&job.out, out, has_class_axis)
-        row_bytes = job.n_classes * job.logits.itemsize
+        row_bytes = job.n_classes * max(4, job.logits.itemsize)
         job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
         if job.logits.class_stride != job.logits.itemsize:
             job.block_rows = BLOCK_ROWS
-        job.streams = (
-            out is not None and row_bytes >= STREAM_ROW_FROM and job.n_rows * row_bytes >= STREAM_FROM
+        job.streams = out is not None and job.n_rows * row_bytes >= STREAM_FROM
+        # A row's exponentials in whole groups of vectors
+        kept_bytes = job.block_rows * (row_bytes + 256)
+        job.keeps_exps = (
+            (job.second_pass == GRADIENT or job.second_pass == SOFTMAX)
+            and job.lse_in.data == NULL
+            and kept_bytes <= KEEP_BYTES
         )
-        return run(job, self.table.softmax_block, job.n_rows, job.block_rows, num_threads)
+        return run(
+            job, self.table.softmax_block, job.n_rows, job.block_rows,
+            KEPT_SCALES_BYTES + kept_bytes if job.keeps_exps else 0, num_threads,
+        )
 
     def label_weight(
         self, cnp.ndarray target, cnp.ndarray weight, int64_t ignore_index, ptrdiff_t n_classes,
@@ -217,7 +242,7 @@ cdef class Kernels:
         job.block_rows = BLOCK_ELEMENTS
         job.ignore_index = ignore_index
         job.beta = address(weight)
-        found = run(&job, label_weight_block, job.n_rows, BLOCK_ELEMENTS, num_threads)
+        found = run(&job, label_weight_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
         return found.total, found.first_bad
 
     def nll(
@@ -233,7 +258,7 @@ cdef class Kernels:
         job.block_rows = BLOCK_ELEMENTS
         job.ignore_index = ignore_index
         job.beta = address(weight)
-        found = run(&job, nll_block, job.n_rows, BLOCK_ELEMENTS, num_threads)
+        found = run(&job, nll_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
         return found.total, found.counted, found.first_bad
 
     def cross_entropy(
@@ -313,7 +338,7 @@ cdef class Kernels:
         describe(&job.scale, scale, False)
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
-        return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)
+        return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, 0, num_threads)
 
     def binary_cross_entropy_with_logits(
         self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_smoothing,

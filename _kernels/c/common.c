@@ -95,8 +95,9 @@ ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels,
     return n;
 }
 
-void label_weight_block(const void *softmax, ptrdiff_t block, block_result *result)
+void label_weight_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
+    (void)scratch;
     const softmax_job *job = softmax;
     int64_t labels[BLOCK_ELEMENTS];
     ptrdiff_t n = block_labels(job, block, labels, result);
@@ -107,8 +108,9 @@ void label_weight_block(const void *softmax, ptrdiff_t block, block_result *resu
         }
 }
 
-void nll_block(const void *softmax, ptrdiff_t block, block_result *result)
+void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
+    (void)scratch;
     const softmax_job *job = softmax;
     int64_t labels[BLOCK_ELEMENTS];
     ptrdiff_t first = block * job->block_rows;

@@ -1,10 +1,14 @@
-/* exp and log1p of a vector, inlined, under 1 ulp each; included once for each real type.
+/* exp and log1p of a vector, inlined, about 1 ulp each; included once for each real type.
  *
- * exp(x) = 2^n * exp(r) with n = round(x*log2(e)) and r = x - n*ln2, |r| <= 0.35. The integer n is added to a
- * large constant, which rounds it and leaves it in the low bits, and those shifted to the exponent's place
- * are the factor 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an
- * addition to exp(r)'s own exponent: that would turn NaN into numbers.) Minimax polynomials, relative error
- * 2^-28 (2^-58).
+ * exp(x) = 2^n * 2^f with n = round(x*log2(e)) and |f| <= 1/2. The integer n is added to a large constant,
+ * which rounds it and leaves it in the low bits, and those shifted to the exponent's place are the factor
+ * 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition to the
+ * exponent of 2^f: that would turn NaN into numbers.)
+ *
+ * Two ways to f. Where x counts by itself, r = x - n*ln2 with ln2 in parts. In a row, where only differences
+ * of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base 2^LOG2E,
+ * which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all of a row
+ * has one base.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -30,16 +34,23 @@
 #define LN2_3 0x1.7f7d1cp-20f
 #endif
 
-/* The largest |x| whose r is exact to the last bit: beyond it x is first taken relative to its row's largest,
+/* The largest |x| whose f is exact to the last bit: beyond it x is first taken relative to its row's largest,
  * a subtraction which is exact there. */
 #if defined REAL_IS_F64 && defined VECTOR_FMA
 #define DIRECT 0x1p30
 #elif defined REAL_IS_F64
 #define DIRECT 0x1p19
 #elif defined VECTOR_FMA
-#define DIRECT 0x1p17f
+#define DIRECT 0x1p21f
 #else
 #define DIRECT 0x1p15f
+#endif
+
+/* The base of a row's exponentials, as its logarithm */
+#ifdef VECTOR_FMA
+#define LOG2_BASE ((double)LOG2E)
+#else
+#define LOG2_BASE 0x1.71547652b82fep0
 #endif
 
 /* x - n*ln2, ln2 in two parts with fused multiply-add, in three (their products exact) without. */
@@ -77,6 +88,44 @@ INLINE V(vector) V(exp_reduced)(V(vector) r)
     return V(fma)(p, r, V(all)(1));
 }
 
+/* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding */
+INLINE V(vector) V(exp2_unit)(V(vector) f)
+{
+#ifdef REAL_IS_F64
+    V(vector) p = V(all)(0x1.e9d3fe3952179p-32);
+    p = V(fma)(p, f, V(all)(0x1.e6063f7217bc6p-28));
+    p = V(fma)(p, f, V(all)(0x1.b524fae627834p-24));
+    p = V(fma)(p, f, V(all)(0x1.62bfd47773353p-20));
+    p = V(fma)(p, f, V(all)(0x1.ffcbfc670dcd4p-17));
+    p = V(fma)(p, f, V(all)(0x1.430913096fd9fp-13));
+    p = V(fma)(p, f, V(all)(0x1.5d87fe78a5276p-10));
+    p = V(fma)(p, f, V(all)(0x1.3b2ab6fba1ddap-7));
+    p = V(fma)(p, f, V(all)(0x1.c6b08d704a0c2p-5));
+    p = V(fma)(p, f, V(all)(0x1.ebfbdff82c598p-3));
+    p = V(fma)(p, f, V(all)(0x1.62e42fefa39efp-1));
+    p = V(fma)(p, f, V(all)(1));
+#else
+    V(vector) p = V(all)(0x1.5bda40p-10f);
+    p = V(fma)(p, f, V(all)(0x1.3ce8acp-7f));
+    p = V(fma)(p, f, V(all)(0x1.c6b6d8p-5f));
+    p = V(fma)(p, f, V(all)(0x1.ebf9c2p-3f));
+    p = V(fma)(p, f, V(all)(0x1.62e42ap-1f));
+    p = V(fma)(p, f, V(all)(1));
+#endif
+    return p;
+}
+
+/* x*log2_base - n */
+INLINE V(vector) V(fraction)(V(vector) x, V(vector) n, double log2_base)
+{
+#ifdef VECTOR_FMA
+    return V(fma)(x, V(all)((V(real))log2_base), -n);
+#else
+    (void)log2_base;
+    return V(reduced)(x, n) * LOG2E;
+#endif
+}
+
 /* 2^n for integers n in the exponent's range; less gives 0 */
 INLINE V(vector) V(power_of_2)(V(vector) n)
 {
@@ -84,8 +133,8 @@ INLINE V(vector) V(power_of_2)(V(vector) n)
     return (V(vector))((V(ivector))(bounded + (MAGIC + EXPONENT_BIAS)) << MANTISSA_BITS);
 }
 
-/* What exp(x)*2^-k needs of k: the rounding constant, and the x below which the result is taken as 0 (it
- * would be under 2^-125, or 2^-1021: no subnormal number ever arises, which some processors are slow at). */
+/* What exp(x)*2^-k needs of k: the rounding constant, and the x at which the exponent's place holds 0, a
+ * factor of 0: under it the result would be no normal number. */
 typedef struct {
     V(vector) magic, floor;
 } V(exp_scale);
@@ -93,17 +142,18 @@ typedef struct {
 INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
 {
     V(exp_scale) scale = {(MAGIC + EXPONENT_BIAS) - k,
-                          (k - V(all)(EXPONENT_BIAS - 2)) * V(all)((V(real))0x1.62e42fefa39efp-1)};
+                          (k - V(all)(EXPONENT_BIAS)) * V(all)((V(real))0x1.62e42fefa39efp-1)};
     return scale;
 }
 
-/* exp(x)*2^-k, for x <= (k + EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at NaN */
+/* exp(x)*2^-k (in a row's base), for x <= (k + EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at
+ * NaN */
 INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
 {
+    x = V(max)(scale.floor, x);
     V(vector) shifted = V(fma)(x, V(all)(LOG2E), scale.magic);
-    V(vector) p = V(exp_reduced)(V(reduced)(x, shifted - scale.magic));
-    V(vector) power = (V(vector))((V(ivector))shifted << MANTISSA_BITS);
-    return V(keep)(V(not_below)(x, scale.floor), p * power);
+    V(vector) p = V(exp2_unit)(V(fraction)(x, shifted - scale.magic, LOG2_BASE));
+    return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
 }
 
 /* exp(x) for x <= 0, subnormal results included: the power of two is applied in two steps. */

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_DIMS = 64, BLOCK_ROWS = 64, BLOCK_ELEMENTS = 2048 };
+enum { MAX_DIMS = 64, BLOCK_ROWS = 64, BLOCK_ELEMENTS = 2048, KEPT_SCALES_BYTES = 1 << 15 };
 
 typedef enum {
     DTYPE_F16,
@@ -65,7 +65,8 @@ typedef struct {
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
     array_view scale, lse_in, loss, lse, hit, out;
-    int streams; /* `out` is too large for the cache: write around it */
+    int keeps_exps; /* in the scratch */
+    int streams;    /* `out` is too large for the cache: write around it */
 } softmax_job;
 
 typedef enum { BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID } pointwise_kind;
@@ -79,7 +80,8 @@ typedef struct {
     double label_smoothing;
 } pointwise_job;
 
-typedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result);
+/* `scratch` is the calling thread's own, of the size that the job asked for. */
+typedef void (*block_function)(const void *job, ptrdiff_t block, void *scratch, block_result *result);
 
 typedef struct {
     const char *isa;
@@ -95,7 +97,7 @@ ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);
 double view_real(const array_view *view, const char *item);
 void put_real(const array_view *view, char *item, double value);
-void label_weight_block(const void *job, ptrdiff_t block, block_result *result);
-void nll_block(const void *job, ptrdiff_t block, block_result *result);
+void label_weight_block(const void *job, ptrdiff_t block, void *scratch, block_result *result);
+void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result);
 
 #endif

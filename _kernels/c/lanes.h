@@ -53,7 +53,7 @@ INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V
         for (ptrdiff_t i = 0; i < V(LANES) &&lane + i < n_rows; i++) {
             row_statistics *row = rows + lane + i;
             *row = (row_statistics){.largest = found[0][i],
-                                    .sum = found[1][i],
+                                    .sum = {found[1][i], 0},
                                     .shift = found[2][i],
                                     .exponent = found[3][i],
                                     .weight = {found[4][i], 0},
@@ -62,9 +62,9 @@ INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V
             if (gamma)
                 row->top_weight = gamma_stride ? gamma[tops[i] * gamma_stride + lane + i] : gamma[tops[i]];
             if (isinf(row->largest)) {
-                row->sum = 0;
+                row->sum = (compensated){0, 0};
                 for (ptrdiff_t c = 0; c < n_classes; c++)
-                    row->sum += isnan(x[c * x_stride + i]) ? NAN : 0;
+                    row->sum.sum += isnan(x[c * x_stride + i]) ? NAN : 0;
             }
         }
     }
@@ -90,7 +90,7 @@ INLINE void V(lanes_map)(second_pass pass, const V(real) *x, ptrdiff_t x_stride,
         V(vector) zero = V(all)(0);
         V(long_sum) sum = {zero, zero, zero};
         for (ptrdiff_t c = 0; c < n_classes; c++) {
-            V(vector) result = V(map_vector)(pass, V(load)(x + c * x_stride + lane), NULL, &row);
+            V(vector) result = V(map_vector)(pass, 0, V(load)(x + c * x_stride + lane), NULL, &row);
             if (gamma) {
                 V(vector) g = gamma_stride ? V(load)(gamma + c * gamma_stride + lane) : V(all)(gamma[c]);
                 result -= g * row.gamma_factor;

@@ -18,7 +18,6 @@
 #undef LN2_2
 #undef LN2_3
 #undef DIRECT
-#undef LOOK_AHEAD
+#undef LOG2_BASE
 #undef MARGIN
-#undef NOT_REACHED
 #undef PREFETCH_BYTES

@@ -1,231 +1,233 @@
 /* Rows whose classes lie next to each other, in one real type; included once for each.
  *
- * row_statistics_of reads a run of classes once. It works on groups of eight vectors, which fit the
- * registers: their largest is compared with the row's, and where it is larger, becomes the row's, while its
- * predecessor joins the others. Then the exponentials are added to the sum; a group that holds the largest is
- * summed from a copy without it. A look ahead over the first groups makes larger ones rare. row_map writes a
- * result for each class.
+ * row_statistics_of reads a run of classes once, a chunk of the first cache at a time. While a chunk comes
+ * from memory its largest is found; if that is the row's, its predecessor joins the others. Then the chunk's
+ * exponentials are added to the sum, without a branch, and kept for the second pass where that is asked for.
+ * The group of vectors that holds the largest is summed from a copy without it. row_map writes a result for
+ * each class.
  */
 #define V(name) PASTE(REAL, name)
 
-/* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
- * normal number still are. */
-enum { V(GROUP) = 8 * V(LANES), V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30 };
-
-/* Groups whose largest is found before any is summed: in rows of 1000 that spares two raises of three. */
-#define LOOK_AHEAD 8
+enum {
+    V(GROUP) = 2 * V(LANES),
+    V(CHUNK) = 4096 / sizeof(V(real)),
+    /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
+     * normal number still are. */
+    V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
+};
 
 /* Without it memory and arithmetic take turns. Past the row's end it fetches the next row, or nothing. */
 #define PREFETCH_BYTES 8192
 
-/* The place of a largest logit that the look ahead has found, but the sums have not. */
-#define NOT_REACHED (-1)
-
-/* How far sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
+/* How far the sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
 #define MARGIN 40
 
-typedef struct {
-    V(long_sum) sum, weight, gap; /* by lane, since the largest was raised */
-    ptrdiff_t n_groups;
-    V(vector) largest, shift, reference;
-    V(exp_scale) scale;
-    row_statistics row;
-} V(accumulator);
-
-static void V(collect)(V(accumulator) *acc, int has_gamma)
+/* The scale of a row's exponentials, from its statistics */
+INLINE V(exp_scale) V(row_scale)(const row_statistics *row)
 {
-    V(long_sum) empty = {V(all)(0), V(all)(0), V(all)(0)};
-    if (acc->n_groups == 0)
-        return;
-    acc->row.sum += V(lanes_sum)(V(whole)(&acc->sum));
-    acc->sum = empty;
-    if (has_gamma) {
-        add(&acc->row.weight, V(lanes_sum)(V(whole)(&acc->weight)));
-        add(&acc->row.gap, V(lanes_sum)(V(whole)(&acc->gap)));
-        acc->weight = acc->gap = empty;
-    }
-    acc->n_groups = 0;
+    return V(exp_scale_of)(V(all)((V(real))row->exponent));
 }
 
-INLINE V(vector) V(tree)(const V(vector) *v)
+/* Make `largest` the row's; its predecessor joins the others. The exponent stays if it can. */
+INLINE void V(raise_largest)(row_statistics *row, V(real) largest, ptrdiff_t top, double top_weight)
 {
-    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-}
-
-/* Add vectors without a logit larger than the largest; at the largest itself `x` holds -inf and `gamma` 0. */
-INLINE void V(add_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors)
-{
-    V(vector) zero = V(all)(0);
-    V(vector) e[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
-    V(vector) weight[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
-    V(vector) gap[8] = {zero, zero, zero, zero, zero, zero, zero, zero};
-#pragma GCC unroll 8
-    for (int j = 0; j < n_vectors; j++) {
-        V(vector) logit = V(load)(x + j * V(LANES));
-        e[j] = V(exp_scaled)(logit - acc->shift, acc->scale);
-        if (gamma) {
-            weight[j] = V(load)(gamma + j * V(LANES));
-            gap[j] = V(keep)(V(nonzero)(weight[j]), weight[j] * (acc->reference - logit));
-        }
-    }
-    V(add_term)(&acc->sum, V(tree)(e), acc->n_groups);
-    if (gamma) {
-        V(add_term)(&acc->weight, V(tree)(weight), acc->n_groups);
-        V(add_term)(&acc->gap, V(tree)(gap), acc->n_groups);
-    }
-    acc->n_groups++;
-}
-
-/* May sums go on with the same shift and exponent when `largest` becomes the largest? */
-INLINE int V(fits_scale)(const row_statistics *row, V(real) largest)
-{
-    return row->largest > -INFINITY && row->shift == 0 && fabs(largest) <= DIRECT &&
-           largest * 0x1.71547652b82fep0 - V(HEADROOM) <= row->exponent + MARGIN;
-}
-
-/* Make `largest` the row's; its predecessor joins the others. The caller says where it is. */
-static void V(raise_largest)(V(accumulator) *acc, V(real) largest, int has_gamma)
-{
-    row_statistics *row = &acc->row;
-    int fits = V(fits_scale)(row, largest);
-    if (fits && !has_gamma) {
-        row->sum += V(exp_scaled)(acc->largest, acc->scale)[0];
-        row->largest = largest;
-        acc->largest = V(all)(largest);
-        return;
-    }
-    V(collect)(acc, has_gamma);
-    row_statistics next = {.largest = largest, .top = NOT_REACHED};
-    if (fits) {
+    row_statistics next = {.largest = largest, .top = top, .top_weight = top_weight};
+    if (row->largest > -INFINITY && row->shift == 0 && fabs(largest) <= DIRECT &&
+        largest * LOG2_BASE - V(HEADROOM) <= row->exponent + MARGIN) {
         next.exponent = row->exponent;
     } else if (fabs(largest) <= DIRECT) {
-        next.exponent = rint(largest * 0x1.71547652b82fep0) - V(HEADROOM);
+        next.exponent = rint(largest * LOG2_BASE) - V(HEADROOM);
     } else if (largest < INFINITY) {
         next.shift = largest;
         next.exponent = -V(HEADROOM);
     }
-    merge(row, &next);
-    acc->largest = V(all)(largest);
-    acc->reference = V(all)(largest);
-    acc->shift = V(all)((V(real))row->shift);
-    acc->scale = V(exp_scale_of)(V(all)((V(real))row->exponent));
-}
-
-/* The group that holds the largest logit, at `at` */
-static __attribute__((noinline)) void V(add_top_group)(V(accumulator) *acc, const V(real) *x,
-                                                       const V(real) *gamma, int n_vectors, ptrdiff_t at)
-{
-    V(real) ALIGNED others[V(GROUP)], others_gamma[V(GROUP)];
-    for (int j = 0; j < n_vectors; j++)
-        V(store)(others + j * V(LANES), V(load)(x + j * V(LANES)));
-    others[at] = -INFINITY;
-    for (int j = 0; j < n_vectors && gamma; j++)
-        V(store)(others_gamma + j * V(LANES), V(load)(gamma + j * V(LANES)));
-    others_gamma[at] = 0;
-    if (gamma)
-        V(add_group)(acc, others, others_gamma, n_vectors);
+    if (row->largest == -INFINITY && row->sum.sum == 0) /* not NaN either */
+        *row = next;
     else
-        V(add_group)(acc, others, NULL, n_vectors);
+        merge(row, &next, LOG2_BASE);
 }
 
-/* The largest by lane */
-INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_vectors)
+static int V(has_nan)(const V(real) *x, ptrdiff_t n)
+{
+    int found = 0;
+    for (ptrdiff_t c = 0; c < n; c++)
+        found |= isnan(x[c]);
+    return found;
+}
+
+/* Whole groups of a chunk, but for two: the last, filled up with -inf, and the one with the row's largest,
+ * where -inf stands in its place. Of gamma likewise, with 0. */
+typedef struct {
+    const V(real) *x;
+    ptrdiff_t n, last, top; /* the two's numbers, or -1 */
+    V(real) ALIGNED last_group[V(GROUP)], top_group[V(GROUP)];
+} V(groups);
+
+INLINE const V(real) *V(group)(const V(groups) *in, ptrdiff_t g)
+{
+    const V(real) *x = in->x + g * V(GROUP);
+    x = g == in->top ? in->top_group : x;
+    return g == in->last ? in->last_group : x;
+}
+
+/* Where a group starts. The last one ends with the run, and leaves out what the group before it holds. */
+INLINE ptrdiff_t V(first_of)(const V(groups) *in, ptrdiff_t g)
+{
+    return g > 0 && g == in->last ? in->n - V(GROUP) : g * V(GROUP);
+}
+
+/* A copy of GROUP reals but for those numbered from ... to - 1, which become `filler` */
+INLINE void V(copy_without)(V(real) *copy, const V(real) *x, ptrdiff_t from, ptrdiff_t to, V(real) filler)
+{
+    V(vector) low = V(all)((V(real))from), high = V(all)((V(real))to), number = V(numbers)();
+    for (int j = 0; j < V(GROUP); j += V(LANES), number += V(LANES)) {
+        V(mask) out = V(not_below)(number, low) & V(greater)(high, number);
+        V(store)(copy + j, V(choose)(out, V(all)(filler), V(load)(x + j)));
+    }
+}
+
+static ptrdiff_t V(split)(V(groups) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
+{
+    ptrdiff_t n_groups = n / V(GROUP), left = n % V(GROUP);
+    in->x = x;
+    in->n = n;
+    in->top = in->last = -1;
+    if (left && n_groups) {
+        V(copy_without)(in->last_group, x + n - V(GROUP), 0, V(GROUP) - left, filler);
+        in->last = n_groups++;
+    } else if (left) {
+        for (int j = 0; j < V(GROUP); j++)
+            in->last_group[j] = j < left ? x[j] : filler;
+        in->last = n_groups++;
+    }
+    return n_groups;
+}
+
+static void V(without)(V(groups) *in, ptrdiff_t at, V(real) filler)
+{
+    ptrdiff_t g = at / V(GROUP), place = at - V(first_of)(in, g);
+    if (g == in->last) {
+        V(copy_without)(in->last_group, in->last_group, place, place + 1, filler);
+        return;
+    }
+    V(copy_without)(in->top_group, in->x + g * V(GROUP), place, place + 1, filler);
+    in->top = g;
+}
+
+/* The largest of a chunk; NaN counts for nothing */
+INLINE V(real) V(highest)(const V(groups) *in, ptrdiff_t n_groups)
 {
     V(vector) low = V(all)(-INFINITY), high[4] = {low, low, low, low};
-    ptrdiff_t j = 0;
-    for (; j + 4 <= n_vectors; j += 4)
-        for (int k = 0; k < 4; k++)
-            high[k] = V(max)(V(load)(x + (j + k) * V(LANES)), high[k]);
-    for (; j < n_vectors; j++)
-        high[0] = V(max)(V(load)(x + j * V(LANES)), high[0]);
-    return V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3]));
+    const V(real) *x = in->x, *end = x + (in->last < 0 ? n_groups : in->last) * V(GROUP);
+    for (; x + 2 * V(GROUP) <= end; x += 2 * V(GROUP))
+        for (int j = 0; j < 4; j++)
+            high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
+    for (int j = 0; j < 2 && x < end; j++)
+        high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
+    for (int j = 0; j < 2 && in->last >= 0; j++)
+        high[j] = V(max)(V(load)(in->last_group + j * V(LANES)), high[j]);
+    return V(lanes_max)(V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3])));
 }
 
-/* A group in which something is as large as the largest so far: it may be larger, the one that the look ahead
- * found, or its equal. */
-static __attribute__((noinline)) void V(add_high_group)(V(accumulator) *acc, const V(real) *x,
-                                                        const V(real) *gamma, int n_vectors,
-                                                        ptrdiff_t first_class, V(vector) high)
+/* Where `value`, which is there, first stands */
+INLINE ptrdiff_t V(find)(const V(groups) *in, V(real) value)
 {
-    row_statistics *row = &acc->row;
-    V(real) largest = V(lanes_max)(high);
-    ptrdiff_t at = 0;
-    if (largest > row->largest || (row->top == NOT_REACHED && largest > -INFINITY)) {
-        while (!V(any)(V(not_below)(V(load)(x + at), V(all)(largest))))
-            at += V(LANES);
-        while (x[at] != largest)
-            at++;
-        if (largest > row->largest)
-            V(raise_largest)(acc, largest, gamma != NULL);
-        row->top = first_class + at;
-        row->top_weight = gamma ? gamma[at] : 0;
-        V(add_top_group)(acc, x, gamma, n_vectors, at);
-    } else if (gamma) {
-        V(add_group)(acc, x, gamma, n_vectors);
-    } else {
-        V(add_group)(acc, x, NULL, n_vectors);
+    const V(real) *x = in->x, *end = x + in->n / (4 * V(GROUP))*(4 * V(GROUP));
+    for (; x < end; x += 4 * V(GROUP)) {
+        V(mask) found[8];
+        for (int j = 0; j < 8; j++)
+            found[j] = V(equal)(V(load)(x + j * V(LANES)), V(all)(value));
+        if (V(any)(((found[0] | found[1]) | (found[2] | found[3])) |
+                   ((found[4] | found[5]) | (found[6] | found[7]))))
+            break;
     }
+    while (x + V(LANES) <= in->x + in->n && !V(any)(V(equal)(V(load)(x), V(all)(value))))
+        x += V(LANES);
+    while (*x != value)
+        x++;
+    return x - in->x;
 }
 
-INLINE void V(add_checked_group)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, int n_vectors,
-                                 ptrdiff_t first_class)
+/* Add the groups of a chunk to the row; their exponentials go to `exps` if it is not NULL. */
+INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(groups) *gamma, ptrdiff_t n_groups,
+                          V(real) *exps, int has_shift)
 {
-    V(vector) high = V(highest)(x, n_vectors);
-    if (V(any)(V(not_below)(high, acc->largest)))
-        V(add_high_group)(acc, x, gamma, n_vectors, first_class, high);
-    else
-        V(add_group)(acc, x, gamma, n_vectors);
-}
-
-INLINE void V(add_classes)(V(accumulator) *acc, const V(real) *x, const V(real) *gamma, ptrdiff_t n,
-                           ptrdiff_t first_class)
-{
-    ptrdiff_t c = 0, n_groups = n / V(GROUP);
-    V(real) ahead = V(lanes_max)(V(highest)(x, 8 * (n_groups < LOOK_AHEAD ? n_groups : LOOK_AHEAD)));
-    if (ahead > -INFINITY)
-        V(raise_largest)(acc, ahead, gamma != NULL);
-    for (; c + V(GROUP) <= n; c += V(GROUP)) {
+    V(exp_scale) scale = V(row_scale)(row);
+    V(vector) shift = V(all)((V(real))row->shift), reference = V(all)((V(real))row->largest),
+              zero = V(all)(0);
+    V(chained_sum) sum = {zero, zero}, weight = sum, gap = sum;
+    /* Backwards, so that what the last group keeps of the group before it is written over */
+    for (ptrdiff_t g = n_groups - 1; g >= 0; g--) {
+        const V(real) *logits = V(group)(x, g), *weights = gamma ? V(group)(gamma, g) : NULL;
+        V(vector) e[2], w[2], d[2];
         for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64)
-            __builtin_prefetch((const char *)(x + c) + PREFETCH_BYTES + line);
-        V(add_checked_group)(acc, x + c, gamma ? gamma + c : NULL, 8, first_class + c);
+            __builtin_prefetch((const char *)(x->x + g * V(GROUP))+PREFETCH_BYTES + line);
+        for (int j = 0; j < 2; j++) {
+            V(vector) logit = V(load)(logits + j * V(LANES));
+            e[j] = V(exp_scaled)(has_shift ? logit - shift : logit, scale);
+            if (exps)
+                V(store)(exps + V(first_of)(x, g) + j * V(LANES), e[j]);
+            if (gamma) {
+                w[j] = V(load)(weights + j * V(LANES));
+                d[j] = V(keep)(V(nonzero)(w[j]), w[j] * (reference - logit));
+            }
+        }
+        V(chain)(&sum, e[0] + e[1], g);
+        if (gamma) {
+            V(chain)(&weight, w[0] + w[1], g);
+            V(chain)(&gap, d[0] + d[1], g);
+        }
     }
-    if (c < n) {
-        V(real) ALIGNED rest[V(GROUP)], rest_gamma[V(GROUP)];
-        int n_vectors = (int)((n - c + V(LANES) - 1) / V(LANES));
-        V(store)(rest + (n_vectors - 1) * V(LANES), V(all)(-INFINITY));
-        V(store)(rest_gamma + (n_vectors - 1) * V(LANES), V(all)(0));
-        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
-        if (gamma)
-            memcpy(rest_gamma, gamma + c, sizeof(V(real)) * (size_t)(n - c));
-        V(add_checked_group)(acc, rest, gamma ? rest_gamma : NULL, n_vectors, first_class + c);
+    add(&row->sum, V(lanes_sum)(sum.sum + sum.chain));
+    if (gamma) {
+        add(&row->weight, V(lanes_sum)(weight.sum + weight.chain));
+        add(&row->gap, V(lanes_sum)(gap.sum + gap.chain));
     }
 }
 
-/* The statistics of n classes from first_class on; gamma, by class, may be NULL. */
-static void V(row_statistics_of)(const V(real) *x, const V(real) *gamma, ptrdiff_t n, ptrdiff_t first_class,
-                                 row_statistics *row)
-{
-    V(long_sum) empty = {V(all)(0), V(all)(0), V(all)(0)};
-    V(accumulator) acc;
-    acc.sum = acc.weight = acc.gap = empty;
-    acc.n_groups = 0;
-    acc.largest = V(all)(-INFINITY);
-    acc.shift = acc.reference = V(all)(0);
-    acc.scale = V(exp_scale_of)(V(all)(0));
-    acc.row = (row_statistics){.largest = -INFINITY, .top = NOT_REACHED};
-    if (gamma)
-        V(add_classes)(&acc, x, gamma, n, first_class);
-    else
-        V(add_classes)(&acc, x, NULL, n, first_class);
-    V(collect)(&acc, gamma != NULL);
-    *row = acc.row;
-    if (row->largest == -INFINITY)
-        row->top = first_class;
-    if (isinf(row->largest)) {
-        row->sum = 0;
-        for (ptrdiff_t c = 0; c < n; c++)
-            row->sum += isnan(x[c]) ? NAN : 0;
+/* Functions of their own, so that each has the registers to itself */
+#define ADD_GROUPS(name, gamma, exps, has_shift)                                                            \
+    static                                                                                                  \
+        __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,                    \
+                                               const V(groups) *weights, ptrdiff_t n_groups, V(real) *kept) \
+    {                                                                                                       \
+        (void)weights, (void)kept;                                                                          \
+        V(add_groups)(row, x, gamma, n_groups, exps, has_shift);                                            \
     }
+ADD_GROUPS(add_plain, NULL, NULL, 0)
+ADD_GROUPS(add_kept, NULL, kept, 0)
+ADD_GROUPS(add_weighted, weights, kept, 1)
+ADD_GROUPS(add_shifted, NULL, kept, 1)
+#undef ADD_GROUPS
+
+/* Add a chunk of n classes; gamma and exps may be NULL. */
+static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(real) *gamma, ptrdiff_t n,
+                         ptrdiff_t first_class, V(real) *exps)
+{
+    V(groups) x, weights;
+    ptrdiff_t n_groups = V(split)(&x, logits, n, -INFINITY), at = -1;
+    V(real) largest = V(highest)(&x, n_groups);
+    if (gamma)
+        V(split)(&weights, gamma, n, 0);
+    if (largest > row->largest) {
+        at = V(find)(&x, largest);
+        V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
+        V(without)(&x, at, -INFINITY);
+        if (gamma)
+            V(without)(&weights, at, 0);
+    }
+    if (row->largest == INFINITY)
+        add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
+    else if (gamma)
+        V(add_weighted)(row, &x, &weights, n_groups, exps);
+    else if (row->shift != 0)
+        V(add_shifted)(row, &x, NULL, n_groups, exps);
+    else if (exps)
+        V(add_kept)(row, &x, NULL, n_groups, exps);
+    else
+        V(add_plain)(row, &x, NULL, n_groups, NULL);
+    if (exps && at >= 0) /* a larger one may come */
+        exps[at] = V(exp_scaled)(V(all)(largest - (V(real))row->shift), V(row_scale)(row))[0];
 }
 
 /* What the second pass does to a class: factor, shift and scale as in row_softmax. */
@@ -234,61 +236,97 @@ typedef struct {
     V(exp_scale) scale;
 } V(map_row);
 
-INLINE V(vector) V(map_vector)(second_pass pass, V(vector) x, const V(real) *gamma, const V(map_row) *row)
+/* One vector of the second pass; with has_exps, `x` holds not the logits but their exponentials, unscaled. */
+INLINE V(vector)
+    V(map_vector)(second_pass pass, int has_exps, V(vector) x, const V(real) *gamma, const V(map_row) *row)
 {
     if (pass == LOG_SOFTMAX)
         return (x - row->largest) - row->log1p_others;
-    V(vector) e = V(exp_scaled)(x - row->shift, row->scale);
+    V(vector) e = has_exps ? x : V(exp_scaled)(x - row->shift, row->scale);
     if (pass == ENTROPY)
         return V(keep)(V(nonzero)(e), e * ((row->largest - x) + row->log1p_others));
     V(vector) p = e * row->factor;
     return gamma ? p - V(load)(gamma) * row->gamma_factor : p;
 }
 
-/* Results of n classes to `out`; returns the sum of exponentials (of terms, for the entropy), scaled like
- * them. */
-INLINE double V(map_classes)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out,
-                             ptrdiff_t n, const V(map_row) *row, int streams)
+INLINE void V(map_vectors)(second_pass pass, int has_exps, const V(real) *x, const V(real) *gamma,
+                           V(real) *out, ptrdiff_t n, const V(map_row) *row)
 {
     ptrdiff_t c = 0;
-    if (pass == ENTROPY) {
-        V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
-        for (; c + V(LANES) <= n; c += V(LANES))
-            V(add_term)(&sum, V(map_vector)(pass, V(load)(x + c), NULL, row), c / V(LANES));
-        if (c < n) {
-            V(real) ALIGNED rest[V(LANES)];
-            V(store)(rest, V(all)(-INFINITY));
-            memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
-            V(add_term)(&sum, V(map_vector)(pass, V(load)(rest), NULL, row), 0);
-        }
-        return V(lanes_sum)(V(whole)(&sum));
-    }
-    if (streams && (uintptr_t)out % sizeof(V(vector)) == 0)
-        for (; c + V(LANES) <= n; c += V(LANES))
-            V(stream)(out + c, V(map_vector)(pass, V(load)(x + c), gamma ? gamma + c : NULL, row));
-    for (; c + V(LANES) <= n; c += V(LANES))
-        V(store)(out + c, V(map_vector)(pass, V(load)(x + c), gamma ? gamma + c : NULL, row));
+    ptrdiff_t whole = has_exps && !gamma ? n + V(LANES) - 1 : n; /* exponentials fill whole groups */
+    for (; c + V(LANES) <= whole; c += V(LANES))
+        V(store)(out + c, V(map_vector)(pass, has_exps, V(load)(x + c), gamma ? gamma + c : NULL, row));
     if (c < n) {
         V(real) ALIGNED rest[V(LANES)] = {0}, rest_gamma[V(LANES)] = {0};
         memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
         if (gamma)
             memcpy(rest_gamma, gamma + c, sizeof(V(real)) * (size_t)(n - c));
-        V(store)(rest, V(map_vector)(pass, V(load)(rest), gamma ? rest_gamma : NULL, row));
+        V(store)(rest, V(map_vector)(pass, has_exps, V(load)(rest), gamma ? rest_gamma : NULL, row));
         memcpy(out + c, rest, sizeof(V(real)) * (size_t)(n - c));
     }
-    return 0;
 }
 
-static double V(row_map)(second_pass pass, const V(real) *x, const V(real) *gamma, V(real) *out, ptrdiff_t n,
-                         const V(map_row) *row, int streams)
+/* Results of n classes to `out`, from their logits, or from their exponentials if those were kept */
+static void V(row_map)(second_pass pass, const V(real) *x, const V(real) *exps, const V(real) *gamma,
+                       V(real) *out, ptrdiff_t n, const V(map_row) *row)
 {
-    switch (pass) {
-    case ENTROPY: return V(map_classes)(ENTROPY, x, NULL, NULL, n, row, 0);
-    case LOG_SOFTMAX: return V(map_classes)(LOG_SOFTMAX, x, NULL, out, n, row, streams);
-    default:
-        if (gamma)
-            return V(map_classes)(GRADIENT, x, gamma, out, n, row, streams);
-        return V(map_classes)(GRADIENT, x, NULL, out, n, row, streams);
+    if (pass == LOG_SOFTMAX)
+        V(map_vectors)(LOG_SOFTMAX, 0, x, NULL, out, n, row);
+    else if (exps && gamma)
+        V(map_vectors)(GRADIENT, 1, exps, gamma, out, n, row);
+    else if (exps)
+        V(map_vectors)(GRADIENT, 1, exps, NULL, out, n, row);
+    else if (gamma)
+        V(map_vectors)(GRADIENT, 0, x, gamma, out, n, row);
+    else
+        V(map_vectors)(GRADIENT, 0, x, NULL, out, n, row);
+}
+
+/* The sum over n classes of the entropy's terms, scaled like the exponentials */
+static double V(row_entropy)(const V(real) *x, ptrdiff_t n, const V(map_row) *row)
+{
+    V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
+    ptrdiff_t c = 0;
+    for (; c + V(LANES) <= n; c += V(LANES))
+        V(add_term)(&sum, V(map_vector)(ENTROPY, 0, V(load)(x + c), NULL, row), c / V(LANES));
+    if (c < n) {
+        V(real) ALIGNED rest[V(LANES)];
+        V(store)(rest, V(all)(-INFINITY));
+        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
+        V(add_term)(&sum, V(map_vector)(ENTROPY, 0, V(load)(rest), NULL, row), 0);
     }
+    return V(lanes_sum)(V(whole)(&sum));
+}
+
+/* Fewer than 16 reals */
+INLINE void V(copy_few)(V(real) *to, const V(real) *from, ptrdiff_t n)
+{
+    const size_t size = sizeof(V(real));
+    ptrdiff_t c = 0;
+    if (n & 8)
+        memcpy(to, from, 8 * size), c += 8;
+    if (n & 4)
+        memcpy(to + c, from + c, 4 * size), c += 4;
+    if (n & 2)
+        memcpy(to + c, from + c, 2 * size), c += 2;
+    if (n & 1)
+        to[c] = from[c];
+}
+
+/* n reals from the cache to an output of their type; past the caches if it streams, but for the lines that it
+ * shares with other rows. */
+static void V(copy_out)(V(real) *to, const V(real) *from, ptrdiff_t n, int streams)
+{
+    enum { LINE = 64 / sizeof(V(real)) };
+    ptrdiff_t c = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
+    if (!streams || n < c + LINE) {
+        memcpy(to, from, sizeof(V(real)) * (size_t)n);
+        return;
+    }
+    V(copy_few)(to, from, c);
+    for (; c + LINE <= n; c += LINE)
+        for (int j = 0; j < LINE; j += V(LANES))
+            V(stream)(to + c + j, V(load)(from + c + j));
+    V(copy_few)(to + c, from + c, n - c);
 }
 #undef V

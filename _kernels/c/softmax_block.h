@@ -9,6 +9,8 @@
 
 enum {
     V(TILE) = 128 * 1024 / sizeof(V(real)),
+    /* Longer rows are the merged statistics of segments */
+    V(SEGMENT) = 1 << 18,
     /* Under this many classes, a row in each lane */
     V(FEW_CLASSES) = 48
 };
@@ -22,7 +24,10 @@ typedef struct {
     double ALIGNED scale[BLOCK_ROWS], alpha[BLOCK_ROWS], target_logit[BLOCK_ROWS];
     row_statistics statistics[BLOCK_ROWS];
     row_softmax softmax;
-    V(real) ALIGNED x_tile[V(TILE)], gamma_tile[V(TILE)];
+    V(real) *x_tile, *gamma_tile, *out_tile;
+    /* Rows' exponentials, kept for the second pass, and the scales of their chunks; or NULL */
+    V(real) *exps;
+    chunk_scale *scales;
 } V(block);
 
 INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
@@ -111,6 +116,19 @@ static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptr
     return block->gamma_tile;
 }
 
+/* Where the exponentials of a row's chunk are kept, and their scale; NULL if they are not */
+INLINE V(real) *V(exps_of)(const V(block) *block, ptrdiff_t i, ptrdiff_t first_class)
+{
+    ptrdiff_t n_groups = (block->job->n_classes + V(GROUP) - 1) / V(GROUP);
+    return block->exps ? block->exps + i * n_groups * V(GROUP) + first_class : NULL;
+}
+
+INLINE chunk_scale *V(scale_of)(const V(block) *block, ptrdiff_t i, ptrdiff_t first_class)
+{
+    ptrdiff_t n_chunks = (block->job->n_classes + V(CHUNK) - 1) / V(CHUNK);
+    return block->scales + i * n_chunks + first_class / V(CHUNK);
+}
+
 static void V(find_target_logits)(V(block) *block)
 {
     const array_view *logits = &block->job->logits;
@@ -138,6 +156,30 @@ static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
     return 1;
 }
 
+static void V(find_row)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    const array_view *logits = &job->logits;
+    for (ptrdiff_t segment = 0; segment < job->n_classes; segment += V(SEGMENT)) {
+        ptrdiff_t end = V(at_most)(job->n_classes, segment + V(SEGMENT));
+        row_statistics row = {.largest = -INFINITY};
+        for (ptrdiff_t c = segment, n; c < end; c += n) {
+            n = V(at_most)(end - c, V(CHUNK));
+            const V(real) *x =
+                V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
+            const V(real) *gamma = V(gamma_run)(block, block->first + i, c, n);
+            V(real) *exps = V(exps_of)(block, i, c);
+            V(add_chunk)(&row, x, gamma, n, c, exps);
+            if (exps)
+                *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
+        }
+        if (segment)
+            merge(block->statistics + i, &row, LOG2_BASE);
+        else
+            block->statistics[i] = row;
+    }
+}
+
 static void V(find_statistics)(V(block) *block)
 {
     const softmax_job *job = block->job;
@@ -154,21 +196,11 @@ static void V(find_statistics)(V(block) *block)
         else
             V(lanes_statistics_of)(x, x_stride, NULL, 0, n, block->n, c, c ? part : block->statistics);
         for (ptrdiff_t i = 0; i < block->n && c; i++)
-            merge(block->statistics + i, part + i);
+            merge(block->statistics + i, part + i, LOG2_BASE);
     }
-    for (ptrdiff_t i = 0; i < block->n && !block->by_lanes; i++) {
-        if (V(needs_no_pass)(block, i))
-            continue;
-        for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
-            const char *item = V(item)(&job->logits, block->first + i, c);
-            n = V(at_most)(job->n_classes - c, step);
-            const V(real) *x = V(run)(&job->logits, item, job->logits.class_stride, n, block->x_tile);
-            const V(real) *gamma = V(gamma_run)(block, block->first + i, c, n);
-            V(row_statistics_of)(x, gamma, n, c, c ? part : block->statistics + i);
-            if (c)
-                merge(block->statistics + i, part);
-        }
-    }
+    for (ptrdiff_t i = 0; i < block->n && !block->by_lanes; i++)
+        if (!V(needs_no_pass)(block, i))
+            V(find_row)(block, i);
 }
 
 /* From statistics to losses: cost of a class = lse - x = (largest - x) + log1p_others. Returns their sum. */
@@ -209,14 +241,22 @@ static double V(find_losses)(V(block) *block)
     return total;
 }
 
-/* The label's entry and the largest's, which the second pass has left as alpha*p - gamma. The largest's is
- * formed from the others: there 1 - p may be far below p's rounding. */
-static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
+/* Entries of a row's result that alpha*p - gamma does not give: the label's, and the largest's, which is
+ * formed from the others, as 1 - p may be far below p's rounding. */
+typedef struct {
+    ptrdiff_t top, label; /* label is top where there is but one */
+    double at_top, at_label;
+} V(exceptions);
+
+static V(exceptions) V(exceptions_of)(const V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
     const row_statistics *row = block->statistics + i;
     const row_softmax *softmax = &block->softmax;
-    ptrdiff_t number = block->first + i, label = job->target_kind == LABELS ? block->label[i] : row->top;
+    V(exceptions) found = {row->top, row->top, softmax->p_top[i], softmax->p_top[i]};
+    if (job->second_pass != GRADIENT)
+        return found;
+    ptrdiff_t label = job->target_kind == LABELS ? block->label[i] : row->top;
     double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
     double z_slope = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
     double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight
@@ -227,43 +267,78 @@ static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
                                                     : 0;
     top_gamma += label == row->top ? beta : 0;
     rest += z_slope + (label == row->top ? 0 : beta);
-    double top = softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma;
-    put_real(&job->out, V(item)(&job->out, number, row->top), block->scale[i] * top);
+    found.at_top = block->scale[i] * (softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma);
+    found.at_label = found.at_top;
     if (label != row->top) {
         double p = exp((block->target_logit[i] - row->largest) - softmax->log1p_others[i]);
         double gamma = job->gamma ? job->gamma[label] : 0;
-        put_real(&job->out, V(item)(&job->out, number, label),
-                 block->alpha[i] * p - block->scale[i] * (beta + gamma));
+        found.label = label;
+        found.at_label = block->alpha[i] * p - block->scale[i] * (beta + gamma);
     }
+    return found;
+}
+
+static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
+{
+    const array_view *out = &block->job->out;
+    V(exceptions) mend = V(exceptions_of)(block, i);
+    put_real(out, V(item)(out, block->first + i, mend.top), mend.at_top);
+    put_real(out, V(item)(out, block->first + i, mend.label), mend.at_label);
 }
 
 static void V(map_by_row)(V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
     const row_softmax *softmax = &block->softmax;
-    double total = 0;
+    const array_view *logits = &job->logits, *out = &job->out;
+    double factor = softmax->factor[i] * block->alpha[i], entropy = 0;
+    int is_live = block->live[i],
+        in_place = V(is_real)(out) && out->class_stride == (ptrdiff_t)sizeof(V(real));
+    V(exceptions) mend = {-1, -1, 0, 0};
     V(map_row) row = {
-        V(all)((V(real))softmax->shift[i]),        V(all)((V(real))(softmax->factor[i] * block->alpha[i])),
+        V(all)((V(real))softmax->shift[i]),        V(all)((V(real))factor),
         V(all)((V(real))block->scale[i]),          V(all)((V(real))block->statistics[i].largest),
         V(all)((V(real))softmax->log1p_others[i]), V(exp_scale_of)(V(all)((V(real))softmax->exponent[i]))};
+    if (is_live && (job->second_pass == GRADIENT || job->second_pass == SOFTMAX))
+        mend = V(exceptions_of)(block, i);
     for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
-        char *to = V(item)(&job->out, block->first + i, c);
-        V(real) *out = V(run_out)(&job->out, to, job->out.class_stride, block->x_tile);
-        n = V(at_most)(job->n_classes - c, V(TILE));
-        if (block->live[i]) {
-            const char *from = V(item)(&job->logits, block->first + i, c);
-            const V(real) *x = V(run)(&job->logits, from, job->logits.class_stride, n, block->x_tile);
-            const V(real) *gamma =
-                job->second_pass == GRADIENT ? V(gamma_run)(block, block->first + i, c, n) : NULL;
-            total += V(row_map)(job->second_pass, x, gamma, out, n, &row, job->streams);
-        } else {
-            memset(out, 0, sizeof(V(real)) * (size_t)n);
+        V(real) *tile = block->out_tile;
+        const V(real) *x = NULL, *gamma = NULL, *exps = is_live ? V(exps_of)(block, i, c) : NULL;
+        n = V(at_most)(job->n_classes - c, V(CHUNK));
+        if (exps) {
+            const chunk_scale *kept = V(scale_of)(block, i, c);
+            double relative = exp_relative(kept->shift, softmax->shift[i],
+                                           softmax->exponent[i] - kept->exponent, LOG2_BASE);
+            row.factor = V(all)((V(real))(factor * relative));
+            if (relative < 0x1p-60) { /* a factor that is no normal number loses digits */
+                exps = NULL;
+                row.factor = V(all)((V(real))factor);
+            }
         }
-        if (job->second_pass != ENTROPY && out == block->x_tile)
-            V(store_run)(job->out.dtype, to, job->out.class_stride, n, out);
+        if (is_live && !exps)
+            x = V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
+        if (is_live && job->second_pass == GRADIENT)
+            gamma = V(gamma_run)(block, block->first + i, c, n);
+        if (job->second_pass == ENTROPY) {
+            entropy += V(row_entropy)(x, n, &row);
+            continue;
+        }
+        if (is_live)
+            V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
+        else
+            memset(tile, 0, sizeof(V(real)) * (size_t)n);
+        if (mend.label >= c && mend.label < c + n)
+            tile[mend.label - c] = (V(real))mend.at_label;
+        if (mend.top >= c && mend.top < c + n)
+            tile[mend.top - c] = (V(real))mend.at_top;
+        char *to = V(item)(out, block->first + i, c);
+        if (in_place)
+            V(copy_out)((V(real) *)to, tile, n, job->streams);
+        else
+            V(store_run)(out->dtype, to, out->class_stride, n, tile);
     }
     if (job->second_pass == ENTROPY)
-        put_real(&job->out, V(item)(&job->out, block->first + i, 0), total * softmax->factor[i]);
+        put_real(out, V(item)(out, block->first + i, 0), entropy * softmax->factor[i]);
 }
 
 static void V(map_by_lanes)(V(block) *block)
@@ -322,16 +397,17 @@ static void V(use_known_lse)(V(block) *block, const double *lse)
     for (ptrdiff_t i = 0; i < block->n; i++) {
         double others = softmax->p_others[i] / softmax->p_top[i];
         double ahead = isfinite(lse[i]) ? block->statistics[i].largest - lse[i] : NAN;
-        softmax_from_lse(lse[i], DIRECT, V(HEADROOM), softmax, i);
+        softmax_from_lse(lse[i], DIRECT, V(HEADROOM), LOG2_BASE, softmax, i);
         softmax->log1p_others[i] = -ahead;
         softmax->p_top[i] = exp(ahead);
         softmax->p_others[i] = -expm1(ahead) > 1e-3 ? -expm1(ahead) : others * softmax->p_top[i];
     }
 }
 
-static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_result *result)
+static void V(softmax_block_with)(const softmax_job *job, ptrdiff_t number, V(block) *tiles,
+                                  block_result *result)
 {
-    V(block) block;
+    V(block) block = *tiles;
     double ALIGNED lse[BLOCK_ROWS];
     block.job = job;
     block.first = number * job->block_rows;
@@ -360,7 +436,7 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_res
     V(find_statistics)(&block);
     if (!block.known_lse) /* now that the rows are in the cache */
         V(find_target_logits)(&block);
-    softmax_of(block.statistics, block.n, V(HEADROOM), &block.softmax);
+    softmax_of(block.statistics, block.n, V(HEADROOM), LOG2_BASE, &block.softmax);
     if (block.known_lse)
         V(use_known_lse)(&block, lse);
     result->total = V(find_losses)(&block);
@@ -371,9 +447,39 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_res
     for (ptrdiff_t i = 0; i < block.n; i++) {
         if (!block.by_lanes)
             V(map_by_row)(&block, i);
-        if (job->second_pass == GRADIENT && block.live[i])
+        else if (job->second_pass == GRADIENT && block.live[i])
             V(mend_gradient)(&block, i);
     }
     fence();
+}
+
+static __attribute__((noinline)) void V(by_lanes_block)(const softmax_job *job, ptrdiff_t number,
+                                                        block_result *result)
+{
+    V(real) ALIGNED x_tile[V(TILE)], gamma_tile[V(TILE)];
+    V(block) block;
+    block.x_tile = x_tile;
+    block.gamma_tile = gamma_tile;
+    V(softmax_block_with)(job, number, &block, result);
+}
+
+static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scratch, block_result *result)
+{
+    V(real) ALIGNED tile[3][V(CHUNK)];
+    if (job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
+                                            V(last_stride)(&job->logits) == job->logits.itemsize)) {
+        V(by_lanes_block)(job, number, result);
+        return;
+    }
+    V(block) block;
+    block.x_tile = tile[0];
+    block.gamma_tile = tile[1];
+    block.out_tile = tile[2];
+    block.exps = NULL;
+    if (job->keeps_exps) {
+        block.scales = scratch;
+        block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES);
+    }
+    V(softmax_block_with)(job, number, &block, result);
 }
 #undef V

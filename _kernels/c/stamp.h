@@ -14,17 +14,18 @@
 #include "real.h"
 #undef REAL
 
-static void softmax_block(const void *job, ptrdiff_t block, block_result *result)
+static void softmax_block(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
     if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
-        f64_softmax_block(job, block, result);
+        f64_softmax_block(job, block, scratch, result);
     else
-        f32_softmax_block(job, block, result);
+        f32_softmax_block(job, block, scratch, result);
 }
 
 /* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */
-static void pointwise_block(const void *job, ptrdiff_t block, block_result *result)
+static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
+    (void)scratch;
     const pointwise_job *pointwise = job;
     int has_target = pointwise->target.data != NULL;
     if (pointwise->x.dtype == DTYPE_F64 || (has_target && pointwise->target.dtype == DTYPE_F64))

@@ -11,10 +11,15 @@ typedef struct {
 } compensated;
 
 typedef struct {
-    double largest, sum, shift, exponent, top_weight;
-    compensated weight, gap;
+    double largest, shift, exponent, top_weight;
+    compensated sum, weight, gap;
     ptrdiff_t top;
 } row_statistics;
+
+/* Where a chunk's exponentials were kept: what they are scaled by, which a later chunk may have changed. */
+typedef struct {
+    double shift, exponent;
+} chunk_scale;
 
 INLINE void add(compensated *total, double term)
 {
@@ -38,18 +43,35 @@ typedef struct {
     double factor[BLOCK_ROWS], shift[BLOCK_ROWS], exponent[BLOCK_ROWS];
 } row_softmax;
 
-/* exp(x - shift)*2^-exponent of one number; 0 when that is negligible */
-static double exp_relative(double x, double shift, double exponent)
+/* 2^n, 0 where that is no normal number */
+INLINE double power_of_2(double n)
 {
-    double n = rint((x - shift) * 0x1.71547652b82fep0);
-    double r = ((x - shift) - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
-    return n - exponent > -3000 ? ldexp(exp(r), (int)(n - exponent)) : 0;
+    int64_t bits = n > -1023 ? (int64_t)(n < 1023 ? n : 1023) + 1023 : 0;
+    double power;
+    bits = (int64_t)((uint64_t)bits << 52);
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
+/* What a rounded logarithm lacks of its base's, where that is e */
+#ifdef VECTOR_FMA
+#define LOG2_BASE_LOW 0.0
+#else
+#define LOG2_BASE_LOW 0x1.777d0ffda0d24p-56
+#endif
+
+/* exp(x - shift)*2^-exponent of one number; 0 when that is negligible */
+INLINE double exp_relative(double x, double shift, double exponent, double log2_base)
+{
+    double n = rint((x - shift) * log2_base);
+    double fraction = fma(x - shift, log2_base, -n) + (x - shift) * LOG2_BASE_LOW;
+    return power_of_2(n - exponent) * (x == shift ? 1 : exp2(fraction));
 }
 
 INLINE double finite_or_0(double x) { return x > -INFINITY ? x : 0; }
 
 /* `into`, then `from`, whose classes come later: the whole of both, in `into`. */
-static void merge(row_statistics *into, const row_statistics *from)
+static void merge(row_statistics *into, const row_statistics *from, double log2_base)
 {
     row_statistics high = *into, low = *from;
     if (from->largest > into->largest) {
@@ -58,17 +80,21 @@ static void merge(row_statistics *into, const row_statistics *from)
     }
     *into = high;
     if (!isfinite(high.largest)) {
-        into->sum += isnan(low.sum) ? NAN : 0;
+        add(&into->sum, isnan(low.sum.sum) ? NAN : 0);
         return;
     }
-    if (low.sum != 0)
-        high.sum += low.sum * exp_relative(low.shift, high.shift, high.exponent - low.exponent);
+    if (low.sum.sum != 0) {
+        double factor = exp_relative(low.shift, high.shift, high.exponent - low.exponent, log2_base);
+        low.sum.sum *= factor;
+        low.sum.lost *= factor;
+        add_all(&high.sum, &low.sum);
+    }
     double rise = value_of(&low.weight) * (high.largest - finite_or_0(low.largest));
     add_all(&high.gap, &low.gap);
     add_all(&high.weight, &low.weight);
     add(&high.gap, rise);
     if (low.largest > -INFINITY) {
-        high.sum += exp_relative(low.largest, high.shift, high.exponent);
+        add(&high.sum, exp_relative(low.largest, high.shift, high.exponent, log2_base));
         add(&high.weight, low.top_weight);
         add(&high.gap, low.top_weight != 0 ? low.top_weight * (high.largest - low.largest) : 0);
     }
@@ -78,24 +104,25 @@ static void merge(row_statistics *into, const row_statistics *from)
 /* From the statistics of n rows to their softmax. A row that holds NaN or +inf, or -inf only, is poisoned:
  * its factor and logarithm are NaN. `headroom` is the second pass's: its largest exponential is about
  * 2^headroom. */
-static void softmax_of(const row_statistics *statistics, ptrdiff_t n, double headroom, row_softmax *softmax)
+static void softmax_of(const row_statistics *statistics, ptrdiff_t n, double headroom, double log2_base,
+                       row_softmax *softmax)
 {
     double ALIGNED lane[5][f64_LANES];
     for (ptrdiff_t first = 0; first < n; first += f64_LANES) {
         for (int i = 0; i < f64_LANES; i++) {
             const row_statistics *row = statistics + (first + i < n ? first + i : n - 1);
             lane[0][i] = isfinite(row->largest) ? row->largest : 0;
-            lane[1][i] = isfinite(row->largest) ? row->sum : NAN;
+            lane[1][i] = isfinite(row->largest) ? value_of(&row->sum) : NAN;
             lane[2][i] = row->shift;
             lane[3][i] = row->exponent;
-            lane[4][i] = isnan(row->sum) ? NAN : row->largest;
+            lane[4][i] = isnan(row->sum.sum) ? NAN : row->largest;
         }
         f64_vector largest = f64_load(lane[0]), sum = f64_load(lane[1]), shift = f64_load(lane[2]);
         f64_vector exponent = f64_load(lane[3]), lse_if_poisoned = f64_load(lane[4]);
-        /* exp(shift - largest)*2^power = 2^(power - n)*exp(-r), with largest - shift = n*ln2 + r */
+        /* exp(shift - largest)*2^power = 2^(power - n)*2^-f, with (largest - shift)*log2_base = n + f */
         f64_vector above = largest - shift;
-        f64_vector n_vector = f64_fma(above, f64_all(0x1.71547652b82fep0), f64_all(0x1.8p52)) - 0x1.8p52;
-        f64_vector mantissa = f64_exp_reduced(-f64_reduced(above, n_vector));
+        f64_vector n_vector = f64_fma(above, f64_all(log2_base), f64_all(0x1.8p52)) - 0x1.8p52;
+        f64_vector mantissa = f64_exp2_unit(-f64_fraction(above, n_vector, log2_base));
         f64_vector others = sum * f64_power_of_2(exponent - n_vector) * mantissa;
         f64_vector log1p_others = f64_log1p_nonnegative(others);
         f64_vector whole = others + 1.0;
@@ -112,13 +139,16 @@ static void softmax_of(const row_statistics *statistics, ptrdiff_t n, double hea
 }
 
 /* The same where the caller knows lse: the largest logit plays no part. */
-static void softmax_from_lse(double lse, double direct, double headroom, row_softmax *softmax, ptrdiff_t row)
+static void softmax_from_lse(double lse, double direct, double headroom, double log2_base,
+                             row_softmax *softmax, ptrdiff_t row)
 {
     double shift = fabs(lse) > direct ? lse : 0;
-    double n = rint((lse - shift) * 0x1.71547652b82fep0);
-    double r = ((lse - shift) - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
+    double n = rint((lse - shift) * log2_base);
     softmax->lse[row] = lse;
     softmax->shift[row] = isfinite(lse) ? shift : 0;
     softmax->exponent[row] = isfinite(lse) ? n - headroom : 0;
-    softmax->factor[row] = isfinite(lse) ? ldexp(exp(-r), -(int)headroom) : NAN;
+    softmax->factor[row] =
+        isfinite(lse)
+            ? power_of_2(-headroom) * exp2(-(fma(lse - shift, log2_base, -n) + (lse - shift) * LOG2_BASE_LOW))
+            : NAN;
 }

@@ -29,12 +29,22 @@ INLINE V(vector) V(all)(V(real) value) { return value - (V(vector)){0}; }
 /* Integer vectors of the same width: exponents, and lane numbers in comparisons. */
 INLINE V(ivector) V(all_bits)(V(bits) value) { return value - (V(ivector)){0}; }
 
+/* 0, 1, 2, ... */
+INLINE V(vector) V(numbers)(void)
+{
+    V(vector) number;
+    for (int i = 0; i < V(LANES); i++)
+        number[i] = (V(real))i;
+    return number;
+}
+
 #ifdef VECTOR_AVX512
 /* ---- masks are registers of bits */
 typedef MASK V(mask);
 INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c) { return INTRINSIC(fmadd)(a, b, c); }
 INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_GT_OQ); }
 INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_NLT_UQ); }
+INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_EQ_OQ); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_NEQ_UQ); }
 INLINE int V(any)(V(mask) mask) { return mask != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)(mask, a); }
@@ -76,6 +86,7 @@ INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c)
 }
 INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return (V(mask))(a > b); }
 INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return ~(V(mask))(a < b); }
+INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return (V(mask))(a == b); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return (V(mask))(a != V(all)(0)); }
 INLINE int V(any)(V(mask) mask)
 {
@@ -146,6 +157,20 @@ INLINE V(real) V(lanes_max)(V(vector) v)
             lane[i] = lane[i + width] > lane[i] ? lane[i + width] : lane[i];
     return lane[0];
 #endif
+}
+
+/* A sum by lane of at most some hundred terms, by chains of eight additions */
+typedef struct {
+    V(vector) chain, sum;
+} V(chained_sum);
+
+INLINE void V(chain)(V(chained_sum) *total, V(vector) term, ptrdiff_t number)
+{
+    total->chain += term;
+    if (number % 8 == 7) {
+        total->sum += total->chain;
+        total->chain = V(all)(0);
+    }
 }
 
 /* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept
