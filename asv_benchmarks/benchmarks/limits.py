@@ -2,8 +2,8 @@
 
 `reads`, `copies` and `triads` give functions of no arguments, each one pass over the arrays in another manner
 (with and without software prefetch, reads also in several streams). Which manner is fastest differs between
-machines and hours, so a caller times them all, and the limit is the fastest. Nothing here knows of the package
-that is measured.
+machines and hours, so a caller times them all, and the limit is the fastest. Nothing here knows of the
+package that is measured.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ def copies(out, array, *, threads):
 
 
 def triads(out, first, second, *, threads):
-    """Return the manners of reading two arrays, the second perhaps of smaller elements, and writing a third."""
+    """Return the manners of reading two arrays, the second perhaps of narrower type, and writing a third."""
     halvings = (first.itemsize // second.itemsize).bit_length() - 1
     arguments = address(out), address(first), address(second), first.nbytes, halvings, threads
     return [functools.partial(library().limit_triad, *arguments, ahead) for ahead in IN_ORDER.values()]
