@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 from benchmarks import common
 from contenders import OURS, PEERS, logitloss
+from report import paired
 from works import CROSS_ENTROPY, HALF, Task, Work, prepare
 
 SHAPES = (HALF, (65536, 1000))
@@ -33,17 +34,15 @@ def checks(works, threads, rounds, quick):
         (layout, shape, gradient) for layout in LAYOUTS for shape in SHAPES for gradient in (False, True)
     ):
         work = Work(CROSS_ENTROPY, shape, 0, gradient)
-        work = work.quick() if quick else work
-        yield (
-            f"time over a contiguous batch's, {layout}",
-            work.name,
-            partial(layout_cost, layout, work, threads, rounds),
-        )
+        measured = work.quick() if quick else work
+        figure = partial(layout_cost, layout, measured, threads, rounds)
+        yield f"time over a contiguous batch's, {layout}", work.name, figure
     for gradient in (False, True):
         work = Work(CROSS_ENTROPY, SMALL, 0, gradient)
         yield "microseconds (PyTorch eager's beside them)", work.name, partial(small_call, work, rounds)
     for work in works:
-        yield "MB a thread beyond inputs and outputs", work.name, partial(memory_in_child, work, threads)
+        measured = work.quick() if quick else work
+        yield "MB a thread beyond inputs and outputs", work.name, partial(memory_in_child, measured, threads)
 
 
 def layout_cost(layout, work, threads, rounds):
@@ -56,7 +55,7 @@ def layout_cost(layout, work, threads, rounds):
     for call in calls.values():
         call()
     times = common.take_turns(calls, rounds)
-    return median(a / b for a, b in zip(times[layout], times["contiguous"], strict=True)), LAYOUT_BOUND
+    return paired(times[layout], times["contiguous"]), LAYOUT_BOUND
 
 
 def small_call(work, rounds):

@@ -14,6 +14,7 @@ import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 
 import click
 import numpy as np
@@ -84,8 +85,9 @@ def measure_all(rows, wanted, rounds, runs, threads, quick, with_checks, saved):
     steps += [figure for _, _, figure in further]
     for number in range(runs):
         for entry, step in zip(results["works"] + results["checks"], steps, strict=True):
-            click.echo(f"run {number + 1} of {runs}: {entry['name']}", err=True)
+            start = perf_counter()
             entry["runs"].append(step())
+            click.echo(f"run {number + 1}, {perf_counter() - start:.0f} s: {entry['name']}", err=True)
             gc.collect()
             saved.write_text(json.dumps(results))
     return results

@@ -209,11 +209,11 @@ def chart(results, in_order=False):
         shown = [name for name in (OURS, *TITLES) if name in f.share and not name.startswith(f"{OURS},")]
         for name in shown:
             color = BLUE if name == OURS else GREY
-            length = FULL * f.share[name]
+            length = FULL * min(f.share[name], 1)
             parts += [
                 text(LEFT - 6, y + BAR, TITLES.get(name, name), "end", color),
                 f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{color}"/>',
-                text(LEFT + max(length + 5, 5), y + BAR, f"{milliseconds(f.ms[name])} ms", "start", color),
+                text(LEFT + length + 5, y + BAR, f"{milliseconds(f.ms[name])} ms", "start", color),
             ]
             y += PITCH
         told.append(f"{f.name}: " + ", ".join(f"{n} {f.share[n]:.2f}" for n in shown))
