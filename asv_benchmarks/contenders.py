@@ -97,7 +97,7 @@ def with_numpy(task, log_softmax=None):
     def classes():
         log_p, p = log_p_and_p()
         if work.target == "probabilities":
-            return -np.vdot(y, log_p) / n, None
+            return -(y * log_p).sum(dtype=np.float64) / n, None
         at_target = np.expand_dims(y, 1)
         chosen = np.take_along_axis(log_p, at_target, axis=1)
         if work.weighted:
@@ -125,8 +125,10 @@ def with_scipy(task):
 
     def binary():
         y = task.target.astype(x.dtype, copy=False)
-        positive = y * work.pos_weight if work.pos_weight else y
-        value = -(positive * special.log_expit(x) + (1 - y) * special.log_expit(-x)).mean()
+        log_p = special.log_expit(x)
+        if work.pos_weight:
+            log_p *= 1 + (work.pos_weight - 1) * y
+        value = ((1 - y) * x - log_p).mean()
         return value, (special.expit(x) - y) / x.size if work.gradient else None
 
     return binary
@@ -206,23 +208,17 @@ def with_torch_compile(task):
     return with_torch(task, lambda function: torch.compile(function, dynamic=False))
 
 
-def with_optax(task):
-    """Under jax.jit, which takes its number of threads from the machine."""
+@functools.cache
+def jitted(loss, target, gradient):
+    """Return the function under jax.jit, which keeps what it compiled for each shape."""
     import jax
     import optax
 
-    work = task.work
-    if work.dtype == "float64":
-        raise NotImplementedError("a setting of the whole process")
-    if work.weighted or work.pos_weight:
-        raise NotImplementedError("has no such option")
-    x, y = jax.numpy.asarray(task.logits), None if task.target is None else jax.numpy.asarray(task.target)
-    if work.loss in ACTIVATIONS:
-        activation = jax.jit(functools.partial(getattr(jax.nn, work.loss), axis=1))
-        return lambda: (0.0, jax.block_until_ready(activation(x)))
-    if work.loss == BINARY:
+    if loss in ACTIVATIONS:
+        return jax.jit(functools.partial(getattr(jax.nn, loss), axis=1))
+    if loss == BINARY:
         losses = optax.sigmoid_binary_cross_entropy
-    elif work.target == "probabilities":
+    elif target == "probabilities":
         losses = functools.partial(optax.softmax_cross_entropy, axis=1)
     else:
         losses = functools.partial(optax.softmax_cross_entropy_with_integer_labels, axis=1)
@@ -230,11 +226,26 @@ def with_optax(task):
     def mean(x, y):
         return losses(x, y).mean()
 
-    compiled = jax.jit(jax.value_and_grad(mean) if work.gradient else mean)
+    return jax.jit(jax.value_and_grad(mean) if gradient else mean)
+
+
+def with_optax(task):
+    """JAX takes its number of threads from the machine."""
+    import jax
+
+    work = task.work
+    if work.dtype == "float64":
+        raise NotImplementedError("a setting of the whole process")
+    if work.weighted or work.pos_weight:
+        raise NotImplementedError("has no such option")
+    function = jitted(work.loss, work.target, work.gradient)
+    arrays = [jax.numpy.asarray(array) for array in (task.logits, task.target) if array is not None]
 
     def call():
-        result = jax.block_until_ready(compiled(x, y))
-        return result if work.gradient else (result, None)
+        result = jax.block_until_ready(function(*arrays))
+        if work.gradient:
+            return result
+        return (0.0, result) if work.loss in ACTIVATIONS else (result, None)
 
     return call
 

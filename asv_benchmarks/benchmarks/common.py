@@ -27,7 +27,7 @@ THREADS = (1, "all")
 # Threads of an OpenMP or Eigen pool spin for a while after their work; who is next waits that out.
 PAUSE = 0.01
 # Seconds: who has taken as many in all has had enough rounds.
-ENOUGH = 1.5
+ENOUGH = 1.0
 
 
 class BoundByMemory:
