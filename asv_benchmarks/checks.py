@@ -59,8 +59,8 @@ def layout_cost(layout, work, threads, rounds):
 
 
 def small_call(work, rounds):
-    """Return microseconds a call of ours and of PyTorch's, each on as many threads as it chooses."""
-    task = prepare(work, common.thread_count("all"))
+    """Return microseconds a call of ours and of PyTorch's, to which one thread is kindest."""
+    task = prepare(work, 1)
     calls = {OURS: logitloss(task, num_threads=None)}
     with contextlib.suppress(ImportError):
         calls["torch"] = PEERS["torch"](task)

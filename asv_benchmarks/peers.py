@@ -87,7 +87,8 @@ def measure_all(rows, wanted, rounds, runs, threads, quick, with_checks, saved):
         for entry, step in zip(results["works"] + results["checks"], steps, strict=True):
             start = perf_counter()
             entry["runs"].append(step())
-            click.echo(f"run {number + 1}, {perf_counter() - start:.0f} s: {entry['name']}", err=True)
+            done = ": ".join(entry[key] for key in ("group", "name") if key in entry)
+            click.echo(f"run {number + 1}, {perf_counter() - start:.0f} s: {done}", err=True)
             gc.collect()
             saved.write_text(json.dumps(results))
     return results
