@@ -1,133 +1,192 @@
-"""How each library computes the same loss: what peers.py measures.
+"""How each library does the same work: what peers.py measures.
 
-A maker takes a task and returns a function of no arguments that does it and returns (value, gradient or
-None), in the library's own types. It imports its library, so that one which is not installed says so by
-ImportError; work that a library cannot do, or that nobody would ask of it, is a NotImplementedError. Each is
-written as a user of that library would, with all that can be prepared outside the timed function prepared.
+A maker takes a task and returns a function of no arguments that does it and returns (value, array), the array
+being a gradient, or an activation, or None, in the library's own types. It imports its library, so that one
+which is not installed says so by ImportError; work that a library cannot do, or that nobody would ask of it,
+is a NotImplementedError. Each is written as a user of that library would, with all that can be prepared
+outside the timed function prepared. Labels of other types are converted inside it for those who need floats.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import replace
 
 import numpy as np
+from benchmarks import common
+from works import ACTIVATIONS, BINARY
 
 
-@dataclass(frozen=True)
-class Task:
-    """A mean loss to compute: with labels of classes for (N, C) logits, or 0 and 1 for (N,) logits."""
+def logitloss(task, **options):
+    """Arrays go to one that is there already, as a training loop would have it."""
+    import logitloss as ll
 
-    logits: np.ndarray
-    target: np.ndarray
-    out: np.ndarray
-    fused: bool
-    threads: int
-
-    @property
-    def binary(self):
-        return self.logits.ndim == 1
-
-
-def logitloss_into(task):
-    """The gradient goes to an array that is there already, as a training loop would have it."""
-    return logitloss_new(task, {"out": task.out} if task.fused else {})
-
-
-def logitloss_new(task, options=None):
-    import logitloss
-
-    if options is None and not task.fused:
-        raise NotImplementedError("the same as with out=, where there is no gradient")
-    name = "binary_cross_entropy_with_logits" if task.binary else "cross_entropy"
-    function = getattr(logitloss, name + "_value_and_grad" if task.fused else name)
-    options = {"num_threads": task.threads, **(options or {})}
-
-    def call():
-        result = function(task.logits, task.target, **options)
-        return result if task.fused else (result, None)
-
-    return call
+    work, x = task.work, task.logits
+    options = {"num_threads": task.threads, "out": task.out, **options}
+    if work.loss in ACTIVATIONS:
+        activation = functools.partial(getattr(ll, work.loss), x, axis=1, **options)
+        return lambda: (0.0, activation())
+    if work.loss == BINARY:
+        name = "binary_cross_entropy_with_logits"
+        options |= {"pos_weight": work.pos_weight} if work.pos_weight else {}
+    else:
+        name = "cross_entropy"
+        options |= {"weight": task.weight, "label_smoothing": work.label_smoothing, "axis": 1}
+    if work.gradient:
+        return functools.partial(getattr(ll, name + "_value_and_grad"), x, task.target, **options)
+    value = functools.partial(getattr(ll, name), x, task.target, **options)
+    return lambda: (value(), None)
 
 
-def with_numpy(task):
-    x, y, n = task.logits, task.target, len(task.logits)
+def logitloss_new(task):
+    if task.out is None:
+        raise NotImplementedError("there is no array")
+    return logitloss(task, out=None)
+
+
+def logitloss_one_thread(task):
+    if task.threads == 1:
+        raise NotImplementedError("the same")
+    return logitloss(replace(task, threads=1))
+
+
+def logitloss_avx2(task):
+    if common.BACKENDS[0] != "cython-avx512":
+        raise NotImplementedError("no AVX-512 to compare with")
+    return logitloss(task, backend="cython-avx2")
+
+
+def single(array):
+    """NumPy's and SciPy's functions are slow on two-byte floats, so one converts."""
+    return array.astype(np.float32) if array.itemsize == 2 else array
+
+
+def with_numpy(task, log_softmax=None):
+    work, y = task.work, task.target
+    n = task.logits.size // (1 if work.loss == BINARY else work.shape[1])
 
     def binary():
+        x = task.logits
         small = np.exp(-np.abs(x))
-        value = (np.maximum(x, 0) - x * y + np.log1p(small)).mean()
-        if not task.fused:
-            return value, None
-        return value, (np.where(x >= 0, 1, small) / (1 + small) - y) / n
+        loss = np.log1p(small)
+        if work.pos_weight:
+            loss += np.maximum(-x, 0)
+            value = (loss * (1 + (work.pos_weight - 1) * y) + (1 - y) * x).mean()
+        else:
+            value = (loss + np.maximum(x, 0) - x * y).mean()
+        return value, (np.where(x >= 0, 1, small) / (1 + small) - y) / n if work.gradient else None
+
+    def shifted_and_total():
+        shifted = single(task.logits) - task.logits.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        return shifted, exp, exp.sum(axis=1, keepdims=True)
+
+    def softmax():
+        _, exp, total = shifted_and_total()
+        exp /= total
+        return 0.0, exp
+
+    def log_p_and_p():
+        if log_softmax:
+            log_p = log_softmax(single(task.logits), axis=1)
+            return log_p, np.exp(log_p) if work.gradient else None
+        shifted, exp, total = shifted_and_total()
+        shifted -= np.log(total)
+        if work.gradient:
+            exp /= total
+        return shifted, exp
 
     def classes():
-        shifted = x - x.max(axis=1, keepdims=True)
-        at_target = shifted[np.arange(n), y]
-        np.exp(shifted, out=shifted)
-        total = shifted.sum(axis=1)
-        value = (np.log(total) - at_target).mean()
-        if not task.fused:
-            return value, None
-        shifted /= total[:, None]
-        shifted[np.arange(n), y] -= 1
-        shifted /= n
-        return value, shifted
+        log_p, p = log_p_and_p()
+        if work.target == "probabilities":
+            return -(y * log_p).sum(dtype=np.float64) / n, None
+        at_target = np.expand_dims(y, 1)
+        chosen = np.take_along_axis(log_p, at_target, axis=1)
+        if work.weighted:
+            w, eps = task.weight, work.label_smoothing
+            smooth = eps / work.shape[1] * (log_p @ w).sum()
+            return -((1 - eps) * (w[y] * chosen[:, 0]).sum() + smooth) / w[y].sum(), None
+        if work.gradient:
+            np.put_along_axis(p, at_target, np.take_along_axis(p, at_target, axis=1) - 1, axis=1)
+            p /= n
+        return -chosen.mean(dtype=np.float64), p if work.gradient else None
 
-    return binary if task.binary else classes
+    if work.loss == "log_softmax":
+        return lambda: (0.0, log_p_and_p()[0])
+    return {BINARY: binary, "softmax": softmax}.get(work.loss, classes)
 
 
 def with_scipy(task):
     from scipy import special
 
-    x, y, n = task.logits, task.target, len(task.logits)
+    work, x = task.work, task.logits
+    if work.loss == "softmax":
+        return lambda: (0.0, special.softmax(x, axis=1))
+    if work.loss != BINARY:
+        return with_numpy(task, special.log_softmax)
 
     def binary():
-        value = -(y * special.log_expit(x) + (1 - y) * special.log_expit(-x)).mean()
-        return value, (special.expit(x) - y) / n if task.fused else None
+        y = task.target.astype(x.dtype, copy=False)
+        log_p = special.log_expit(x)
+        if work.pos_weight:
+            log_p *= 1 + (work.pos_weight - 1) * y
+        value = ((1 - y) * x - log_p).mean()
+        return value, (special.expit(x) - y) / x.size if work.gradient else None
 
-    def classes():
-        log_p = special.log_softmax(x, axis=1)
-        value = -log_p[np.arange(n), y].mean()
-        if not task.fused:
-            return value, None
-        p = np.exp(log_p, out=log_p)
-        p[np.arange(n), y] -= 1
-        p /= n
-        return value, p
-
-    return binary if task.binary else classes
+    return binary
 
 
 def with_scikit_learn(task):
     """The compiled losses under LogisticRegression and HistGradientBoosting."""
     from sklearn._loss.loss import HalfBinomialLoss, HalfMultinomialLoss
 
-    if not task.binary and task.logits.shape[1] > 10_000:
+    work, x = task.work, task.logits
+    binary = work.loss == BINARY
+    if work.loss in ACTIVATIONS or work.weighted or work.pos_weight:
+        raise NotImplementedError("has no such function")
+    if not binary and (x.ndim > 2 or x.shape[1] > 10_000 or x.itemsize == 2 or work.target != "labels"):
         raise NotImplementedError("meant for a handful of classes")
-    loss = HalfBinomialLoss() if task.binary else HalfMultinomialLoss(n_classes=task.logits.shape[1])
-    n = len(task.logits)
+    loss = HalfBinomialLoss() if binary else HalfMultinomialLoss(n_classes=x.shape[1])
     arguments = {
-        "y_true": task.target.astype(task.logits.dtype),
-        "raw_prediction": task.logits,
-        "sample_weight": np.full(n, 1 / n, task.logits.dtype),
+        "raw_prediction": x,
+        "sample_weight": np.full(len(x), 1 / len(x), x.dtype),
         "n_threads": task.threads,
     }
 
-    def value():
-        return loss.loss(**arguments).sum(dtype=np.float64), None
-
-    def value_and_grad():
-        values, grad = loss.loss_gradient(**arguments)
+    def call():
+        y_true = task.target.astype(x.dtype, copy=False)
+        if not work.gradient:
+            return loss.loss(y_true, **arguments).sum(dtype=np.float64), None
+        values, grad = loss.loss_gradient(y_true, **arguments)
         return values.sum(dtype=np.float64), grad
 
-    return value_and_grad if task.fused else value
+    return call
 
 
-def with_torch(task, prepare=lambda loss: loss):
+def with_torch(task, prepare=lambda function: function):
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(task.threads)
-    x, y = torch.from_numpy(task.logits), torch.from_numpy(task.target)
+    work = task.work
+
+    def tensor(array):
+        if array is not None and work.dtype == "bfloat16" and array.dtype == task.logits.dtype:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return None if array is None else torch.from_numpy(array)
+
+    x, y, weight = tensor(task.logits), tensor(task.target), tensor(task.weight)
+    if work.loss in ACTIVATIONS:
+        activation = prepare(functools.partial(getattr(functional, work.loss), dim=1))
+        return lambda: (0.0, activation(x))
+    pos_weight = torch.tensor(work.pos_weight) if work.pos_weight else None
+
+    def binary(x, y):
+        return functional.binary_cross_entropy_with_logits(x, y.to(x.dtype), pos_weight=pos_weight)
+
+    def classes(x, y):
+        return functional.cross_entropy(x, y, weight=weight, label_smoothing=work.label_smoothing)
+
+    loss = prepare(binary if work.loss == BINARY else classes)
     leaf = x.detach().requires_grad_()
-    loss = prepare(functional.binary_cross_entropy_with_logits if task.binary else functional.cross_entropy)
 
     def value():
         with torch.no_grad():
@@ -138,7 +197,7 @@ def with_torch(task, prepare=lambda loss: loss):
         (grad,) = torch.autograd.grad(result, leaf)
         return result.detach(), grad
 
-    return value_and_grad if task.fused else value
+    return value_and_grad if work.gradient else value
 
 
 def with_torch_compile(task):
@@ -146,38 +205,65 @@ def with_torch_compile(task):
 
     # Each task is compiled for its own shape, whatever the tasks before it were.
     torch.compiler.reset()
-    return with_torch(task, lambda loss: torch.compile(loss, dynamic=False))
+    return with_torch(task, lambda function: torch.compile(function, dynamic=False))
 
 
-def with_optax(task):
-    """Under jax.jit, which takes its number of threads from the machine."""
+@functools.cache
+def jitted(loss, target, gradient):
+    """Return the function under jax.jit, which keeps what it compiled for each shape."""
     import jax
     import optax
 
-    x, y = jax.numpy.asarray(task.logits), jax.numpy.asarray(task.target)
+    if loss in ACTIVATIONS:
+        return jax.jit(functools.partial(getattr(jax.nn, loss), axis=1))
+    if loss == BINARY:
+        losses = optax.sigmoid_binary_cross_entropy
+    elif target == "probabilities":
+        losses = functools.partial(optax.softmax_cross_entropy, axis=1)
+    else:
+        losses = functools.partial(optax.softmax_cross_entropy_with_integer_labels, axis=1)
 
     def mean(x, y):
-        if task.binary:
-            return optax.sigmoid_binary_cross_entropy(x, y).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
+        return losses(x, y).mean()
 
-    compiled = jax.jit(jax.value_and_grad(mean) if task.fused else mean)
+    return jax.jit(jax.value_and_grad(mean) if gradient else mean)
+
+
+def with_optax(task):
+    """JAX takes its number of threads from the machine."""
+    import jax
+
+    work = task.work
+    if work.dtype == "float64":
+        raise NotImplementedError("a setting of the whole process")
+    if work.weighted or work.pos_weight:
+        raise NotImplementedError("has no such option")
+    function = jitted(work.loss, work.target, work.gradient)
+    arrays = [jax.numpy.asarray(array) for array in (task.logits, task.target) if array is not None]
 
     def call():
-        result = jax.block_until_ready(compiled(x, y))
-        return result if task.fused else (result, None)
+        result = jax.block_until_ready(function(*arrays))
+        if work.gradient:
+            return result
+        return (0.0, result) if work.loss in ACTIVATIONS else (result, None)
 
     return call
 
 
 OURS = "logitloss"
-MAKERS = {
-    OURS: logitloss_into,
-    "logitloss, new array": logitloss_new,
+NEW, ONE_THREAD, AVX2 = f"{OURS}, new array", f"{OURS}, one thread", f"{OURS}, AVX2"
+PEERS = {
+    "torch.compile": with_torch_compile,
+    "torch": with_torch,
+    "optax": with_optax,
     "numpy": with_numpy,
     "scipy": with_scipy,
     "scikit-learn": with_scikit_learn,
-    "torch": with_torch,
-    "torch.compile": with_torch_compile,
-    "optax": with_optax,
+}
+MAKERS = {
+    OURS: logitloss,
+    NEW: logitloss_new,
+    ONE_THREAD: logitloss_one_thread,
+    AVX2: logitloss_avx2,
+    **PEERS,
 }

@@ -1,101 +1,111 @@
 """logitloss beside its peers: `python asv_benchmarks/peers.py` (`--quick` for a look, `--help` for the rest).
 
-For each task the limit of memory, logitloss and every installed peer take turns, round after round in one
-process; a figure is the median, a ratio the median of the ratios within a round. Before that, all must agree
-on the value and the gradient. What each runs is in contenders.py, the limit in benchmarks/limits.py.
+For each work the limit of memory, logitloss and every installed peer take turns, round after round in one
+process. Before that, all must agree on the value and the array. The works are in works.py, how each library
+does them in contenders.py, the limit in benchmarks/limits.py, checks of other kinds in checks.py, and what is
+made of the times in report.py.
 """
 
+import gc
 import json
 import os
 import platform
-import time
+import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from time import perf_counter
 
 import click
 import numpy as np
-from benchmarks import common, limits
-from contenders import MAKERS, OURS, Task
+import report
+from benchmarks import common
+from checks import checks
+from contenders import MAKERS, OURS, PEERS
 from rich.console import Console
-from rich.table import Table
+from works import QUICK_SIZE, WORKS, limits_of, prepare
 
-DTYPE = "float32"
-SHAPES = ("1024x131072", "131072x1000", "4000000x10", "67108864")
-QUICK_SHAPES = ("1024x1000", "1048576")
-LIMIT = "memory's limit"
 LIBRARIES = ("logitloss", "numpy", "scipy", "scikit-learn", "torch", "jax", "optax")
-# Threads of an OpenMP or Eigen pool spin for a while after their work; the next contender waits that out.
-PAUSE = 0.01
-RTOL = 1e-4
+SAVED = Path(__file__).parent / ".asv" / "peers.json"
+# Of a value, and of the largest entry of an array: float16 and bfloat16 results are rounded to 2**-11 and
+# 2**-8, and peers round the terms too.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 
 
 @click.command()
-@click.option(
-    "--shape", "shapes", multiple=True, help="NxC for cross-entropy, N for binary; may be repeated."
-)
-@click.option("--peer", "peers", multiple=True, type=click.Choice(list(MAKERS)), help="Only these.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1))
+@click.option("--row", "rows", multiple=True, help="Only works and checks with this in the name.")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Only these peers.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--runs", default=1, show_default=True, type=click.IntRange(min=1), help="Of everything.")
 @click.option("--threads", default=common.thread_count("all"), show_default=True, type=click.IntRange(min=1))
-@click.option("--quick", is_flag=True, help="Small shapes and three rounds: whether it works, not how fast.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every time.")
-def main(shapes, peers, rounds, threads, quick, as_json):
-    """Measure mean losses of float32 logits, and their gradients, against the limit and the peers."""
-    shapes = shapes or (QUICK_SHAPES if quick else SHAPES)
-    rounds = min(rounds, 3) if quick else rounds
-    wanted = {OURS, *peers} if peers else set(MAKERS)
-    console = Console()
-    machine = describe_machine(threads)
-    if not as_json:
-        console.print(
-            *(f"{name}: {value}" for name, value in machine.items()),
-            sep="\n",
-            soft_wrap=True,
-            highlight=False,
-        )
-    results = []
-    for shape in shapes:
-        for fused in (False, True):
-            task = make_task(shape, fused, threads)
-            times = measure(task, wanted, rounds)
-            results.append({"task": title(shape, fused), "seconds": times})
-            if not as_json:
-                console.print(table(**results[-1]))
-        for cached in (common.logits, common.labels, common.binary_labels, common.gradient):
-            cached.cache_clear()
-    if as_json:
-        click.echo(json.dumps({"machine": machine, "results": results}, indent=1))
+@click.option("--quick", is_flag=True, help="Small shapes: whether it works, not how fast.")
+@click.option("--checks/--no-checks", "with_checks", default=True, help="Layouts, small calls, memory.")
+@click.option("--json", "saved", default=SAVED, type=click.Path(path_type=Path), help="Where results go.")
+@click.option(
+    "--from", "source", type=click.Path(exists=True, path_type=Path), help="Show saved results again."
+)
+@click.option("--in-order", is_flag=True, help="The limit is of passes in order, not in several streams.")
+@click.option("--chart", "picture", type=click.Path(path_type=Path), help="Draw the chart there.")
+@click.option("--readme", is_flag=True, help="Write README's figures and its chart.")
+def main(rows, peers, rounds, runs, threads, quick, with_checks, saved, source, in_order, picture, readme):
+    """Measure losses and activations, and their gradients, against the limit and the peers."""
+    if source:
+        results = json.loads(source.read_text())
+    else:
+        wanted = {*MAKERS} - {*PEERS} | {*(peers or PEERS)}
+        results = measure_all(rows, wanted, rounds, runs, threads, quick, with_checks, saved)
+    machine = [f"{name}: {value}" for name, value in results["machine"].items()]
+    # A file or a pipe has no width; a line of the table has one all the same.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(*machine, *report.tables(results, in_order), sep="\n", soft_wrap=not sys.stdout.isatty())
+    if picture:
+        picture.write_text(report.chart(results, in_order), encoding="utf-8")
+    if readme:
+        report.write_readme(results, in_order)
 
 
-def make_task(shape, fused, threads):
-    binary = "x" not in shape
-    logits = common.logits(DTYPE, shape)
-    target = common.binary_labels(DTYPE, shape) if binary else common.labels(shape)
-    for array in (logits, target):
-        # PyTorch warns of arrays it may not write.
-        array.flags.writeable = True
-    return Task(logits, target, common.gradient(DTYPE, shape), fused, threads)
+def measure_all(rows, wanted, rounds, runs, threads, quick, with_checks, saved):
+    """Return what was measured, which is saved after every step, so that a long run is not lost."""
+    machine = describe_machine(threads) | ({"shapes": f"{QUICK_SIZE} at most, for a look"} if quick else {})
+    works = [work for work in WORKS if chosen(work.name, rows)]
+    further = checks(WORKS, threads, rounds, quick) if with_checks else ()
+    further = [check for check in further if chosen(": ".join(check[:2]), rows)]
+    results = {
+        "machine": machine,
+        "rounds": rounds,
+        "repeats": runs,
+        "works": [
+            {"name": w.name, "floor": w.floor, "factors": w.factors, "chart": w.chart, "runs": []}
+            for w in works
+        ],
+        "checks": [{"group": group, "name": name, "runs": []} for group, name, _ in further],
+    }
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    steps = [partial(measure, work.quick() if quick else work, wanted, rounds, threads) for work in works]
+    steps += [figure for _, _, figure in further]
+    for number in range(runs):
+        for entry, step in zip(results["works"] + results["checks"], steps, strict=True):
+            start = perf_counter()
+            entry["runs"].append(step())
+            done = ": ".join(entry[key] for key in ("group", "name") if key in entry)
+            click.echo(f"run {number + 1}, {perf_counter() - start:.0f} s: {done}", err=True)
+            gc.collect()
+            saved.write_text(json.dumps(results))
+    return results
 
 
-def title(shape, fused):
-    loss = "cross-entropy" if "x" in shape else "binary cross-entropy"
-    return f"{loss}, {'value and gradient' if fused else 'value'}, {DTYPE} {shape}"
+def chosen(name, rows):
+    return not rows or any(row in name for row in rows)
 
 
-def measure(task, wanted, rounds):
-    """Return the times of each contender, one per round; the limit's are those of its fastest manner."""
+def measure(work, wanted, rounds, threads):
+    """Return the times, one per round, of each contender and of each manner of the limit."""
+    task = prepare(work, threads)
     calls = {name: call for name in MAKERS if name in wanted and (call := made(name, task))}
-    check_agreement(calls)
-    manners = {(LIMIT, number): call for number, call in enumerate(limit_of(task))}
-    times = {name: [] for name in (*manners, *calls)}
-    for _ in range(rounds):
-        for name, call in (*manners.items(), *calls.items()):
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    fastest = min(manners, key=lambda manner: median(times[manner]))
-    return {LIMIT: times[fastest], **{name: times[name] for name in calls}}
+    check_agreement(calls, TOLERANCE[work.dtype])
+    for name, count in ((report.LIMIT, threads), (report.LIMIT_OF_ONE, 1)):
+        calls |= {f"{name}, {manner}": call for manner, call in limits_of(task, count).items()}
+    return common.take_turns(calls, rounds)
 
 
 def made(name, task):
@@ -108,50 +118,26 @@ def made(name, task):
         return None
 
 
-def limit_of(task):
-    """Return passes over the memory that the task cannot do without; class labels are too few to count."""
-    arrays = (task.logits, task.target) if task.binary else (task.logits,)
-    if not task.fused:
-        return limits.reads(*arrays, threads=task.threads)
-    passes = limits.triads if task.binary else limits.copies
-    return passes(task.out, *arrays, threads=task.threads)
-
-
-def check_agreement(calls):
-    """Run each contender once, which also warms it up, and compare it with logitloss."""
-    value, grad = sampled(calls[OURS]())
+def check_agreement(calls, tolerance):
+    """Run each contender, which also warms it up, and compare it with logitloss."""
+    value, array = sampled(calls[OURS]())
     for name, call in calls.items():
-        other_value, other_grad = sampled(call())
-        if not np.isclose(other_value, value, rtol=RTOL, atol=0):
+        other_value, other_array = sampled(call())
+        if not np.isclose(other_value, value, rtol=tolerance, atol=0):
             raise click.ClickException(f"{name} computes {other_value}, logitloss {value}")
-        if grad is not None and np.abs(other_grad - grad).max() > RTOL * np.abs(grad).max():
-            raise click.ClickException(f"{name} and logitloss differ in the gradient")
+        if array is not None and np.abs(other_array - array).max() > tolerance * np.abs(array).max():
+            raise click.ClickException(f"{name} and logitloss differ in the array")
 
 
 def sampled(result):
-    """Return the value, and enough of the gradient to compare: all of it would be another gigabyte."""
-    value, grad = result
-    return float(value), None if grad is None else np.asarray(grad).reshape(-1)[::97].copy()
-
-
-def table(task, seconds):
-    rows = Table(title=task, title_justify="left", title_style="bold")
-    rows.add_column("")
-    for heading in ("ms", "times the limit", "logitloss is faster by"):
-        rows.add_column(heading, justify="right")
-    for name, times in seconds.items():
-        peer = name != LIMIT and not name.startswith(OURS)
-        rows.add_row(
-            name,
-            f"{1000 * median(times):.2f}",
-            f"{paired(times, seconds[LIMIT]):.2f}",
-            f"{paired(times, seconds[OURS]):.2f}x" if peer else "",
-        )
-    return rows
-
-
-def paired(ours, others):
-    return median(a / b for a, b in zip(ours, others, strict=True))
+    """Return the value, and enough of the array to compare: all of it would be another gigabyte."""
+    value, array = result
+    if array is None:
+        return float(value), None
+    some = array.reshape(-1)[::97]
+    # NumPy knows nothing of PyTorch's bfloat16.
+    some = some.double().numpy() if hasattr(some, "double") else np.asarray(some)
+    return float(value), some.astype(np.float64)
 
 
 def describe_machine(threads):

@@ -6,7 +6,7 @@ timed call, so inputs are made once a process by cached functions, which `setup`
 
 import functools
 import os
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -24,6 +24,10 @@ DTYPES = ("float32", "bfloat16")
 SHAPES = ("1024x1000", "1024x131072", "131072x1000", "4000000x10")
 ELEMENTS = ("1048576", "67108864")
 THREADS = (1, "all")
+# Threads of an OpenMP or Eigen pool spin for a while after their work; who is next waits that out.
+PAUSE = 0.01
+# Seconds: who has taken as many in all has had enough rounds.
+ENOUGH = 1.0
 
 
 class BoundByMemory:
@@ -56,6 +60,17 @@ def paired_ratio(ours, others, *, seconds=1.0):
         rounds.append([elapsed(contender) for contender in contenders])
     times = np.array(rounds)
     return float(np.median(times[:, :1] / times[:, 1:], axis=0).max())
+
+
+def take_turns(calls, rounds):
+    """Return the times of each call by its name, one per round; the slow ones miss the later rounds."""
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if sum(times[name]) < ENOUGH:
+                sleep(PAUSE)
+                times[name].append(elapsed(call))
+    return times
 
 
 def elapsed(call):

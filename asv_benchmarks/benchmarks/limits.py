@@ -1,8 +1,9 @@
 """The limit of memory, in seconds: `limits.c`, compiled here for this processor and called through ctypes.
 
 `reads`, `copies` and `triads` give functions of no arguments, each one pass over the arrays in another manner
-(with and without software prefetch). Which manner is fastest differs between machines and hours, so a caller
-times them all, and the limit is the fastest. Nothing here knows of the package that is measured.
+(with and without software prefetch, reads also in several streams). Which manner is fastest differs between
+machines and hours, so a caller times them all, and the limit is the fastest. Nothing here knows of the
+package that is measured.
 """
 
 import ctypes
@@ -17,30 +18,32 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("limits.c")
 CACHE = Path(__file__).parent.parent / ".asv" / "limits"
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-march=native")
-PREFETCH = (1, 0)
+IN_ORDER = {"prefetched": 1, "plain": 0}
+STREAMS = {"3 streams": 2}
 
 
-def reads(*arrays, threads):
+def reads(*arrays, threads, manners=IN_ORDER):
     """Return the manners of reading all the arrays once."""
     spans = [(address(array), array.nbytes) for array in arrays]
 
-    def read(ahead):
+    def read(manner):
         for start, size in spans:
-            library().limit_read(start, size, threads, ahead)
+            library().limit_read(start, size, threads, manner)
 
-    return [functools.partial(read, ahead) for ahead in PREFETCH]
+    return [functools.partial(read, manner) for manner in manners.values()]
 
 
 def copies(out, array, *, threads):
     """Return the manners of copying `array` to `out`, past the caches."""
     arguments = address(out), address(array), array.nbytes, threads
-    return [functools.partial(library().limit_copy, *arguments, ahead) for ahead in PREFETCH]
+    return [functools.partial(library().limit_copy, *arguments, ahead) for ahead in IN_ORDER.values()]
 
 
 def triads(out, first, second, *, threads):
-    """Return the manners of reading two arrays and writing a third, past the caches."""
-    arguments = address(out), address(first), address(second), first.nbytes, threads
-    return [functools.partial(library().limit_triad, *arguments, ahead) for ahead in PREFETCH]
+    """Return the manners of reading two arrays, the second perhaps of narrower type, and writing a third."""
+    halvings = (first.itemsize // second.itemsize).bit_length() - 1
+    arguments = address(out), address(first), address(second), first.nbytes, halvings, threads
+    return [functools.partial(library().limit_triad, *arguments, ahead) for ahead in IN_ORDER.values()]
 
 
 def address(array):
@@ -71,6 +74,6 @@ def library():
     loaded.limit_read.restype = ctypes.c_uint64
     loaded.limit_copy.argtypes = (pointer, pointer, size, number, number)
     loaded.limit_copy.restype = None
-    loaded.limit_triad.argtypes = (pointer, pointer, pointer, size, number, number)
+    loaded.limit_triad.argtypes = (pointer, pointer, pointer, size, number, number, number)
     loaded.limit_triad.restype = None
     return loaded
