@@ -70,7 +70,7 @@ cdef extern from "kernels.h" nogil:
         const double *beta
         const double *gamma
         const void *gamma_real
-        double gamma_sum, target_scale, target_offset, z_loss
+        double gamma_sum, target_scale, target_offset, z_loss, scale_value
         array_view scale, lse_in, loss, lse, hit, out
         int streams
 
@@ -79,7 +79,7 @@ cdef extern from "kernels.h" nogil:
         int is_signed
         ptrdiff_t n_elements
         array_view x, target, weight, pos_weight, scale, loss, out
-        double label_smoothing
+        double label_smoothing, scale_value
 
     ctypedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
 
@@ -145,6 +145,15 @@ cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except
             view.stride[view.ndim] = stride[axis]
             view.ndim += 1
     return n
+
+
+cdef double describe_scale(array_view *view, object scale) except? -1:
+    """Fill in the view of an array; returns the number if it is one."""
+    if isinstance(scale, cnp.ndarray):
+        describe(view, scale, False)
+        return 1
+    view.data = NULL
+    return scale
 
 
 cdef block_result run(
@@ -252,7 +261,7 @@ cdef class Kernels:
         job.gamma_sum = 0 if gamma is None else gamma.sum()
         job.z_loss = z_loss
         describe(&job.target, target, False)
-        describe(&job.scale, scale, False)
+        job.scale_value = describe_scale(&job.scale, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None and hit is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -276,7 +285,7 @@ cdef class Kernels:
         job.target_offset = target_offset
         job.z_loss = z_loss
         describe(&job.target, target, True)
-        describe(&job.scale, scale, False)
+        job.scale_value = describe_scale(&job.scale, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -290,6 +299,7 @@ cdef class Kernels:
         job.beta = job.gamma = NULL
         job.gamma_real = NULL
         job.gamma_sum = job.z_loss = 0
+        job.scale_value = 1
         job.scale.data = job.lse_in.data = job.loss.data = job.hit.data = NULL
         describe(&job.lse, lse, False)
         self.run_softmax(&job, logits, out, num_threads)
@@ -310,7 +320,7 @@ cdef class Kernels:
         describe(&job.target, target, False)
         describe(&job.weight, weight, False)
         describe(&job.pos_weight, pos_weight, False)
-        describe(&job.scale, scale, False)
+        job.scale_value = describe_scale(&job.scale, scale)
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)
@@ -334,7 +344,7 @@ cdef class Kernels:
         job.kind = kind
         job.is_signed = False
         job.label_smoothing = 0
-        return self.run_pointwise(&job, x, target, weight, None, None, loss, out, num_threads)
+        return self.run_pointwise(&job, x, target, weight, None, 1, loss, out, num_threads)
 
     def binary_cross_entropy(
         self, cnp.ndarray probabilities, cnp.ndarray target, weight, loss, int num_threads

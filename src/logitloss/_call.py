@@ -69,13 +69,12 @@ class Call:
         x = self.logits
         return _check.output(out, x.shape, x.dtype, (*self.inputs, *inputs), in_place=x)
 
-    def scale(self, grad_output: Array | None) -> Array | None:
-        """Return what multiplies each row's gradient, of the rows' shape; None is 1."""
+    def scale(self, grad_output: Array | None) -> Array | float:
+        """Return what multiplies each row's gradient: an array of the rows' shape, or a number."""
         if grad_output is not None and grad_output.ndim:
             return grad_output
         upstream = 1.0 if grad_output is None else float(grad_output)
-        factor = _coefficients.divided(upstream, self.divisor)
-        return None if factor == 1.0 else _coefficients.constant(factor, self.rows)
+        return _coefficients.divided(upstream, self.divisor)
 
     def upstream(self, grad_output: ArrayLike | None) -> Array | None:
         """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
@@ -150,7 +149,7 @@ class CrossEntropy(Call):
         loss: Array | None = None,
         lse: Float64 | None = None,
         grad: Array | None = None,
-        scale: Array | None = None,
+        scale: Array | float = 1.0,
         lse_in: Float64 | None = None,
     ) -> None:
         """Call the kernel: fill the outputs asked for; find the total, and the divisor if unknown."""
@@ -158,7 +157,8 @@ class CrossEntropy(Call):
         if axis != x.ndim - 1:
             x = _check.axis_last(x, axis)
             grad = None if grad is None else _check.axis_last(grad, axis)
-        scale = None if scale is None else scale.astype(np.float64, copy=False)
+        if not isinstance(scale, float):
+            scale = scale.astype(np.float64, copy=False)
         if self.soft:
             keep, spread = 1.0 - self.smoothing, self.smoothing / n_classes
             self.total = self.kernels.soft_cross_entropy(
@@ -222,7 +222,7 @@ class Binary(Call):
         self.smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
         self.divisor = self.logits.size if reduction == "mean" else 1.0
 
-    def run(self, loss: Array | None = None, grad: Array | None = None, scale: Array | None = None) -> None:
+    def run(self, loss: Array | None = None, grad: Array | None = None, scale: Array | float = 1.0) -> None:
         """Call the kernel: fill the outputs asked for and find the total."""
         if self.signed and grad is not None and np.may_share_memory(grad, self.logits):
             # A bad label ends the pass half-way, which would leave logits and gradients mixed: look at the
