@@ -119,7 +119,7 @@ class CrossEntropy(Call):
         num_threads: int | None,
         backend: str | None,
     ) -> None:
-        super().__init__(logits, reduction, num_threads, backend)
+        Call.__init__(self, logits, reduction, num_threads, backend)
         x = self.logits
         self.axis = axis = _check.class_axis("logits", x, axis)
         self.n_classes = n_classes = x.shape[axis]
@@ -211,7 +211,7 @@ class Binary(Call):
         num_threads: int | None,
         backend: str | None,
     ) -> None:
-        super().__init__(logits, reduction, num_threads, backend, "scores" if signed else "logits")
+        Call.__init__(self, logits, reduction, num_threads, backend, "scores" if signed else "logits")
         self.rows = shape = self.logits.shape
         whose = "the scores'" if signed else "the logits'"
         self.target = _check.same_shape("target", _check.reals("target", target), shape, whose)
