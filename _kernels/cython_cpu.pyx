@@ -11,7 +11,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free, malloc
 
 import numpy as np
 
@@ -100,6 +100,8 @@ cdef enum:
     STREAM_ROW_FROM = 1 << 15
     # A block's logits stay in the second-level cache for the second pass.
     BLOCK_BYTES = 1 << 18
+    # What so many blocks found takes 1.5 MB, whatever the size of the batch.
+    ROUND_BLOCKS = 1 << 16
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -159,30 +161,33 @@ cdef double describe_scale(array_view *view, object scale) except? -1:
 cdef block_result run(
     const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, int num_threads
 ) except *:
-    """Run all blocks and add up what they found, in order."""
+    """Run all blocks, ROUND_BLOCKS at a time, and add up what they found, in order."""
     cdef block_result whole, one
     cdef block_result *found = &one
-    cdef ptrdiff_t b, n_blocks = (n_items + in_block - 1) // in_block
+    cdef ptrdiff_t b, n, first = 0, n_blocks = (n_items + in_block - 1) // in_block
     whole.total, whole.counted, whole.first_bad = 0, 0, -1
     if n_blocks > 1:
-        found = <block_result *> calloc(n_blocks, sizeof(block_result))
+        found = <block_result *> malloc(min(n_blocks, ROUND_BLOCKS) * sizeof(block_result))
         if found == NULL:
-            raise MemoryError(f"no memory for the totals of {n_blocks} blocks")
+            raise MemoryError(f"no memory for the totals of {min(n_blocks, ROUND_BLOCKS)} blocks")
     with nogil:
-        for b in range(n_blocks):
-            found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
-        if num_threads == 1 or n_blocks == 1:
-            for b in range(n_blocks):
-                block(job, b, found + b)
-        else:
-            for b in prange(n_blocks, num_threads=num_threads, schedule="static"):
-                block(job, b, found + b)
-        for b in range(n_blocks):
-            whole.total += found[b].total
-            whole.counted += found[b].counted
-            if found[b].first_bad >= 0:
-                whole.first_bad = found[b].first_bad
-                break
+        while first < n_blocks and whole.first_bad < 0:
+            n = min(n_blocks - first, ROUND_BLOCKS)
+            for b in range(n):
+                found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
+            if num_threads == 1 or n == 1:
+                for b in range(n):
+                    block(job, first + b, found + b)
+            else:
+                for b in prange(n, num_threads=num_threads, schedule="static"):
+                    block(job, first + b, found + b)
+            for b in range(n):
+                whole.total += found[b].total
+                whole.counted += found[b].counted
+                if found[b].first_bad >= 0:
+                    whole.first_bad = found[b].first_bad
+                    break
+            first += n
     if n_blocks > 1:
         free(found)
     return whole
