@@ -60,9 +60,9 @@ soft_cross_entropy(logits, target, weight, target_scale, target_offset, z_loss, 
     target   any of the four float dtypes, logits' shape
     weight   float64[n_classes], contiguous, or None for ones
 
-logsumexp(logits, lse, num_threads)         lse: float64, rows' shape
+logsumexp(logits, lse, num_threads)         lse: float64 or R, rows' shape
 softmax(logits, out, log, num_threads)      out: logits' dtype and shape; the logarithm if log
-entropy(logits, out, num_threads)           out: float64, rows' shape; sum_c p_c*(lse - x_c)
+entropy(logits, out, num_threads)           out: float64 or R, rows' shape; sum_c p_c*(lse - x_c)
 
 nll(log_probabilities, target, ignore_index, weight, loss, num_threads) -> (total, counted, first_bad)
     loss_i = -weight[y]*log_probabilities[i, y], or 0 if ignored; arguments as in cross_entropy.

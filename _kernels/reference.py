@@ -233,7 +233,7 @@ def soft_cross_entropy(
 
 
 @np.errstate(all="ignore")
-def logsumexp(logits: Array, lse: Float64, num_threads: int) -> None:
+def logsumexp(logits: Array, lse: Array, num_threads: int) -> None:
     for index in _blocks(logits.shape[:-1], logits.shape[-1]):
         _store(lse, index, _Rows(_load_rows(logits, index)).lse())
 
@@ -246,7 +246,7 @@ def softmax(logits: Array, out: Array, log: bool, num_threads: int) -> None:
 
 
 @np.errstate(all="ignore")
-def entropy(logits: Array, out: Float64, num_threads: int) -> None:
+def entropy(logits: Array, out: Array, num_threads: int) -> None:
     for index in _blocks(logits.shape[:-1], logits.shape[-1]):
         rows = _Rows(_load_rows(logits, index))
         _store(out, index, rows.losses(rows.softmax()[0], 0.0))

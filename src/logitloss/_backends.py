@@ -73,13 +73,13 @@ class Kernels(Protocol):
     ) -> float:
         """Cross-entropy of class probabilities."""
 
-    def logsumexp(self, logits: Array, lse: Float64, num_threads: int) -> None:
+    def logsumexp(self, logits: Array, lse: Array, num_threads: int) -> None:
         """Log of the sum of exponentials, a number per row."""
 
     def softmax(self, logits: Array, out: Array, log: bool, num_threads: int) -> None:
         """Softmax or its logarithm."""
 
-    def entropy(self, logits: Array, out: Float64, num_threads: int) -> None:
+    def entropy(self, logits: Array, out: Array, num_threads: int) -> None:
         """Entropy of the softmax, a number per row."""
 
     def binary_cross_entropy_with_logits(

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from logitloss._check import Array, Float64, Shape, Value
 
 
-def rounded(values: Float64, result: Array) -> None:
-    """Write float64 numbers into a result of fewer digits, whatever the caller's `np.seterr` says of that."""
-    with np.errstate(all="ignore"):
-        result[...] = values
-
-
 class Call:
     """Arguments common to all losses, and what becomes of the kernel's total."""
 

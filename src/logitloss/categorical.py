@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitloss import _check
-from logitloss._call import Call, CrossEntropy, rounded
+from logitloss._call import Call, CrossEntropy
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -490,10 +490,8 @@ def entropy(
     rows = _check.axis_last(x, axis)
     call.rows, call.inputs = rows.shape[:-1], ()
     loss = call.new_loss(out)
-    values = np.empty(call.rows, np.float64)
+    values = np.empty(call.rows, np.float64) if loss is None else loss
     call.kernels.entropy(rows, values, call.threads)
-    if loss is not None:
-        rounded(values, loss)
-        return call.value(loss, out)
-    call.total, call.divisor = float(values.sum()), values.size if reduction == "mean" else 1.0
-    return call.value(None)
+    if loss is None:
+        call.total, call.divisor = float(values.sum()), values.size if reduction == "mean" else 1.0
+    return call.value(loss, out)
