@@ -1,7 +1,7 @@
 """Memory: beside inputs and outputs a call takes 4 MB a thread at most, whatever the size and the layout.
 
-The arrays are of 8 MB and more (the labels less) and touched before the call, so that a copy of any of them would be seen. The
-calls are made in a new process, whose peak of resident memory the system tells.
+Logits are of 8 MB and more and touched before the call, so that a copy would be seen. The calls are made in a
+new process, whose peak of resident memory the system tells.
 """
 
 import sys

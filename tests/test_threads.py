@@ -13,7 +13,6 @@ from cases import batch, frozen, probabilities
 from children import run_child
 
 import logitloss as ll
-from logitloss._threads import BREAK_EVEN
 
 COUNTS = (1, 2, 3, 5)
 # One row, which threads must share; rows of one vocabulary each; many short rows; classes in the middle.
@@ -178,9 +177,10 @@ def test_no_team_under_the_break_even():
     """A small call starts no thread, though a large one does, on a build with OpenMP."""
     program = (
         "import logitloss as ll, numpy as np, test_threads as t\n"
+        "from logitloss._threads import BREAK_EVEN\n"
         "ll.set_num_threads(4)\n"
         "before = t.n_tasks()\n"  # NumPy's BLAS has started some
-        "for n in (1, 32, t.BREAK_EVEN // 10, t.BREAK_EVEN // 10 + 1):\n"
+        "for n in (1, 32, BREAK_EVEN // 10, BREAK_EVEN // 10 + 1):\n"
         "    logits, target = np.zeros((n, 10), np.float32), np.zeros(n, int)\n"
         "    ll.cross_entropy(logits, target)\n"
         "    ll.cross_entropy_value_and_grad(logits, target)\n"
