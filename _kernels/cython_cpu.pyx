@@ -10,7 +10,7 @@ the result does not depend on the number of threads. What the methods mean stand
 cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport PTRDIFF_MAX, int64_t
 from libc.stdlib cimport free, malloc
 
 import numpy as np
@@ -70,7 +70,7 @@ cdef extern from "kernels.h" nogil:
         const double *beta
         const double *gamma
         const void *gamma_real
-        double gamma_sum, target_scale, target_offset, z_loss, scale_value
+        double gamma_sum, target_scale, target_offset, z_loss
         array_view scale, lse_in, loss, lse, hit, out
         int streams
 
@@ -79,7 +79,7 @@ cdef extern from "kernels.h" nogil:
         int is_signed
         ptrdiff_t n_elements
         array_view x, target, weight, pos_weight, scale, loss, out
-        double label_smoothing, scale_value
+        double label_smoothing
 
     ctypedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result) noexcept nogil
 
@@ -149,13 +149,19 @@ cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except
     return n
 
 
-cdef double describe_scale(array_view *view, object scale) except? -1:
-    """Fill in the view of an array; returns the number if it is one."""
+cdef int describe_scale(array_view *view, double *number, object scale) except -1:
+    """Fill in the view of an array, or of a number repeated without end; 1 needs none."""
     if isinstance(scale, cnp.ndarray):
         describe(view, scale, False)
-        return 1
-    view.data = NULL
-    return scale
+        return 0
+    number[0] = scale
+    view.data = NULL if number[0] == 1 else <char *> number
+    view.dtype = DTYPE_F64
+    view.itemsize = sizeof(double)
+    view.ndim = 1
+    view.shape[0] = PTRDIFF_MAX
+    view.stride[0] = view.class_stride = 0
+    return 0
 
 
 cdef block_result run(
@@ -256,6 +262,7 @@ cdef class Kernels:
     ):
         cdef softmax_job job
         cdef block_result found
+        cdef double number
         cdef cnp.ndarray gamma_real = real_coefficients(gamma, logits)
         job.target_kind = LABELS
         job.second_pass = NOTHING if grad is None else GRADIENT
@@ -266,7 +273,7 @@ cdef class Kernels:
         job.gamma_sum = 0 if gamma is None else gamma.sum()
         job.z_loss = z_loss
         describe(&job.target, target, False)
-        job.scale_value = describe_scale(&job.scale, scale)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None and hit is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -279,6 +286,7 @@ cdef class Kernels:
         double target_offset, double z_loss, scale, lse_in, loss, lse, grad, int num_threads
     ):
         cdef softmax_job job
+        cdef double number
         cdef cnp.ndarray weight_real = real_coefficients(weight, logits)
         job.target_kind = PROBABILITIES
         job.second_pass = NOTHING if grad is None else GRADIENT
@@ -290,7 +298,7 @@ cdef class Kernels:
         job.target_offset = target_offset
         job.z_loss = z_loss
         describe(&job.target, target, True)
-        job.scale_value = describe_scale(&job.scale, scale)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -304,7 +312,6 @@ cdef class Kernels:
         job.beta = job.gamma = NULL
         job.gamma_real = NULL
         job.gamma_sum = job.z_loss = 0
-        job.scale_value = 1
         job.scale.data = job.lse_in.data = job.loss.data = job.hit.data = NULL
         describe(&job.lse, lse, False)
         self.run_softmax(&job, logits, out, num_threads)
@@ -321,11 +328,12 @@ cdef class Kernels:
     cdef block_result run_pointwise(
         self, pointwise_job *job, x, target, weight, pos_weight, scale, loss, out, int num_threads
     ) except *:
+        cdef double number
         job.n_elements = describe(&job.x, x, False)
         describe(&job.target, target, False)
         describe(&job.weight, weight, False)
         describe(&job.pos_weight, pos_weight, False)
-        job.scale_value = describe_scale(&job.scale, scale)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, num_threads)

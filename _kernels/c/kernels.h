@@ -64,7 +64,6 @@ typedef struct {
         *gamma; /* by class; for LABELS NULL is zeros, for PROBABILITIES it is the weight, NULL is ones */
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
-    double scale_value; /* of all rows, where no array `scale` is given */
     array_view scale, lse_in, loss, lse, hit, out;
     int streams; /* `out` is too large for the cache: write around it */
 } softmax_job;
@@ -77,7 +76,7 @@ typedef struct {
     int is_signed;
     ptrdiff_t n_elements;
     array_view x, target, weight, pos_weight, scale, loss, out;
-    double label_smoothing, scale_value;
+    double label_smoothing;
 } pointwise_job;
 
 typedef void (*block_function)(const void *job, ptrdiff_t block, block_result *result);

@@ -10,7 +10,6 @@
 typedef struct {
     const V(real) *x, *target, *weight, *pos_weight, *scale;
     V(real) *loss, *out;
-    V(real) scale_value;  /* where there is no array `scale` */
     V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
     int is_signed;
 } V(operands);
@@ -43,7 +42,8 @@ INLINE void V(bce_with_logits)(const V(operands) *at, ptrdiff_t n, int weighted)
             V(vector) inverse = one / (one + e), small = e * inverse;
             V(vector) grad =
                 negative * V(choose)(above, inverse, small) - positive * V(choose)(above, small, inverse);
-            weight *= at->scale ? V(load)(at->scale + i) : V(all)(at->scale_value);
+            if (at->scale)
+                weight *= V(load)(at->scale + i);
             V(store)(at->out + i, grad * weight);
         }
     }
@@ -136,7 +136,6 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
                       .scale = V(operand)(&job->scale, first, n, tile[4]),
                       .loss = job->loss.data ? V(result)(&job->loss, first, n, tile[5]) : tile[5],
                       .out = job->out.data ? V(result)(&job->out, first, n, tile[6]) : NULL,
-                      .scale_value = (V(real))job->scale_value,
                       .keep = (V(real))(1 - job->label_smoothing),
                       .spread = (V(real))(job->label_smoothing / 2),
                       .is_signed = job->is_signed};

@@ -352,7 +352,7 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, block_res
         block.live[i] = job->target_kind != LABELS || block.label[i] != job->ignore_index;
         block.softmax.lse[i] = block.known_lse ? lse[i] : 0;
         if (!job->scale.data)
-            block.scale[i] = job->scale_value;
+            block.scale[i] = 1;
         result->counted += block.live[i];
     }
     if (block.known_lse)
