@@ -42,7 +42,7 @@ cross_entropy(logits, target, ignore_index, beta, gamma, z_loss, scale, lse_in,
     grad_i = scale_i*((beta[y] + sum(gamma) + 2*z_loss*lse)*p_c - beta[y]*[c == y] - gamma[c])
     target   any integer dtype, rows' shape
     beta     float64[n_classes], contiguous, or None for ones; gamma the same, None for zeros
-    scale    float64, rows' shape (often of strides 0), or None for ones
+    scale    a number, or float64, rows' shape
     lse_in   float64, rows' shape, or None. Used where grad is the only output: p = exp(x - lse_in) saves the
              first pass, 1 - p of the largest class is the sum of the others' p, a row whose lse_in is not
              finite is poisoned, and total is unspecified.
@@ -60,9 +60,9 @@ soft_cross_entropy(logits, target, weight, target_scale, target_offset, z_loss, 
     target   any of the four float dtypes, logits' shape
     weight   float64[n_classes], contiguous, or None for ones
 
-logsumexp(logits, lse, num_threads)         lse: float64, rows' shape
+logsumexp(logits, lse, num_threads)         lse: float64 or R, rows' shape
 softmax(logits, out, log, num_threads)      out: logits' dtype and shape; the logarithm if log
-entropy(logits, out, num_threads)           out: float64, rows' shape; sum_c p_c*(lse - x_c)
+entropy(logits, out, num_threads)           out: float64 or R, rows' shape; sum_c p_c*(lse - x_c)
 
 nll(log_probabilities, target, ignore_index, weight, loss, num_threads) -> (total, counted, first_bad)
     loss_i = -weight[y]*log_probabilities[i, y], or 0 if ignored; arguments as in cross_entropy.
@@ -76,7 +76,7 @@ binary_cross_entropy_with_logits(logits, target, weight, pos_weight, label_smoot
     loss = weight*(negative*softplus(x) + positive*softplus(-x))            R
     grad = scale*weight*(negative*sigmoid(x) - positive*sigmoid(-x))        logits' dtype
     All arrays have the logits' shape (often by strides of 0). target: any real or bool dtype;
-    weight, pos_weight and scale the same, or None for ones.
+    weight and pos_weight the same, or None for ones; scale the same, or a number.
     first_bad is -1, or with signed the first target not -1 or +1.
 
 binary_cross_entropy(probabilities, target, weight, loss, num_threads) -> (total, first_bad)

@@ -10,8 +10,8 @@ the result does not depend on the number of threads. What the methods mean stand
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport PTRDIFF_MAX, int64_t
+from libc.stdlib cimport free, malloc
 
 import numpy as np
 
@@ -102,6 +102,8 @@ cdef enum:
     BLOCK_BYTES = 1 << 17
     # A block's exponentials are kept for the second pass, if they are no more than this.
     KEEP_BYTES = 1 << 20
+    # What so many blocks found takes 1.5 MB, whatever the size of the batch.
+    ROUND_BLOCKS = 1 << 16
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -149,51 +151,72 @@ cdef ptrdiff_t describe(array_view *view, object given, bint has_classes) except
     return n
 
 
+cdef int describe_scale(array_view *view, double *number, object scale) except -1:
+    """Fill in the view of an array, or of a number repeated without end; 1 needs none."""
+    if isinstance(scale, cnp.ndarray):
+        describe(view, scale, False)
+        return 0
+    number[0] = scale
+    view.data = NULL if number[0] == 1 else <char *> number
+    view.dtype = DTYPE_F64
+    view.itemsize = sizeof(double)
+    view.ndim = 1
+    view.shape[0] = PTRDIFF_MAX
+    view.stride[0] = view.class_stride = 0
+    return 0
+
+
 cdef block_result run(
     const void *job, block_function block, ptrdiff_t n_items, ptrdiff_t in_block, size_t scratch_bytes,
     int num_threads
 ) except *:
-    """Run all blocks and add up what they found, in order. Each thread has its own scratch memory."""
+    """Run all blocks, ROUND_BLOCKS at a time, and add up what they found, in order.
+
+    Each thread has its own scratch memory.
+    """
     cdef block_result whole, one
     cdef block_result *found = &one
+    cdef char *memory = NULL
     cdef char *scratch = NULL
-    cdef ptrdiff_t b, n_blocks = (n_items + in_block - 1) // in_block
+    cdef ptrdiff_t b, n, first = 0, n_blocks = (n_items + in_block - 1) // in_block
     cdef int n_threads = <int> min(num_threads, max(1, n_blocks))
+    cdef size_t found_bytes = min(n_blocks, ROUND_BLOCKS) * sizeof(block_result) if n_blocks > 1 else 0
     whole.total, whole.counted, whole.first_bad = 0, 0, -1
-    scratch_bytes = (scratch_bytes + 63) // 64 * 64
-    if scratch_bytes:
-        scratch = <char *> malloc(n_threads * scratch_bytes + 64)
-    if n_blocks > 1:
-        found = <block_result *> calloc(n_blocks, sizeof(block_result))
-    if found == NULL or (scratch == NULL and scratch_bytes):
-        free(scratch)
-        if n_blocks > 1:
-            free(found)
-        raise MemoryError(f"no memory for the totals of {n_blocks} blocks and the scratch of {n_threads} threads")
+    if found_bytes or scratch_bytes:
+        found_bytes = in_lines(found_bytes)
+        scratch_bytes = in_lines(scratch_bytes)
+        memory = <char *> malloc(63 + found_bytes + n_threads * scratch_bytes)
+        if memory == NULL:
+            raise MemoryError(f"no memory for {found_bytes} bytes and {scratch_bytes} for each thread")
+        scratch = memory + (-<size_t> memory) % 64
+        if found_bytes:
+            found = <block_result *> scratch
+        scratch += found_bytes
     with nogil:
-        for b in range(n_blocks):
-            found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
-        if n_threads == 1:
-            for b in range(n_blocks):
-                block(job, b, aligned(scratch), found + b)
-        else:
-            for b in prange(n_blocks, num_threads=n_threads, schedule="static"):
-                block(job, b, aligned(scratch) + threadid() * scratch_bytes, found + b)
-        for b in range(n_blocks):
-            whole.total += found[b].total
-            whole.counted += found[b].counted
-            if found[b].first_bad >= 0:
-                whole.first_bad = found[b].first_bad
-                break
-    if n_blocks > 1:
-        free(found)
-    free(scratch)
+        while first < n_blocks and whole.first_bad < 0:
+            n = min(n_blocks - first, ROUND_BLOCKS)
+            for b in range(n):
+                found[b].total, found[b].counted, found[b].first_bad = 0, 0, -1
+            if n_threads == 1 or n == 1:
+                for b in range(n):
+                    block(job, first + b, scratch, found + b)
+            else:
+                for b in prange(n, num_threads=n_threads, schedule="static"):
+                    block(job, first + b, scratch + threadid() * scratch_bytes, found + b)
+            for b in range(n):
+                whole.total += found[b].total
+                whole.counted += found[b].counted
+                if found[b].first_bad >= 0:
+                    whole.first_bad = found[b].first_bad
+                    break
+            first += n
+    free(memory)
     return whole
 
 
-cdef inline char *aligned(char *memory) noexcept nogil:
-    """Return the first address of a cache line."""
-    return memory + (-<size_t> memory) % 64
+cdef inline size_t in_lines(size_t size) noexcept nogil:
+    """Return the size of the cache lines that hold so much."""
+    return (size + 63) // 64 * 64
 
 
 cdef const double *address(cnp.ndarray coefficients):
@@ -267,6 +290,7 @@ cdef class Kernels:
     ):
         cdef softmax_job job
         cdef block_result found
+        cdef double number
         cdef cnp.ndarray gamma_real = real_coefficients(gamma, logits)
         job.target_kind = LABELS
         job.second_pass = NOTHING if grad is None else GRADIENT
@@ -277,7 +301,7 @@ cdef class Kernels:
         job.gamma_sum = 0 if gamma is None else gamma.sum()
         job.z_loss = z_loss
         describe(&job.target, target, False)
-        describe(&job.scale, scale, False)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None and hit is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -290,6 +314,7 @@ cdef class Kernels:
         double target_offset, double z_loss, scale, lse_in, loss, lse, grad, int num_threads
     ):
         cdef softmax_job job
+        cdef double number
         cdef cnp.ndarray weight_real = real_coefficients(weight, logits)
         job.target_kind = PROBABILITIES
         job.second_pass = NOTHING if grad is None else GRADIENT
@@ -301,7 +326,7 @@ cdef class Kernels:
         job.target_offset = target_offset
         job.z_loss = z_loss
         describe(&job.target, target, True)
-        describe(&job.scale, scale, False)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
@@ -331,11 +356,12 @@ cdef class Kernels:
     cdef block_result run_pointwise(
         self, pointwise_job *job, x, target, weight, pos_weight, scale, loss, out, int num_threads
     ) except *:
+        cdef double number
         job.n_elements = describe(&job.x, x, False)
         describe(&job.target, target, False)
         describe(&job.weight, weight, False)
         describe(&job.pos_weight, pos_weight, False)
-        describe(&job.scale, scale, False)
+        describe_scale(&job.scale, &number, scale)
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, 0, num_threads)
@@ -359,7 +385,7 @@ cdef class Kernels:
         job.kind = kind
         job.is_signed = False
         job.label_smoothing = 0
-        return self.run_pointwise(&job, x, target, weight, None, None, loss, out, num_threads)
+        return self.run_pointwise(&job, x, target, weight, None, 1, loss, out, num_threads)
 
     def binary_cross_entropy(
         self, cnp.ndarray probabilities, cnp.ndarray target, weight, loss, int num_threads

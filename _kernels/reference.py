@@ -49,6 +49,11 @@ def _load(array: Array, index: tuple[Any, ...]) -> Float64:
     return np.array(array[index], dtype=np.float64, order="C").reshape(-1)
 
 
+def _scale(scale: Array | float, index: tuple[Any, ...]) -> Float64:
+    """One block of an array as float64; a number as an array of one."""
+    return _load(scale, index) if isinstance(scale, np.ndarray) else np.array([scale], np.float64)
+
+
 def _load_rows(array: Array, index: tuple[Any, ...]) -> Float64:
     """One block of rows as a float64 matrix."""
     return np.array(array[index], dtype=np.float64, order="C").reshape(-1, array.shape[-1])
@@ -161,7 +166,7 @@ def cross_entropy(
     beta: Float64 | None,
     gamma: Float64 | None,
     z_loss: float,
-    scale: Float64 | None,
+    scale: Float64 | float,
     lse_in: Float64 | None,
     loss: Array | None,
     lse: Float64 | None,
@@ -190,8 +195,7 @@ def cross_entropy(
         if grad is not None:
             only_grad = loss is None and lse is None and hit is None
             known_lse = _load(lse_in, index) if lse_in is not None and only_grad else None
-            factor = 1.0 if scale is None else _load(scale, index)[:, None]
-            slopes = factor * rows.gradients(g, z_loss, known_lse)
+            slopes = _scale(scale, index)[:, None] * rows.gradients(g, z_loss, known_lse)
             _store(grad, index, np.where(counts[:, None], slopes, 0.0))
     return total, counted, -1
 
@@ -204,7 +208,7 @@ def soft_cross_entropy(
     target_scale: float,
     target_offset: float,
     z_loss: float,
-    scale: Float64 | None,
+    scale: Float64 | float,
     lse_in: Float64 | None,
     loss: Array | None,
     lse: Float64 | None,
@@ -223,13 +227,13 @@ def soft_cross_entropy(
         _store(lse, index, rows.lse())
         if grad is not None:
             known_lse = _load(lse_in, index) if lse_in is not None and loss is None and lse is None else None
-            factor = 1.0 if scale is None else _load(scale, index)[:, None]
-            _store(grad, index, factor * rows.gradients(g, z_loss, known_lse))
+            slopes = _scale(scale, index)[:, None] * rows.gradients(g, z_loss, known_lse)
+            _store(grad, index, slopes)
     return total
 
 
 @np.errstate(all="ignore")
-def logsumexp(logits: Array, lse: Float64, num_threads: int) -> None:
+def logsumexp(logits: Array, lse: Array, num_threads: int) -> None:
     for index in _blocks(logits.shape[:-1], logits.shape[-1]):
         _store(lse, index, _Rows(_load_rows(logits, index)).lse())
 
@@ -242,7 +246,7 @@ def softmax(logits: Array, out: Array, log: bool, num_threads: int) -> None:
 
 
 @np.errstate(all="ignore")
-def entropy(logits: Array, out: Float64, num_threads: int) -> None:
+def entropy(logits: Array, out: Array, num_threads: int) -> None:
     for index in _blocks(logits.shape[:-1], logits.shape[-1]):
         rows = _Rows(_load_rows(logits, index))
         _store(out, index, rows.losses(rows.softmax()[0], 0.0))
@@ -281,7 +285,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: Array | None,
     label_smoothing: float,
     signed: bool,
-    scale: Array | None,
+    scale: Array | float,
     loss: Array | None,
     grad: Array | None,
     num_threads: int,
@@ -305,7 +309,7 @@ def binary_cross_entropy_with_logits(
         _store(loss, index, losses)
         if grad is not None:
             slopes = factor * (negative * _sigmoid(x) - positive * _sigmoid(-x))
-            _store(grad, index, slopes if scale is None else _load(scale, index) * slopes)
+            _store(grad, index, _scale(scale, index) * slopes)
     return total, -1
 
 

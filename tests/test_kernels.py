@@ -17,7 +17,7 @@ from logitloss import _backends
 def cross_entropy(backend, logits, target, **wanted):
     """Call the kernel with what differs from the plain call, on two threads."""
     names = ("beta", "gamma", "z_loss", "scale", "lse_in", "loss", "lse", "hit", "grad")
-    given = {"z_loss": 0.0, **wanted}
+    given = {"z_loss": 0.0, "scale": 1.0, **wanted}
     arguments = [given.pop(name, None) for name in names]
     assert not given
     return _backends.get(backend).cross_entropy(logits, target, -100, *arguments, 2)

@@ -1,6 +1,8 @@
 """Threads and processes: the same bits whatever their number, from many callers at once, and after a fork."""
 
 import concurrent.futures
+import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from cases import batch, frozen, probabilities
+from children import run_child
 
 import logitloss as ll
 
@@ -100,63 +103,95 @@ def test_in_place_has_the_same_bits(backend, dtype):
 
 
 def test_many_callers_at_once(backend):
-    """Kernels release the GIL and keep no state: threads of Python may all be inside."""
-    dtype = np.dtype(np.float32)
-    jobs = [((60, 10), 1), ((40, 1000), 2), ((3, 50_257), 3), ((700, 129), 2)] * 6
-
-    def work(job):
-        shape, threads = job
-        logits, target = batch(shape, dtype)
-        value, grad = ll.cross_entropy_value_and_grad(logits, target, num_threads=threads, backend=backend)
-        soft = ll.cross_entropy(logits, probabilities(shape, dtype), num_threads=threads, backend=backend)
-        return value, grad.tobytes(), soft
-
-    expected = {job: work(job) for job in set(jobs)}
+    """Kernels release the GIL and keep no state: threads of Python may all be inside, each with its team."""
+    jobs = [(job, threads) for threads in (1, 2, 3) for job in JOBS] * 4
+    expected = {job: bits(job, backend, 1) for job in JOBS}
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(work, jobs)) == [expected[job] for job in jobs]
+        found = list(pool.map(lambda job: bits(job[0], backend, job[1]), jobs))
+    assert found == [expected[job] for job, _ in jobs]
 
 
-def loss_in_a_process(backend):
-    """Return a loss large enough for several threads, and the number a child would use."""
-    logits, target = batch((700, 129), np.dtype(np.float32))
-    return ll.cross_entropy(logits, target, backend=backend), ll.get_num_threads()
+# Rows of a block and less, some blocks, a vocabulary, many blocks.
+JOBS = ((60, 10), (40, 1000), (3, 50_257), (700, 129))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_fork_after_use(backend):
-    """A child of a process whose threads have run neither hangs nor errs, with one thread unless told."""
-    logits, target = batch((700, 129), np.dtype(np.float32))
-    expected = ll.cross_entropy(logits, target, num_threads=3, backend=backend)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            value, threads = loss_in_a_process(backend)
-            os.write(writer, f"{value == expected} {threads}".encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, os.fdopen(reader) as pipe:
-        answer = pool.submit(pipe.read)
-        done, _ = concurrent.futures.wait([answer], timeout=30)
-        if not done:
-            os.kill(child, 9)
-        os.waitpid(child, 0)
-        assert answer.result() == "True 1"
+def bits(shape, backend, threads) -> bytes:
+    """Return the bits of a value, a gradient and a loss of probabilities; no threads are the default's."""
+    dtype = np.dtype(np.float32)
+    options = {"num_threads": threads, "backend": backend}
+    logits, target = batch(shape, dtype)
+    value, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+    soft = ll.cross_entropy(logits, probabilities(shape, dtype), **options)
+    return value.tobytes() + grad.tobytes() + soft.tobytes()
 
 
-def test_spawned_process(backend):
-    expected, _ = loss_in_a_process(backend)
+def bits_of_all(threads) -> list[bytes]:
+    """Return the bits from every backend there is, of all jobs at once on threads of Python."""
+    backends = [name for name, reason in ll.backends().items() if reason is None]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda job: bits(*job, threads), itertools.product(JOBS, backends)))
+
+
+def start_other_teams():
+    """Let Numba and scikit-learn, each of which has a run-time of its own, start their threads."""
+    import numba
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    @numba.njit(parallel=True)
+    def total(array):
+        result = 0.0
+        for i in numba.prange(len(array)):
+            result += array[i]
+        return result
+
+    assert total(np.ones(100_000)) == 100_000
+    x = np.arange(4000.0).reshape(2000, 2)
+    HistGradientBoostingClassifier(max_iter=2).fit(x, np.arange(2000) % 2)
+
+
+def n_tasks() -> int:
+    """Return the number of the process's threads, whoever started them."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def work_after(method):
+    """Use teams of threads here and in child processes: same bits, and a forked child has but one thread."""
+    expected = bits_of_all(1)
+    assert bits_of_all(3) == expected
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(bits_of_all, [None, 1, 2, 3]) == [expected] * 4
+        if sys.platform == "linux" and method == "fork":
+            assert pool.apply(n_tasks) == 1
+    assert bits_of_all(2) == expected
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with Numba and scikit-learn"])
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_processes_started_after_use(method, others):
+    program = "import test_threads as t\n" + "t.start_other_teams()\n" * others
+    run_child(program + f"t.work_after({method!r})")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_team_under_the_break_even():
+    """A small call starts no thread, though a large one does, on a build with OpenMP."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_threads import loss_in_a_process\n"
-        "print(repr(float(loss_in_a_process(sys.argv[2])[0])))\n"
+        "import logitloss as ll, numpy as np, test_threads as t\n"
+        "from logitloss._threads import BREAK_EVEN\n"
+        "ll.set_num_threads(4)\n"
+        "before = t.n_tasks()\n"  # NumPy's BLAS has started some
+        "for n in (1, 32, BREAK_EVEN // 10, BREAK_EVEN // 10 + 1):\n"
+        "    logits, target = np.zeros((n, 10), np.float32), np.zeros(n, int)\n"
+        "    ll.cross_entropy(logits, target)\n"
+        "    ll.cross_entropy_value_and_grad(logits, target)\n"
+        "    ll.binary_cross_entropy_with_logits_value_and_grad(logits, logits)\n"
+        "    ll.softmax(logits)\n"
+        "    print(t.n_tasks() - before)\n"
     )
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", program, here, backend]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert float(run.stdout) == expected
+    teams = [int(line) for line in run_child(program).split()]
+    from logitloss._kernels.cython_cpu import build_info
+
+    assert teams == [0, 0, 0, 3 if build_info()["openmp"] else 0]
 
 
 def test_number_of_threads_is_kept_and_given_back():

@@ -46,7 +46,7 @@ class Kernels(Protocol):
         beta: Float64 | None,
         gamma: Float64 | None,
         z_loss: float,
-        scale: Float64 | None,
+        scale: Float64 | float,
         lse_in: Float64 | None,
         loss: Array | None,
         lse: Float64 | None,
@@ -64,7 +64,7 @@ class Kernels(Protocol):
         target_scale: float,
         target_offset: float,
         z_loss: float,
-        scale: Float64 | None,
+        scale: Float64 | float,
         lse_in: Float64 | None,
         loss: Array | None,
         lse: Float64 | None,
@@ -73,13 +73,13 @@ class Kernels(Protocol):
     ) -> float:
         """Cross-entropy of class probabilities."""
 
-    def logsumexp(self, logits: Array, lse: Float64, num_threads: int) -> None:
+    def logsumexp(self, logits: Array, lse: Array, num_threads: int) -> None:
         """Log of the sum of exponentials, a number per row."""
 
     def softmax(self, logits: Array, out: Array, log: bool, num_threads: int) -> None:
         """Softmax or its logarithm."""
 
-    def entropy(self, logits: Array, out: Float64, num_threads: int) -> None:
+    def entropy(self, logits: Array, out: Array, num_threads: int) -> None:
         """Entropy of the softmax, a number per row."""
 
     def binary_cross_entropy_with_logits(
@@ -90,7 +90,7 @@ class Kernels(Protocol):
         pos_weight: Array | None,
         label_smoothing: float,
         signed: bool,
-        scale: Array | None,
+        scale: Array | float,
         loss: Array | None,
         grad: Array | None,
         num_threads: int,

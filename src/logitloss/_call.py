@@ -1,16 +1,17 @@
 """The way every loss goes: check the arguments, make the outputs, run one kernel, reduce its total.
 
-`Call` holds what is common to a call with logits, a reduction, threads and a backend; `CrossEntropy` adds
-class labels or probabilities with their weights, `Binary` labels element by element. The public functions
-differ only in the outputs they ask for. Plain attributes and few calls: of a small batch's time, most is
+`cross_entropy` (class labels or probabilities) and `binary` (labels element by element) go all of it, for
+the public functions, which differ only in the results they ask for. The other losses are put together from
+the same steps in `categorical` and `binary`. Straight code and few calls: of a small batch's time, most is
 spent here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import float64
 
 from logitloss import _backends, _check, _coefficients
 from logitloss._threads import threads_for
@@ -18,246 +19,211 @@ from logitloss._threads import threads_for
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from logitloss._check import Array, Float64, Shape, Value
+    from logitloss._check import Array, Shape, Value
 
 
-def rounded(values: Float64, result: Array) -> None:
-    """Write float64 numbers into a result of fewer digits, whatever the caller's `np.seterr` says of that."""
-    with np.errstate(all="ignore"):
-        result[...] = values
+# ---- the steps ----
 
 
-class Call:
-    """Arguments common to all losses, and what becomes of the kernel's total."""
-
-    __slots__ = ("divisor", "inputs", "kernels", "logits", "reduction", "rows", "threads", "total")
-
-    rows: Shape
-    # What divides the total: a mean over labels knows it after a pass over them, and is `unweighed` before.
-    divisor: float
-    # The arrays beside the logits, whose memory no output may share.
-    inputs: tuple[Array | None, ...]
-    total: float
-
-    def __init__(
-        self,
-        logits: ArrayLike,
-        reduction: str,
-        num_threads: int | None,
-        backend: str | None,
-        name: str = "logits",
-        reductions: tuple[str, ...] = _check.REDUCTIONS,
-    ) -> None:
-        self.kernels = _backends.get(backend)
-        if reduction not in reductions:
-            raise _check.unknown_reduction(reduction, reductions)
-        self.reduction = reduction
-        self.logits = _check.floats(name, logits)
-        self.threads = threads_for(self.logits.size, num_threads)
-
-    def new_loss(self, out: Array | None) -> Array | None:
-        """Return the array of the rows' losses if the reduction is to return them."""
-        if self.reduction == "none":
-            dtype = _check.result_dtype(self.logits.dtype)
-            return _check.output(out, self.rows, dtype, (self.logits, *self.inputs))
-        if out is not None:
-            raise _check.no_output(self.reduction)
-        return None
-
-    def new_grad(self, out: Array | None, *inputs: Array | None) -> Array:
-        """Return the array of the gradient, which may be the logits."""
-        x = self.logits
-        return _check.output(out, x.shape, x.dtype, (*self.inputs, *inputs), in_place=x)
-
-    def scale(self, grad_output: Array | None) -> Array | None:
-        """Return what multiplies each row's gradient, of the rows' shape; None is 1."""
-        if grad_output is not None and grad_output.ndim:
-            return grad_output
-        upstream = 1.0 if grad_output is None else float(grad_output)
-        factor = _coefficients.divided(upstream, self.divisor)
-        return None if factor == 1.0 else _coefficients.constant(factor, self.rows)
-
-    def upstream(self, grad_output: ArrayLike | None) -> Array | None:
-        """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
-        if grad_output is None:
-            return None
-        array = _check.reals("grad_output", grad_output)
-        shape = self.rows if self.reduction == "none" and array.ndim else ()
-        return _check.same_shape("grad_output", array, shape, "the loss's")
-
-    def value(self, loss: Array | None, out: Array | None = None) -> Value:
-        """Return the rows' losses, or the total reduced."""
-        if loss is not None:
-            return _check.returned(loss, out)
-        return np.float64(_coefficients.divided(self.total, self.divisor))
+def start(
+    logits: ArrayLike,
+    reduction: str,
+    num_threads: int | None,
+    backend: str | None,
+    name: str = "logits",
+    reductions: tuple[str, ...] = _check.REDUCTIONS,
+) -> tuple[_backends.Kernels, Array, int]:
+    """Return the kernels to use, the logits, and the number of threads."""
+    kernels = _backends.get(backend)
+    if reduction not in reductions:
+        raise _check.unknown_reduction(reduction, reductions)
+    x = _check.floats(name, logits)
+    return kernels, x, threads_for(x.size, num_threads)
 
 
-class CrossEntropy(Call):
-    """Softmax cross-entropy with class indices (checked by the kernel) or class probabilities (`soft`)."""
+def new_loss(
+    reduction: str, rows: Shape, logits: Array, inputs: tuple[Array | None, ...], out: Array | None
+) -> Array | None:
+    """Return the array of the rows' losses if the reduction is to return them."""
+    if reduction == "none":
+        return _check.output(out, rows, _check.result_dtype(logits.dtype), (logits, *inputs))
+    if out is not None:
+        raise _check.no_output(reduction)
+    return None
 
-    __slots__ = (
-        "axis",
-        "ignore_index",
-        "n_classes",
-        "smoothing",
-        "soft",
-        "target",
-        "unweighed",
-        "weight",
-        "z_loss",
-    )
 
-    def __init__(
-        self,
-        logits: ArrayLike,
-        target: ArrayLike,
-        weight: ArrayLike | None,
-        ignore_index: int,
-        label_smoothing: float,
-        z_loss: float,
-        reduction: str,
-        axis: int | None,
-        num_threads: int | None,
-        backend: str | None,
-    ) -> None:
-        super().__init__(logits, reduction, num_threads, backend)
-        x = self.logits
-        self.axis = axis = _check.class_axis("logits", x, axis)
-        self.n_classes = n_classes = x.shape[axis]
-        self.target, self.soft = _check.labels(target, x, axis)
-        self.rows = self.target.shape[:-1] if self.soft else self.target.shape
-        self.weight = None if weight is None else _check.class_weight(weight, n_classes)
-        self.ignore_index = _check.ignored(ignore_index, self.soft)
-        self.smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
-        self.z_loss = 0.0 if z_loss == 0 else _check.finite("z_loss", z_loss)
-        self.inputs = (self.target, self.weight)
-        self.unweighed = reduction == "mean" and not self.soft
-        self.divisor = x.size // n_classes if self.soft and reduction == "mean" else 1.0
+def value(loss: Array | None, total: float, divisor: float, out: Array | None = None) -> Value:
+    """Return the rows' losses, or the total reduced."""
+    if loss is None:
+        return float64(_coefficients.divided(total, divisor))
+    return _check.returned(loss, out)
 
-    def weigh_labels(self) -> None:
-        """Find the mean's divisor, and any bad label before an output is touched."""
-        if not self.soft:
-            weight = self.weight if self.unweighed else None
-            total, bad = self.kernels.label_weight(
-                self.target, weight, self.ignore_index, self.n_classes, self.threads
-            )
-            self._refuse(bad)
-            if self.unweighed:
-                self.divisor, self.unweighed = total, False
 
-    def run(
-        self,
-        loss: Array | None = None,
-        lse: Float64 | None = None,
-        grad: Array | None = None,
-        scale: Array | None = None,
-        lse_in: Float64 | None = None,
-    ) -> None:
-        """Call the kernel: fill the outputs asked for; find the total, and the divisor if unknown."""
-        x, axis, n_classes, weight = self.logits, self.axis, self.n_classes, self.weight
-        if axis != x.ndim - 1:
-            x = _check.axis_last(x, axis)
-            grad = None if grad is None else _check.axis_last(grad, axis)
-        scale = None if scale is None else scale.astype(np.float64, copy=False)
-        if self.soft:
-            keep, spread = 1.0 - self.smoothing, self.smoothing / n_classes
-            self.total = self.kernels.soft_cross_entropy(
-                x,
-                self.target,
-                weight,
-                keep,
-                spread,
-                self.z_loss,
-                scale,
-                lse_in,
-                loss,
-                lse,
-                grad,
-                self.threads,
-            )
-            return
-        ignored, target = self.ignore_index, self.target
-        beta, gamma = (
-            _coefficients.per_class(weight, self.smoothing, n_classes) if self.smoothing else (weight, None)
-        )
-        self.total, counted, bad = self.kernels.cross_entropy(
-            x, target, ignored, beta, gamma, self.z_loss, scale, lse_in, loss, lse, None, grad, self.threads
-        )
-        self._refuse(bad)
-        if self.unweighed and weight is None:
-            self.divisor = counted
-        elif self.unweighed:
-            self.weigh_labels()
+def checked_upstream(grad_output: ArrayLike, reduction: str, rows: Shape) -> Array:
+    """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
+    array = _check.reals("grad_output", grad_output)
+    shape = rows if reduction == "none" and array.ndim else ()
+    return _check.same_shape("grad_output", array, shape, "the loss's")
 
-    def _refuse(self, bad: int) -> None:
+
+def scale_of(upstream: Array | None, divisor: float) -> Array | float:
+    """Return what multiplies each row's gradient: an array of the rows' shape, or a number."""
+    if upstream is not None and upstream.ndim:
+        return upstream
+    return _coefficients.divided(1.0 if upstream is None else float(upstream), divisor)
+
+
+# ---- the whole way ----
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    reduction: str,
+    axis: int | None,
+    num_threads: int | None,
+    backend: str | None,
+    out: Array | None = None,
+    *,
+    wants_value: bool = True,
+    wants_lse: bool = False,
+    wants_grad: bool = False,
+    grad_output: ArrayLike | None = None,
+    lse: ArrayLike | None = None,
+) -> tuple[Any, Any, Any]:
+    """Return value, lse and gradient of softmax cross-entropy, None where not wanted.
+
+    `out` is for the gradient, or for the losses where no gradient is wanted.
+    """
+    kernels, x, threads = start(logits, reduction, num_threads, backend)
+    axis = _check.class_axis("logits", x, axis)
+    n_classes = x.shape[axis]
+    labels, soft = _check.labels(target, x, axis)
+    rows = labels.shape[:-1] if soft else labels.shape
+    weights = None if weight is None else _check.class_weight(weight, n_classes)
+    ignored = _check.ignored(ignore_index, soft)
+    smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
+    z_loss = 0.0 if z_loss == 0 else _check.finite("z_loss", z_loss)
+    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows)
+    lse_in = None if lse is None else _check.lse(lse, rows)
+
+    loss = lse_out = grad = None
+    if wants_value:
+        loss = new_loss(reduction, rows, x, (labels, weights), None if wants_grad else out)
+    if wants_lse:
+        lse_out = np.empty(rows, float64)
+    if wants_grad:
+        grad = _check.output(out, x.shape, x.dtype, (labels, weights, upstream, lse_in), in_place=x)
+        if lse_in is not None and x.dtype == float64:
+            # exp(x - lse) is wrong by the rounding of lse: 5000 ulp of float64 at an offset of 10000.
+            lse_in = None
+
+    # The labels that count, or the sum of their weights, divide the mean; the gradient needs it first, and no
+    # bad label may be found once an output is touched.
+    divisor: float = 1.0
+    if soft and reduction == "mean":
+        divisor = x.size // n_classes
+    elif wants_grad and not soft:
+        mean_weights = weights if reduction == "mean" else None
+        divisor, bad = kernels.label_weight(labels, mean_weights, ignored, n_classes, threads)
         if bad >= 0:
-            raise _check.bad_label(self.target, bad, self.n_classes, self.ignore_index)
+            raise _check.bad_label(labels, bad, n_classes, ignored)
+        if reduction != "mean":
+            divisor = 1.0
 
-
-class Binary(Call):
-    """Binary cross-entropy of logits, element by element; `signed` labels are -1 and +1."""
-
-    __slots__ = ("pos_weight", "signed", "smoothing", "target", "weight")
-
-    def __init__(
-        self,
-        logits: ArrayLike,
-        target: ArrayLike,
-        weight: ArrayLike | None,
-        pos_weight: ArrayLike | None,
-        label_smoothing: float,
-        signed: bool,
-        reduction: str,
-        num_threads: int | None,
-        backend: str | None,
-    ) -> None:
-        super().__init__(logits, reduction, num_threads, backend, "scores" if signed else "logits")
-        self.rows = shape = self.logits.shape
-        whose = "the scores'" if signed else "the logits'"
-        self.target = _check.same_shape("target", _check.reals("target", target), shape, whose)
-        self.weight = None if weight is None else _check.broadcast("weight", weight, shape)
-        self.pos_weight = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
-        self.inputs = (self.target, self.weight, self.pos_weight)
-        self.signed = signed
-        self.smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
-        self.divisor = self.logits.size if reduction == "mean" else 1.0
-
-    def run(self, loss: Array | None = None, grad: Array | None = None, scale: Array | None = None) -> None:
-        """Call the kernel: fill the outputs asked for and find the total."""
-        if self.signed and grad is not None and np.may_share_memory(grad, self.logits):
-            # A bad label ends the pass half-way, which would leave logits and gradients mixed: look at the
-            # labels first.
-            self.run()
-        self.total, bad = self.kernels.binary_cross_entropy_with_logits(
-            self.logits,
-            self.target,
-            self.weight,
-            self.pos_weight,
-            self.smoothing,
-            self.signed,
+    scale: Array | float = 1.0
+    if wants_grad:
+        scale = scale_of(upstream, divisor)
+        if not isinstance(scale, float):
+            scale = scale.astype(float64, copy=False)
+    x_rows, grad_rows = x, grad
+    if axis != x.ndim - 1:
+        x_rows = _check.axis_last(x, axis)
+        grad_rows = None if grad is None else _check.axis_last(grad, axis)
+    if soft:
+        keep, spread = 1.0 - smoothing, smoothing / n_classes
+        total = kernels.soft_cross_entropy(
+            x_rows, labels, weights, keep, spread, z_loss, scale, lse_in, loss, lse_out, grad_rows, threads
+        )
+    else:
+        beta, gamma = _coefficients.per_class(weights, smoothing, n_classes) if smoothing else (weights, None)
+        total, counted, bad = kernels.cross_entropy(
+            x_rows,
+            labels,
+            ignored,
+            beta,
+            gamma,
+            z_loss,
             scale,
+            lse_in,
             loss,
-            grad,
-            self.threads,
+            lse_out,
+            None,
+            grad_rows,
+            threads,
         )
         if bad >= 0:
-            raise _check.bad_value("target", self.target, bad, "-1 or +1")
+            raise _check.bad_label(labels, bad, n_classes, ignored)
+        if reduction == "mean" and not wants_grad:
+            divisor = counted
+            if weights is not None:
+                divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
+    return value(loss, total, divisor, out) if wants_value else None, lse_out, grad
 
-    def only_value(self, out: Array | None) -> Value:
-        """Return the loss."""
-        loss = self.new_loss(out)
-        self.run(loss)
-        return self.value(loss, out)
 
-    def only_grad(self, grad_output: ArrayLike | None, out: Array | None) -> Value:
-        """Return the gradient."""
-        upstream = self.upstream(grad_output)
-        grad = self.new_grad(out, upstream)
-        self.run(grad=grad, scale=self.scale(upstream))
-        return _check.returned(grad, out)
+def binary(
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    label_smoothing: float,
+    signed: bool,
+    reduction: str,
+    num_threads: int | None,
+    backend: str | None,
+    out: Array | None = None,
+    *,
+    wants_value: bool = True,
+    wants_grad: bool = False,
+    grad_output: ArrayLike | None = None,
+) -> tuple[Any, Any]:
+    """Return value and gradient of binary cross-entropy of logits, None where not wanted.
 
-    def value_and_grad(self, out: Array | None) -> tuple[Value, Value]:
-        """Return both from one pass."""
-        loss, grad = self.new_loss(None), self.new_grad(out)
-        self.run(loss, grad, self.scale(None))
-        return self.value(loss), _check.returned(grad, out)
+    `signed` labels are -1 and +1. `out` is for the gradient, or for the losses where no gradient is wanted.
+    """
+    name = "scores" if signed else "logits"
+    kernels, x, threads = start(logits, reduction, num_threads, backend, name)
+    shape = x.shape
+    labels = _check.same_shape("target", _check.reals("target", target), shape, f"the {name}'")
+    weights = None if weight is None else _check.broadcast("weight", weight, shape)
+    positive = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
+    smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
+    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, shape)
+
+    loss = grad = None
+    inputs = (labels, weights, positive)
+    if wants_value:
+        loss = new_loss(reduction, shape, x, inputs, None if wants_grad else out)
+    if wants_grad:
+        grad = _check.output(out, shape, x.dtype, (*inputs, upstream), in_place=x)
+
+    divisor = x.size if reduction == "mean" else 1.0
+    scale = scale_of(upstream, divisor)
+
+    outputs: tuple[tuple[Array | None, Array | None], ...] = ((loss, grad),)
+    if signed and grad is not None and np.may_share_memory(grad, x):
+        # A bad label ends the pass half-way, which would leave logits and gradients mixed: look at the labels
+        # first.
+        outputs = ((None, None), (loss, grad))
+    for loss_out, grad_out in outputs:
+        total, bad = kernels.binary_cross_entropy_with_logits(
+            x, labels, weights, positive, smoothing, signed, scale, loss_out, grad_out, threads
+        )
+        if bad >= 0:
+            raise _check.bad_value("target", labels, bad, "-1 or +1")
+    result = value(loss, total, divisor, None if wants_grad else out) if wants_value else None
+    return result, None if grad is None else _check.returned(grad, out)

@@ -12,6 +12,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -89,7 +90,7 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def floats(name: str, value: ArrayLike) -> Array:
     """Return an array of one of the four float dtypes."""
-    array: Array = value if type(value) is np.ndarray else np.asarray(value)
+    array: Array = value if type(value) is ndarray else np.asarray(value)
     if array.dtype not in _RESULT_DTYPES:
         if not _is_bfloat16(array.dtype):
             raise TypeError(f"{name} of dtype {_named(array.dtype)}: expected {_FLOATS}")
@@ -101,7 +102,7 @@ def floats(name: str, value: ArrayLike) -> Array:
 
 def reals(name: str, value: ArrayLike) -> Array:
     """Return an array of any real or bool dtype that a kernel can read."""
-    array: Array = value if type(value) is np.ndarray else np.asarray(value)
+    array: Array = value if type(value) is ndarray else np.asarray(value)
     dtype = array.dtype
     if not (dtype in _RESULT_DTYPES or dtype in _INTEGERS or dtype == np.bool_ or _is_bfloat16(dtype)):
         raise TypeError(f"{name} of dtype {_named(dtype)}: expected bool, integers, {_FLOATS}")
@@ -190,8 +191,8 @@ def first_axis(name: str, array: Array) -> int:
 def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = True) -> tuple[Array, bool]:
     """Return the target, and whether it holds class `probabilities`; then its classes are last."""
     shape = logits.shape
-    target: Array = value if type(value) is np.ndarray else np.asarray(value)
     rows = shape[:-1] if axis == len(shape) - 1 else shape[:axis] + shape[axis + 1 :]
+    target: Array = value if type(value) is ndarray else np.asarray(value)
     if not target.flags.aligned:
         raise _misaligned("target", target)
     if target.dtype in _INTEGERS:
@@ -294,12 +295,13 @@ def output(
     if out.dtype != dtype:
         raise TypeError(f"out of dtype {_named(out.dtype)}: expected {dtype.name}")
     same_shape("out", out, shape, "the result's")
-    if not out.flags.aligned:
-        raise _misaligned("out", out)
-    if not out.flags.writeable:
+    if not out.flags.behaved:
+        if not out.flags.aligned:
+            raise _misaligned("out", out)
         raise ValueError("out is read-only: expected an array that can be written")
-    if any(array is not None and _overlap(out, array) for array in inputs):
-        raise ValueError("out shares memory with an input: expected memory of its own")
+    for array in inputs:
+        if array is not None and _overlap(out, array):
+            raise ValueError("out shares memory with an input: expected memory of its own")
     if in_place is not None and _overlap(out, in_place) and not _identical(out, in_place):
         raise ValueError(
             "out shares memory with part of the logits: expected memory of its own, "
@@ -330,6 +332,8 @@ def _identical(a: Array, b: Array) -> bool:
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    # Bounds of memory first; where those meet, interleaved views may still be apart, which takes a search to
-    # see.
+    # Two arrays that own their memory have each its own. Else bounds of memory first; where those meet,
+    # interleaved views may still be apart, which takes a search to see.
+    if a.flags.owndata and b.flags.owndata:
+        return a is b
     return np.may_share_memory(a, b) and np.shares_memory(a, b)

@@ -8,14 +8,12 @@ gradient over what the mean divides by.
 from __future__ import annotations
 
 import math
-import struct
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from logitloss._check import Float64, Shape
+    from logitloss._check import Float64
 
 
 def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) -> tuple[Float64, Float64]:
@@ -29,10 +27,3 @@ def divided(total: float, divisor: float) -> float:
     if divisor:
         return total / divisor
     return math.nan if total == 0 or math.isnan(total) else math.copysign(math.inf, total)
-
-
-@lru_cache(maxsize=16)
-def constant(factor: float, rows: Shape) -> Float64:
-    """Return the same scale for all rows, held once (by strides of 0) and read-only."""
-    # Cached: making it takes longer than the kernel on a small batch, and a loop repeats its batches' shape.
-    return np.ndarray(rows, np.float64, struct.pack("d", factor), 0, (0,) * len(rows))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitloss import _backends, _check
-from logitloss._call import rounded
 from logitloss._threads import threads_for
 
 if TYPE_CHECKING:
@@ -81,9 +80,11 @@ def logsumexp(
     result = _check.output(out, shape, dtype, (x,))
     for number in axes:
         rows = _check.axis_last(x, number)
-        x = np.empty(rows.shape[:-1], np.float64)
+        if number != axes[-1]:
+            x = np.empty(rows.shape[:-1], np.float64)
+        else:
+            x = result.squeeze(axes) if keepdims else result
         kernels.logsumexp(rows, x, threads)
-    rounded(x.reshape(shape), result)
     return _check.returned(result, out)
 
 

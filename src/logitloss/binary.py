@@ -1,6 +1,6 @@
 """Losses of yes or no: binary cross-entropy of logits and of probabilities, and the logistic loss.
 
-All but `binary_cross_entropy` are the one kernel reached through `_call.Binary`; the logistic loss is the
+All but `binary_cross_entropy` are the one kernel reached through `_call.binary`; the logistic loss is the
 binary cross-entropy with the labels -1 and +1 for 0 and 1.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from logitloss import _check
-from logitloss._call import Binary, Call
+from logitloss import _call, _check
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -82,8 +81,11 @@ def binary_cross_entropy_with_logits(
     >>> print(binary_cross_entropy_with_logits(logits, [1, 1, 0]).round(4))
     0.6997
     """
-    call = Binary(logits, target, weight, pos_weight, label_smoothing, False, reduction, num_threads, backend)
-    return call.only_value(out)
+    value: Value
+    value, _ = _call.binary(
+        logits, target, weight, pos_weight, label_smoothing, False, reduction, num_threads, backend, out
+    )
+    return value
 
 
 def binary_cross_entropy_with_logits_grad(
@@ -133,8 +135,23 @@ def binary_cross_entropy_with_logits_grad(
     >>> print(binary_cross_entropy_with_logits_grad(np.zeros(2), [0, 1]))
     [ 0.25 -0.25]
     """
-    call = Binary(logits, target, weight, pos_weight, label_smoothing, False, reduction, num_threads, backend)
-    return call.only_grad(grad_output, out)
+    grad: Value
+    _, grad = _call.binary(
+        logits,
+        target,
+        weight,
+        pos_weight,
+        label_smoothing,
+        False,
+        reduction,
+        num_threads,
+        backend,
+        out,
+        wants_value=False,
+        wants_grad=True,
+        grad_output=grad_output,
+    )
+    return grad
 
 
 def binary_cross_entropy_with_logits_value_and_grad(
@@ -185,8 +202,20 @@ def binary_cross_entropy_with_logits_value_and_grad(
     >>> print(value.round(4), grad)
     0.6931 [ 0.25 -0.25]
     """
-    call = Binary(logits, target, weight, pos_weight, label_smoothing, False, reduction, num_threads, backend)
-    return call.value_and_grad(out)
+    results: tuple[Value, Value] = _call.binary(
+        logits,
+        target,
+        weight,
+        pos_weight,
+        label_smoothing,
+        False,
+        reduction,
+        num_threads,
+        backend,
+        out,
+        wants_grad=True,
+    )
+    return results
 
 
 def binary_cross_entropy(
@@ -235,17 +264,14 @@ def binary_cross_entropy(
     >>> print(binary_cross_entropy(np.array([0.5, 1.0]), [1, 0], reduction="none").round(4))
     [  0.6931 100.    ]
     """
-    call = Call(probabilities, reduction, num_threads, backend, "probabilities")
-    p = call.logits
+    kernels, p, threads = _call.start(probabilities, reduction, num_threads, backend, "probabilities")
     y = _check.same_shape("target", _check.reals("target", target), p.shape, "the probabilities'")
     weights = None if weight is None else _check.broadcast("weight", weight, p.shape)
-    call.rows, call.inputs = p.shape, (y, weights)
-    call.divisor = p.size if reduction == "mean" else 1.0
-    loss = call.new_loss(out)
-    call.total, bad = call.kernels.binary_cross_entropy(p, y, weights, loss, call.threads)
+    loss = _call.new_loss(reduction, p.shape, p, (y, weights), out)
+    total, bad = kernels.binary_cross_entropy(p, y, weights, loss, threads)
     if bad >= 0:
         raise _check.bad_probability(p, y, bad)
-    return call.value(loss, out)
+    return _call.value(loss, total, p.size if reduction == "mean" else 1.0, out)
 
 
 def logistic_loss(
@@ -295,7 +321,9 @@ def logistic_loss(
     >>> print(logistic_loss(np.array([0.0, 50.0]), [1, 1], reduction="none"))
     [6.93147181e-01 1.92874985e-22]
     """
-    return Binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend).only_value(out)
+    value: Value
+    value, _ = _call.binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out)
+    return value
 
 
 def logistic_loss_grad(
@@ -341,9 +369,23 @@ def logistic_loss_grad(
     >>> print(logistic_loss_grad(np.zeros(2), [-1, 1]))
     [ 0.25 -0.25]
     """
-    return Binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend).only_grad(
-        grad_output, out
+    grad: Value
+    _, grad = _call.binary(
+        scores,
+        target,
+        weight,
+        None,
+        0.0,
+        True,
+        reduction,
+        num_threads,
+        backend,
+        out,
+        wants_value=False,
+        wants_grad=True,
+        grad_output=grad_output,
     )
+    return grad
 
 
 def logistic_loss_value_and_grad(
@@ -392,6 +434,7 @@ def logistic_loss_value_and_grad(
     >>> print(value.round(4), grad)
     0.6931 [ 0.25 -0.25]
     """
-    return Binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend).value_and_grad(
-        out
+    results: tuple[Value, Value] = _call.binary(
+        scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out, wants_grad=True
     )
+    return results

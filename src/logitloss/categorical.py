@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from logitloss import _check
-from logitloss._call import Call, CrossEntropy, rounded
+from logitloss import _call, _check
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -105,12 +104,21 @@ def cross_entropy(
     >>> print(cross_entropy(logits, [0, 1, 2]).round(4))
     1.1142
     """
-    call = CrossEntropy(
-        logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+    value: Value
+    value, _, _ = _call.cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        axis,
+        num_threads,
+        backend,
+        out,
     )
-    loss = call.new_loss(out)
-    call.run(loss)
-    return call.value(loss, out)
+    return value
 
 
 def cross_entropy_and_lse(
@@ -160,13 +168,20 @@ def cross_entropy_and_lse(
     >>> print(lse.round(4))
     [1.3863 1.3863]
     """
-    call = CrossEntropy(
-        logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+    value, lse, _ = _call.cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        axis,
+        num_threads,
+        backend,
+        wants_lse=True,
     )
-    loss = call.new_loss(None)
-    lse = np.empty(call.rows, np.float64)
-    call.run(loss, lse)
-    return call.value(loss), _check.returned(lse, None)
+    return value, _check.returned(lse, None)
 
 
 def cross_entropy_grad(
@@ -227,17 +242,24 @@ def cross_entropy_grad(
     >>> print(cross_entropy_grad(np.array([[1.0, 2.0, 3.0]]), [2]).round(2))
     [[ 0.09  0.24 -0.33]]
     """
-    call = CrossEntropy(
-        logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+    grad: Array
+    _, _, grad = _call.cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        axis,
+        num_threads,
+        backend,
+        out,
+        wants_value=False,
+        wants_grad=True,
+        grad_output=grad_output,
+        lse=lse,
     )
-    upstream = call.upstream(grad_output)
-    lse_in = None if lse is None else _check.lse(lse, call.rows)
-    grad = call.new_grad(out, upstream, lse_in)
-    if call.logits.dtype == np.float64:
-        # exp(x - lse) is wrong by the rounding of lse: 5000 ulp of float64 at an offset of 10000.
-        lse_in = None
-    call.weigh_labels()
-    call.run(grad=grad, scale=call.scale(upstream), lse_in=lse_in)
     return grad
 
 
@@ -293,13 +315,21 @@ def cross_entropy_value_and_grad(
     >>> print(value.round(4), grad.round(2))
     0.4076 [[ 0.09  0.24 -0.33]]
     """
-    call = CrossEntropy(
-        logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+    value, _, grad = _call.cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        axis,
+        num_threads,
+        backend,
+        out,
+        wants_grad=True,
     )
-    loss, grad = call.new_loss(None), call.new_grad(out)
-    call.weigh_labels()
-    call.run(loss, grad=grad, scale=call.scale(None))
-    return call.value(loss), grad
+    return value, grad
 
 
 def nll_loss(
@@ -349,28 +379,22 @@ def nll_loss(
     >>> print(nll_loss(np.log([[0.6, 0.3, 0.1]] * 3), [0, 1, 2], reduction="none").round(4))
     [0.5108 1.204  2.3026]
     """
-    call = Call(log_probabilities, reduction, num_threads, backend, "log_probabilities")
-    x = call.logits
+    kernels, x, threads = _call.start(log_probabilities, reduction, num_threads, backend, "log_probabilities")
     axis = _check.class_axis("log_probabilities", x, axis)
     labels, _ = _check.labels(target, x, axis, probabilities=False)
     n_classes = x.shape[axis]
     weights = _check.class_weight(weight, n_classes)
     ignore_index = _check.ignored(ignore_index, False)
-    call.rows, call.inputs = labels.shape, (labels, weights)
-    loss = call.new_loss(out)
-    call.total, counted, bad = call.kernels.nll(
-        _check.axis_last(x, axis), labels, ignore_index, weights, loss, call.threads
-    )
+    loss = _call.new_loss(reduction, labels.shape, x, (labels, weights), out)
+    total, counted, bad = kernels.nll(_check.axis_last(x, axis), labels, ignore_index, weights, loss, threads)
     if bad >= 0:
         raise _check.bad_label(labels, bad, n_classes, ignore_index)
-    call.divisor = 1.0
+    divisor = 1.0
     if reduction == "mean":
-        call.divisor = counted
+        divisor = counted
         if weights is not None:
-            call.divisor, _ = call.kernels.label_weight(
-                labels, weights, ignore_index, n_classes, call.threads
-            )
-    return call.value(loss, out)
+            divisor, _ = kernels.label_weight(labels, weights, ignore_index, n_classes, threads)
+    return _call.value(loss, total, divisor, out)
 
 
 def kl_div(
@@ -424,18 +448,18 @@ def kl_div(
     0.5108
     """
     reductions = (*_check.REDUCTIONS, "batchmean")
-    call = Call(log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions)
-    x = call.logits
+    kernels, x, threads = _call.start(
+        log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions
+    )
     t = _check.same_shape("target", _check.floats("target", target), x.shape, "the log_probabilities'")
-    call.rows, call.inputs = x.shape, (t,)
-    call.divisor = 1.0
+    divisor = 1.0
     if reduction == "mean":
-        call.divisor = x.size
+        divisor = x.size
     elif reduction == "batchmean":
-        call.divisor = _check.first_axis("log_probabilities", x)
-    loss = call.new_loss(out)
-    call.total = call.kernels.kl_div(x, t, bool(log_target), loss, call.threads)
-    return call.value(loss, out)
+        divisor = _check.first_axis("log_probabilities", x)
+    loss = _call.new_loss(reduction, x.shape, x, (t,), out)
+    total = kernels.kl_div(x, t, bool(log_target), loss, threads)
+    return _call.value(loss, total, divisor, out)
 
 
 def entropy(
@@ -484,16 +508,12 @@ def entropy(
     >>> print(entropy(np.zeros((2, 4))).round(4))
     [1.3863 1.3863]
     """
-    call = Call(logits, reduction, num_threads, backend)
-    x = call.logits
+    kernels, x, threads = _call.start(logits, reduction, num_threads, backend)
     axis = _check.class_axis("logits", x, axis)
     rows = _check.axis_last(x, axis)
-    call.rows, call.inputs = rows.shape[:-1], ()
-    loss = call.new_loss(out)
-    values = np.empty(call.rows, np.float64)
-    call.kernels.entropy(rows, values, call.threads)
+    loss = _call.new_loss(reduction, rows.shape[:-1], x, (), out)
+    values = np.empty(rows.shape[:-1], np.float64) if loss is None else loss
+    kernels.entropy(rows, values, threads)
     if loss is not None:
-        rounded(values, loss)
-        return call.value(loss, out)
-    call.total, call.divisor = float(values.sum()), values.size if reduction == "mean" else 1.0
-    return call.value(None)
+        return _check.returned(loss, out)
+    return _call.value(None, float(values.sum()), values.size if reduction == "mean" else 1.0)

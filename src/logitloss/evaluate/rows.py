@@ -46,9 +46,9 @@ def cross_entropy_rows(
     loss = np.empty(labels.shape, _check.result_dtype(x.dtype))
     hit = np.empty(labels.shape, np.uint8)
     threads = threads_for(x.size, num_threads)
-    # no class weights, smoothing, z-loss, scale or lse; no lse and no gradient wanted
+    # no class weights, smoothing, z-loss or lse; no lse and no gradient wanted
     _, counted, bad = kernels.cross_entropy(
-        x, labels, ignore_index, None, None, 0.0, None, None, loss, None, hit, None, threads
+        x, labels, ignore_index, None, None, 0.0, 1.0, None, loss, None, hit, None, threads
     )
     if bad >= 0:
         index = _index(bad, labels.shape)
