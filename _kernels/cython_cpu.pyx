@@ -45,7 +45,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES
+    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES, SEGMENT, PART_BYTES
 
     ctypedef struct array_view:
         char *data
@@ -72,6 +72,7 @@ cdef extern from "kernels.h" nogil:
         const void *gamma_real
         double gamma_sum, target_scale, target_offset, z_loss
         array_view scale, lse_in, loss, lse, hit, out
+        void *parts
         int keeps_exps, streams
 
     ctypedef struct pointwise_job:
@@ -87,7 +88,7 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct kernel_table:
         const char *isa
-        block_function softmax_block
+        block_function softmax_block, part_statistics, part_second_pass
         block_function pointwise_block
 
     const kernel_table *const *logitloss_tables()
@@ -102,6 +103,8 @@ cdef enum:
     BLOCK_BYTES = 1 << 17
     # A block's exponentials are kept for the second pass, if they are no more than this.
     KEEP_BYTES = 1 << 20
+    # Threads share rows of more than a segment, if there are fewer than this.
+    FEW_ROWS = 64
     # What so many blocks found takes 1.5 MB, whatever the size of the batch.
     ROUND_BLOCKS = 1 << 16
 
@@ -249,10 +252,30 @@ cdef class Kernels:
             and job.lse_in.data == NULL
             and kept_bytes <= KEEP_BYTES
         )
+        job.parts = NULL
+        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and job.logits.class_stride == job.logits.itemsize:
+            return self.run_parts(job, num_threads)
         return run(
             job, self.table.softmax_block, job.n_rows, job.block_rows,
             KEPT_SCALES_BYTES + kept_bytes if job.keeps_exps else 0, num_threads,
         )
+
+    cdef block_result run_parts(self, softmax_job *job, int num_threads) except *:
+        """Share few long rows among the threads: statistics by part, the rows' losses, the second pass by part."""
+        cdef ptrdiff_t n_parts = (job.n_classes + SEGMENT - 1) // SEGMENT
+        cdef block_result found
+        job.keeps_exps = False
+        job.parts = malloc(job.n_rows * (n_parts + 1) * PART_BYTES)
+        if job.parts == NULL:
+            raise MemoryError(f"no memory for the {n_parts} parts of {job.n_rows} rows")
+        try:
+            run(job, self.table.part_statistics, job.n_rows * n_parts, 1, 0, num_threads)
+            found = run(job, self.table.softmax_block, job.n_rows, 1, 0, num_threads)
+            if found.first_bad < 0 and job.second_pass != NOTHING and job.second_pass != ENTROPY:
+                run(job, self.table.part_second_pass, job.n_rows * n_parts, 1, 0, num_threads)
+        finally:
+            free(job.parts)
+        return found
 
     def label_weight(
         self, cnp.ndarray target, cnp.ndarray weight, int64_t ignore_index, ptrdiff_t n_classes,

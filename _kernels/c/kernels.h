@@ -11,7 +11,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_DIMS = 64, BLOCK_ROWS = 64, BLOCK_ELEMENTS = 2048, KEPT_SCALES_BYTES = 1 << 15 };
+enum {
+    MAX_DIMS = 64,
+    BLOCK_ROWS = 64,
+    BLOCK_ELEMENTS = 2048,
+    KEPT_SCALES_BYTES = 1 << 15,
+    SEGMENT = 1 << 18,
+    PART_BYTES = 128
+};
 
 typedef enum {
     DTYPE_F16,
@@ -65,6 +72,7 @@ typedef struct {
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
     array_view scale, lse_in, loss, lse, hit, out;
+    void *parts;    /* of rows that threads share, or NULL */
     int keeps_exps; /* in the scratch */
     int streams;    /* `out` is too large for the cache: write around it */
 } softmax_job;
@@ -85,7 +93,9 @@ typedef void (*block_function)(const void *job, ptrdiff_t block, void *scratch, 
 
 typedef struct {
     const char *isa;
-    block_function softmax_block;   /* of a softmax_job */
+    block_function softmax_block; /* of a softmax_job */
+    /* Of a job with parts: before that block, and after it if there is a second pass */
+    block_function part_statistics, part_second_pass;
     block_function pointwise_block; /* of a pointwise_job */
 } kernel_table;
 

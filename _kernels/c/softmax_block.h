@@ -9,8 +9,6 @@
 
 enum {
     V(TILE) = 128 * 1024 / sizeof(V(real)),
-    /* Longer rows are the merged statistics of segments */
-    V(SEGMENT) = 1 << 18,
     /* Under this many classes, a row in each lane */
     V(FEW_CLASSES) = 48
 };
@@ -156,27 +154,46 @@ static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
     return 1;
 }
 
-static void V(find_row)(V(block) *block, ptrdiff_t i)
+/* A long row is split into parts of SEGMENT classes, of which the statistics are merged in order. If threads
+ * share them, they lie in job->parts, those of a row together, and behind them the finished row. */
+INLINE ptrdiff_t V(n_parts)(const softmax_job *job) { return (job->n_classes + SEGMENT - 1) / SEGMENT; }
+
+INLINE void *V(part)(const softmax_job *job, ptrdiff_t row, ptrdiff_t part)
+{
+    return (char *)job->parts + (row * (V(n_parts)(job) + 1) + part) * PART_BYTES;
+}
+
+static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part)
 {
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits;
-    for (ptrdiff_t segment = 0; segment < job->n_classes; segment += V(SEGMENT)) {
-        ptrdiff_t end = V(at_most)(job->n_classes, segment + V(SEGMENT));
-        row_statistics row = {.largest = -INFINITY};
-        for (ptrdiff_t c = segment, n; c < end; c += n) {
-            n = V(at_most)(end - c, V(CHUNK));
-            const V(real) *x =
-                V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
-            const V(real) *gamma = V(gamma_run)(block, block->first + i, c, n);
-            V(real) *exps = V(exps_of)(block, i, c);
-            V(add_chunk)(&row, x, gamma, n, c, exps);
-            if (exps)
-                *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
-        }
-        if (segment)
-            merge(block->statistics + i, &row, LOG2_BASE);
+    ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
+    row_statistics row = {.largest = -INFINITY};
+    for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
+        n = V(at_most)(end - c, V(CHUNK));
+        const V(real) *x =
+            V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
+        V(real) *exps = V(exps_of)(block, i, c);
+        V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps);
+        if (exps)
+            *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
+    }
+    return row;
+}
+
+static void V(find_row)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    for (ptrdiff_t part = 0; part < V(n_parts)(job); part++) {
+        row_statistics found;
+        if (job->parts)
+            memcpy(&found, V(part)(job, block->first + i, part), sizeof found);
         else
-            block->statistics[i] = row;
+            found = V(part_statistics)(block, i, part);
+        if (part)
+            merge(block->statistics + i, &found, LOG2_BASE);
+        else
+            block->statistics[i] = found;
     }
 }
 
@@ -241,20 +258,25 @@ static double V(find_losses)(V(block) *block)
     return total;
 }
 
-/* Entries of a row's result that alpha*p - gamma does not give: the label's, and the largest's, which is
- * formed from the others, as 1 - p may be far below p's rounding. */
-typedef struct {
-    ptrdiff_t top, label; /* label is top where there is but one */
-    double at_top, at_label;
-} V(exceptions);
-
-static V(exceptions) V(exceptions_of)(const V(block) *block, ptrdiff_t i)
+/* The row's second pass. The label's entry and the largest's are not alpha*p - gamma: the largest's is formed
+ * from the others, as 1 - p may be far below p's rounding. */
+static finished_row V(finished)(const V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
     const row_statistics *row = block->statistics + i;
     const row_softmax *softmax = &block->softmax;
-    V(exceptions) found = {row->top, row->top, softmax->p_top[i], softmax->p_top[i]};
-    if (job->second_pass != GRADIENT)
+    finished_row found = {softmax->factor[i] * block->alpha[i],
+                          softmax->shift[i],
+                          softmax->exponent[i],
+                          block->scale[i],
+                          row->largest,
+                          softmax->log1p_others[i],
+                          softmax->p_top[i],
+                          0,
+                          job->second_pass == SOFTMAX ? row->top : -1,
+                          -1,
+                          block->live[i]};
+    if (job->second_pass != GRADIENT || !block->live[i])
         return found;
     ptrdiff_t label = job->target_kind == LABELS ? block->label[i] : row->top;
     double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
@@ -267,8 +289,8 @@ static V(exceptions) V(exceptions_of)(const V(block) *block, ptrdiff_t i)
                                                     : 0;
     top_gamma += label == row->top ? beta : 0;
     rest += z_slope + (label == row->top ? 0 : beta);
+    found.top = row->top;
     found.at_top = block->scale[i] * (softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma);
-    found.at_label = found.at_top;
     if (label != row->top) {
         double p = exp((block->target_logit[i] - row->largest) - softmax->log1p_others[i]);
         double gamma = job->gamma ? job->gamma[label] : 0;
@@ -281,64 +303,74 @@ static V(exceptions) V(exceptions_of)(const V(block) *block, ptrdiff_t i)
 static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
 {
     const array_view *out = &block->job->out;
-    V(exceptions) mend = V(exceptions_of)(block, i);
-    put_real(out, V(item)(out, block->first + i, mend.top), mend.at_top);
-    put_real(out, V(item)(out, block->first + i, mend.label), mend.at_label);
+    finished_row row = V(finished)(block, i);
+    put_real(out, V(item)(out, block->first + i, row.top), row.at_top);
+    if (row.label >= 0)
+        put_real(out, V(item)(out, block->first + i, row.label), row.at_label);
 }
 
-static void V(map_by_row)(V(block) *block, ptrdiff_t i)
+/* The second pass of classes first ... last - 1 of the block's row i; returns the sum of the entropy's terms.
+ */
+static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *done, ptrdiff_t first,
+                             ptrdiff_t last)
 {
     const softmax_job *job = block->job;
-    const row_softmax *softmax = &block->softmax;
     const array_view *logits = &job->logits, *out = &job->out;
-    double factor = softmax->factor[i] * block->alpha[i], entropy = 0;
-    int is_live = block->live[i],
-        in_place = V(is_real)(out) && out->class_stride == (ptrdiff_t)sizeof(V(real));
-    V(exceptions) mend = {-1, -1, 0, 0};
-    V(map_row) row = {
-        V(all)((V(real))softmax->shift[i]),        V(all)((V(real))factor),
-        V(all)((V(real))block->scale[i]),          V(all)((V(real))block->statistics[i].largest),
-        V(all)((V(real))softmax->log1p_others[i]), V(exp_scale_of)(V(all)((V(real))softmax->exponent[i]))};
-    if (is_live && (job->second_pass == GRADIENT || job->second_pass == SOFTMAX))
-        mend = V(exceptions_of)(block, i);
-    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+    int in_place = V(is_real)(out) && out->class_stride == (ptrdiff_t)sizeof(V(real));
+    double entropy = 0;
+    V(map_row) row = {V(all)((V(real))done->shift),        V(all)((V(real))done->factor),
+                      V(all)((V(real))done->gamma_factor), V(all)((V(real))done->largest),
+                      V(all)((V(real))done->log1p_others), V(exp_scale_of)(V(all)((V(real))done->exponent))};
+    for (ptrdiff_t c = first, n; c < last; c += n) {
         V(real) *tile = block->out_tile;
-        const V(real) *x = NULL, *gamma = NULL, *exps = is_live ? V(exps_of)(block, i, c) : NULL;
-        n = V(at_most)(job->n_classes - c, V(CHUNK));
+        const V(real) *x = NULL, *gamma = NULL, *exps = done->is_live ? V(exps_of)(block, i, c) : NULL;
+        n = V(at_most)(last - c, V(CHUNK));
         if (exps) {
             const chunk_scale *kept = V(scale_of)(block, i, c);
-            double relative = exp_relative(kept->shift, softmax->shift[i],
-                                           softmax->exponent[i] - kept->exponent, LOG2_BASE);
-            row.factor = V(all)((V(real))(factor * relative));
+            double relative =
+                exp_relative(kept->shift, done->shift, done->exponent - kept->exponent, LOG2_BASE);
+            row.factor = V(all)((V(real))(done->factor * relative));
             if (relative < 0x1p-60) { /* a factor that is no normal number loses digits */
                 exps = NULL;
-                row.factor = V(all)((V(real))factor);
+                row.factor = V(all)((V(real))done->factor);
             }
         }
-        if (is_live && !exps)
+        if (done->is_live && !exps)
             x = V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
-        if (is_live && job->second_pass == GRADIENT)
+        if (done->is_live && job->second_pass == GRADIENT)
             gamma = V(gamma_run)(block, block->first + i, c, n);
         if (job->second_pass == ENTROPY) {
             entropy += V(row_entropy)(x, n, &row);
             continue;
         }
-        if (is_live)
+        if (done->is_live)
             V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
         else
             memset(tile, 0, sizeof(V(real)) * (size_t)n);
-        if (mend.label >= c && mend.label < c + n)
-            tile[mend.label - c] = (V(real))mend.at_label;
-        if (mend.top >= c && mend.top < c + n)
-            tile[mend.top - c] = (V(real))mend.at_top;
+        if (done->label >= c && done->label < c + n)
+            tile[done->label - c] = (V(real))done->at_label;
+        if (done->top >= c && done->top < c + n)
+            tile[done->top - c] = (V(real))done->at_top;
         char *to = V(item)(out, block->first + i, c);
         if (in_place)
             V(copy_out)((V(real) *)to, tile, n, job->streams);
         else
             V(store_run)(out->dtype, to, out->class_stride, n, tile);
     }
+    return entropy;
+}
+
+static void V(map_by_row)(V(block) *block, ptrdiff_t i)
+{
+    const softmax_job *job = block->job;
+    finished_row done = V(finished)(block, i);
+    if (job->parts && job->second_pass != ENTROPY) {
+        memcpy(V(part)(job, block->first + i, V(n_parts)(job)), &done, sizeof done);
+        return;
+    }
+    double entropy = V(map_classes)(block, i, &done, 0, job->n_classes);
     if (job->second_pass == ENTROPY)
-        put_real(out, V(item)(out, block->first + i, 0), entropy * softmax->factor[i]);
+        put_real(&job->out, V(item)(&job->out, block->first + i, 0), entropy * done.factor);
 }
 
 static void V(map_by_lanes)(V(block) *block)
@@ -463,23 +495,48 @@ static __attribute__((noinline)) void V(by_lanes_block)(const softmax_job *job, 
     V(softmax_block_with)(job, number, &block, result);
 }
 
+static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(block) *block)
+{
+    block->job = job;
+    block->x_tile = tile[0];
+    block->gamma_tile = tile[1];
+    block->out_tile = tile[2];
+    block->exps = NULL;
+}
+
 static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scratch, block_result *result)
 {
     V(real) ALIGNED tile[3][V(CHUNK)];
+    V(block) block;
     if (job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
                                             V(last_stride)(&job->logits) == job->logits.itemsize)) {
         V(by_lanes_block)(job, number, result);
         return;
     }
-    V(block) block;
-    block.x_tile = tile[0];
-    block.gamma_tile = tile[1];
-    block.out_tile = tile[2];
-    block.exps = NULL;
+    V(rows_block)(job, tile, &block);
     if (job->keeps_exps) {
         block.scales = scratch;
         block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES);
     }
     V(softmax_block_with)(job, number, &block, result);
+}
+
+/* The part's statistics, or once the row is finished its second pass */
+static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_finished)
+{
+    V(real) ALIGNED tile[3][V(CHUNK)];
+    V(block) block;
+    ptrdiff_t n_parts = V(n_parts)(job), part = number % n_parts;
+    V(rows_block)(job, tile, &block);
+    block.first = number / n_parts;
+    if (is_finished) {
+        finished_row done;
+        memcpy(&done, V(part)(job, block.first, n_parts), sizeof done);
+        V(map_classes)(&block, 0, &done, part * SEGMENT, V(at_most)(job->n_classes, (part + 1) * SEGMENT));
+        fence();
+    } else {
+        row_statistics row = V(part_statistics)(&block, 0, part);
+        memcpy(V(part)(job, block.first, part), &row, sizeof row);
+    }
 }
 #undef V

@@ -22,6 +22,24 @@ static void softmax_block(const void *job, ptrdiff_t block, void *scratch, block
         f32_softmax_block(job, block, scratch, result);
 }
 
+static void part_statistics(const void *job, ptrdiff_t block, void *scratch, block_result *result)
+{
+    (void)scratch, (void)result;
+    if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
+        f64_softmax_part(job, block, 0);
+    else
+        f32_softmax_part(job, block, 0);
+}
+
+static void part_second_pass(const void *job, ptrdiff_t block, void *scratch, block_result *result)
+{
+    (void)scratch, (void)result;
+    if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
+        f64_softmax_part(job, block, 1);
+    else
+        f32_softmax_part(job, block, 1);
+}
+
 /* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */
 static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
@@ -37,4 +55,5 @@ static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, blo
 #define STRING_(text) #text
 #define STRING(text) STRING_(text)
 
-const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA), softmax_block, pointwise_block};
+const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA), softmax_block, part_statistics,
+                                                  part_second_pass, pointwise_block};

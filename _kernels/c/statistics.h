@@ -37,6 +37,17 @@ INLINE void add_all(compensated *total, const compensated *more)
 
 INLINE double value_of(const compensated *total) { return total->sum + total->lost; }
 
+/* What the second pass needs of one row: an entry is p*factor - gamma*gamma_factor, p = exp(x -
+ * shift)*2^-exponent, but for the label's and the largest's. */
+typedef struct {
+    double factor, shift, exponent, gamma_factor, largest, log1p_others;
+    double at_top, at_label;
+    ptrdiff_t top, label; /* -1 where there is none */
+    int is_live;
+} finished_row;
+
+_Static_assert(sizeof(row_statistics) <= PART_BYTES && sizeof(finished_row) <= PART_BYTES, "PART_BYTES");
+
 /* What loss and second pass need of a row: p = exp(x - shift)*2^-exponent*factor. */
 typedef struct {
     double lse[BLOCK_ROWS], log1p_others[BLOCK_ROWS], p_top[BLOCK_ROWS], p_others[BLOCK_ROWS];
