@@ -12,10 +12,10 @@ import sys
 
 from logitloss import _check
 
-# Logits below which starting a team of threads costs more than it saves: with two threads 3 to 5 us, and
-# twice that when they have gone to sleep, against 0.25 to 0.6 ns a logit. To measure: `cross_entropy` of 128
-# classes with num_threads 1 and 2, one call after another and with pauses of a millisecond.
-BREAK_EVEN = 65_536
+# Logits below which starting a team of threads costs more than it saves. With two it costs 3 to 5 us, twice
+# that when they have gone to sleep: half of what so many logits take at 0.6 ns each. To measure:
+# `cross_entropy` of 10 and 128 classes with num_threads 1 and 2, in a row and with pauses of a millisecond.
+BREAK_EVEN = 32_768
 # More than any machine has; a slip of some zeros would end the process, as OpenMP cannot report a failure.
 MOST = 1024
 
