@@ -5,6 +5,9 @@
 #endif
 #include "tile.h"
 #include "row.h"
+#ifndef REAL_IS_F64
+#include "row_half.h"
+#endif
 #include "lanes.h"
 #include "softmax_block.h"
 #include "pointwise_block.h"

@@ -169,11 +169,19 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
     const array_view *logits = &job->logits;
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
     row_statistics row = {.largest = -INFINITY};
+#ifndef REAL_IS_F64
+    int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && !job->gamma &&
+                   job->target_kind != PROBABILITIES;
+#endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
-        n = V(at_most)(end - c, V(CHUNK));
-        const V(real) *x =
-            V(run)(logits, V(item)(logits, block->first + i, c), logits->class_stride, n, block->x_tile);
+        const char *item = V(item)(logits, block->first + i, c);
         V(real) *exps = V(exps_of)(block, i, c);
+        n = V(at_most)(end - c, V(CHUNK));
+#ifndef REAL_IS_F64
+        if (is_plain && !exps && add_halves(&row, logits->dtype, item, n))
+            continue;
+#endif
+        const V(real) *x = V(run)(logits, item, logits->class_stride, n, block->x_tile);
         V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
