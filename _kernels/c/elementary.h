@@ -156,17 +156,25 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
 }
 
-/* exp(x) for x <= 0, subnormal results included: the power of two is applied in two steps. */
-INLINE V(vector) V(exp_nonpositive)(V(vector) x)
+/* exp(x) for x <= 0, subnormal results included, in place: the power of two, made far above them, is brought
+ * down in a second product. Four vectors step by step: one's chain is too long for a processor to look past.
+ */
+INLINE void V(exp_nonpositive)(V(vector) x[4])
 {
     const V(real) lowest = -(V(real))(EXPONENT_BIAS + MANTISSA_BITS + 2) * (V(real))0.6931472;
-    V(vector) bounded = V(max)(V(all)(lowest), x);
-    V(vector) shifted = V(fma)(bounded, V(all)(LOG2E), V(all)(MAGIC));
-    V(vector) p = V(exp_reduced)(V(reduced)(bounded, shifted - MAGIC));
-    V(ivector) n = (V(ivector))shifted - (V(ivector))V(all)(MAGIC);
-    V(ivector) half = n >> 1;
-    p = p * (V(vector))((half + EXPONENT_BIAS) << MANTISSA_BITS);
-    return p * (V(vector))((n - half + EXPONENT_BIAS) << MANTISSA_BITS);
+    const V(real) up = (EXPONENT_BIAS + 1) / 2, magic = MAGIC + EXPONENT_BIAS + up;
+    V(vector) shifted[4];
+    for (int j = 0; j < 4; j++)
+        x[j] = V(max)(V(all)(lowest), x[j]);
+    for (int j = 0; j < 4; j++)
+        shifted[j] = V(fma)(x[j], V(all)(LOG2E), V(all)(magic));
+    for (int j = 0; j < 4; j++)
+        x[j] = V(reduced)(x[j], shifted[j] - magic);
+    for (int j = 0; j < 4; j++)
+        x[j] = V(exp_reduced)(x[j]);
+    for (int j = 0; j < 4; j++)
+        x[j] = x[j] * (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS) *
+               (sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64);
 }
 
 /* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */
@@ -211,17 +219,16 @@ INLINE V(vector) V(log1p_unit)(V(vector) t)
     return t * q;
 }
 
-#ifdef REAL_IS_F64
 /* log1p(t) for t >= 0, +inf included */
 INLINE V(vector) V(log1p_nonnegative)(V(vector) t)
 {
-    V(vector) one_plus = t + 1.0;
+    V(vector) one_plus = t + (V(real))1, zero = V(all)(0);
     V(ivector) exponent = ((V(ivector))one_plus >> MANTISSA_BITS) - EXPONENT_BIAS;
-    V(vector) mantissa = (V(vector))(((V(ivector))one_plus & 0xfffffffffffff) | (V(ivector))V(all)(1.0));
+    V(vector) mantissa = (V(vector))((V(ivector))one_plus - (exponent << MANTISSA_BITS));
     V(vector) power = (V(vector))(exponent + (V(ivector))V(all)(MAGIC)) - MAGIC;
-    V(vector) log = V(fma)(power, V(all)(LN2_A), V(log1p_unit)(mantissa - 1.0));
-    V(vector) finite = V(choose)(V(greater)(V(all)(1.0), t), V(log1p_unit)(t), log);
-    return V(choose)(V(greater)(V(all)(INFINITY), t), finite, t);
+    V(mask) small = V(greater)(V(all)(1), t);
+    V(vector) log = V(log1p_unit)(V(choose)(small, t, mantissa - (V(real))1));
+    log = V(fma)(V(choose)(small, zero, power), V(all)(LN2_A), log);
+    return V(choose)(V(greater)(V(all)(INFINITY), t), log, t);
 }
-#endif
 #undef V

@@ -64,6 +64,19 @@ static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t
 }
 #undef RUN
 
+/* A contiguous run around the cache, its ends by plain stores */
+static void V(stream_run)(V(real) *to, ptrdiff_t n, const V(real) *from)
+{
+    ptrdiff_t i = 0;
+    for (; i < n && (uintptr_t)(to + i) % 64 != 0; i++)
+        to[i] = from[i];
+    for (; i + V(LANES) <= n; i += V(LANES))
+        V(stream)(to + i, V(load)(from + i));
+    for (; i < n; i++)
+        to[i] = from[i];
+    fence();
+}
+
 /* A run where it lies, or copied into `tile` */
 INLINE const V(real) *V(run)(const array_view *view, const char *from, ptrdiff_t stride, ptrdiff_t n,
                              V(real) *tile)
