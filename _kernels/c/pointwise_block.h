@@ -29,6 +29,7 @@ typedef struct {
     const uint8_t *bytes; /* the target where it is of bytes, each at most `largest`; else NULL */
     int largest;
     V(real) *loss, *out;  /* or NULL */
+    V(real) *stream;      /* where `out` goes around the cache, or NULL */
     V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
 } V(operands);
 
@@ -51,75 +52,87 @@ INLINE V(vector) V(load_bytes)(const uint8_t *p, int largest)
 /* (1 + a)*(1 + b) - 1, for a and b not negative as good as they are */
 INLINE V(vector) V(join)(V(vector) a, V(vector) b) { return V(fma)(a, b, a + b); }
 
+/* Results whose lines are complete go out while the next are made: a burst of them would let memory wait. */
+INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
+{
+    ptrdiff_t first = i - V(QUAD) + V(to_line)(stream);
+    for (int j = 0; i > 0 && j < 4; j++)
+        V(stream)(stream + first + j * V(LANES), V(load)(out + first + j * V(LANES)));
+}
+
+INLINE void V(prefetch)(const void *p, ptrdiff_t offset, int n_bytes)
+{
+    for (int line = 0; line < n_bytes; line += 64)
+        __builtin_prefetch((const char *)p + offset + PREFETCH_BYTES + line);
+}
+
 #define EACH for (int j = 0; j < 4; j++)
 
-/* Four vectors step by step. With `plain` (no weights, no smoothing) the losses lack log1p(e). */
-INLINE void V(bce_quad)(const V(operands) *at, ptrdiff_t i, int plain, int bytes, int with_out,
-                        V(vector) e[4], V(vector) loss[4])
+/* Four vectors step by step; returns the sum of their losses, with `plain` (no weights, no smoothing, all
+ * that varies in place) without log1p(e). */
+INLINE V(vector) V(bce_quad)(V(operands) at, ptrdiff_t i, int plain, int bytes, int with_out, V(vector) scale,
+                             V(vector) e[4])
 {
     const V(vector) one = V(all)(1);
     const V(ivector) minus = (V(ivector))V(all)(-(V(real))0);
-    V(vector) x[4], slope[4], weights[4], log[4];
-    EACH x[j] = V(get)(at->x, i + j * V(LANES));
+    V(vector) x[4], y[4], slope[4], q[4], weight[4];
+    EACH x[j] = plain ? V(load)(at.x.at + i + j * V(LANES)) : V(get)(at.x, i + j * V(LANES));
     EACH e[j] = (V(vector))((V(ivector))x[j] | minus);
     V(exp_nonpositive)(e);
+    EACH y[j] = bytes   ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
+                : plain ? V(load)(at.target.at + i + j * V(LANES))
+                        : V(get)(at.target, i + j * V(LANES));
     EACH
     {
-        V(vector) y = bytes ? V(load_bytes)(at->bytes + i + j * V(LANES), at->largest)
-                            : V(get)(at->target, i + j * V(LANES));
         V(ivector) below = (V(ivector))x[j] >> (8 * (int)sizeof(V(real)) - 1);
         if (plain)
-            slope[j] = (V(vector))((V(ivector))one & ~below) - y;
+            slope[j] = (V(vector))((V(ivector))one & ~below) - y[j];
         else {
-            V(vector) negative = V(fma)(V(all)(at->keep), one - y, V(all)(at->spread));
-            V(vector) positive =
-                V(fma)(V(all)(at->keep), y, V(all)(at->spread)) * V(get)(at->pos_weight, i + j * V(LANES));
-            weights[j] = negative + positive;
+            V(vector) negative = V(fma)(V(all)(at.keep), one - y[j], V(all)(at.spread));
+            V(vector) positive = V(fma)(V(all)(at.keep), y[j], V(all)(at.spread)) *
+                                 V(get)(at.pos_weight, i + j * V(LANES));
             V(ivector) differ = ((V(ivector))negative ^ (V(ivector))-positive) & below;
+            q[j] = negative + positive;
             slope[j] = (V(vector))((V(ivector))negative ^ differ);
-        }
-    }
-    if (plain)
-        EACH loss[j] = slope[j] * x[j];
-    else {
-        EACH log[j] = V(log1p_unit)(e[j]);
-        EACH
-        {
-            V(vector) weight = V(get)(at->weight, i + j * V(LANES));
-            V(vector) size = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight), x[j]));
-            loss[j] = weight * V(fma)(weights[j], log[j], slope[j] * size);
-            if (at->loss)
-                V(store)(at->loss + i + j * V(LANES), loss[j]);
+            weight[j] = V(get)(at.weight, i + j * V(LANES));
         }
     }
     if (with_out)
         EACH
         {
             V(vector) small = (V(vector))((V(ivector))e[j] ^ ((V(ivector))x[j] & minus)) / (one + e[j]);
-            V(vector) scale = V(get)(at->scale, i + j * V(LANES));
-            if (plain)
-                V(store)(at->out + i + j * V(LANES), (slope[j] - small) * scale);
-            else
-                V(store)(at->out + i + j * V(LANES), V(fma)(-weights[j], small, slope[j]) *
-                                                         (scale * V(get)(at->weight, i + j * V(LANES))));
+            V(vector) grad = plain ? (slope[j] - small) * scale
+                                   : V(fma)(-q[j], small, slope[j]) *
+                                         (V(get)(at.scale, i + j * V(LANES)) * weight[j]);
+            V(store)(at.out + i + j * V(LANES), grad);
         }
+    if (plain)
+        return V(fma)(slope[0], x[0], slope[1] * x[1]) + V(fma)(slope[2], x[2], slope[3] * x[3]);
+    EACH e[j] = V(log1p_unit)(e[j]);
+    EACH
+    {
+        V(vector) size = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight[j]), x[j]));
+        q[j] = weight[j] * V(fma)(q[j], e[j], slope[j] * size);
+        if (at.loss)
+            V(store)(at.loss + i + j * V(LANES), q[j]);
+    }
+    return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-INLINE double V(bce_quads)(const V(operands) *at, ptrdiff_t n, int plain, int bytes, int with_out)
+INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int plain, int bytes, int with_out)
 {
-    V(vector) few = V(all)(0), joined = few;
+    V(vector) few = V(all)(0), joined = few, scale = V(load)(at.scale.at);
     V(long_sum) sum = {few, few, few};
     for (ptrdiff_t i = 0, number = 0; i < n; i += V(QUAD), number++) {
-        V(vector) loss[4], e[4];
-        for (int line = 0; line < 4 * VECTOR_BYTES; line += 64) {
-            __builtin_prefetch((const char *)(at->x.at + i) + PREFETCH_BYTES + line);
-            if (!bytes)
-                __builtin_prefetch((const char *)(at->target.at + i) + PREFETCH_BYTES + line);
-        }
+        V(vector) e[4];
+        V(prefetch)(at.x.at + i, 0, 4 * VECTOR_BYTES);
         if (bytes)
-            __builtin_prefetch(at->bytes + i + PREFETCH_BYTES / 4);
-        V(bce_quad)(at, i, plain, bytes, with_out, e, loss);
-        V(add_term)(&sum, (loss[0] + loss[1]) + (loss[2] + loss[3]), number);
+            V(prefetch)(at.bytes, i, V(QUAD));
+        else
+            V(prefetch)(at.target.at + i, 0, 4 * VECTOR_BYTES);
+        V(add_term)(&sum, V(bce_quad)(at, i, plain, bytes, with_out, scale, e), number);
+        if (with_out && at.stream)
+            V(drain)(at.stream, at.out, i);
         if (!plain)
             continue;
         few = V(join)(few, V(join)(V(join)(e[0], e[1]), V(join)(e[2], e[3])));
@@ -139,7 +152,7 @@ INLINE double V(bce_quads)(const V(operands) *at, ptrdiff_t n, int plain, int by
 #define BCE(plain, bytes, with_out)                                                   \
     static double V(bce_##plain##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
     {                                                                                 \
-        return V(bce_quads)(at, n, plain, bytes, with_out);                           \
+        return V(bce_quads)(*at, n, plain, bytes, with_out);                           \
     }
 BCE(0, 0, 0)
 BCE(0, 0, 1)
@@ -156,17 +169,19 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 {
     for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
         V(vector) e[4], one = V(all)(1), zero = V(all)(0);
-        for (int line = 0; line < 4 * VECTOR_BYTES; line += 64)
-            __builtin_prefetch((const char *)(at->x.at + i) + PREFETCH_BYTES + line);
+        V(prefetch)(at->x.at + i, 0, 4 * VECTOR_BYTES);
         for (int j = 0; j < 4; j++)
             e[j] = -V(abs)(V(get)(at->x, i + j * V(LANES)));
         V(exp_nonpositive)(e);
-        for (int j = 0; j < 4; j++) {
+        EACH
+        {
             V(vector) x = V(get)(at->x, i + j * V(LANES));
             V(mask) above = V(greater)(x, zero);
             V(store)(at->out + i + j * V(LANES), log ? V(choose)(above, zero, x) - V(log1p_unit)(e[j])
                                                      : V(choose)(above, one, e[j]) / (one + e[j]));
         }
+        if (at->stream)
+            V(drain)(at->stream, at->out, i);
     }
 }
 
@@ -265,7 +280,7 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
                                           {{V(bce_100), V(bce_101)}, {V(bce_110), V(bce_111)}}};
 #endif
     int plain = !job->weight.data && !job->pos_weight.data && !at->loss && job->label_smoothing == 0 &&
-                V(is_number)(&job->scale);
+                V(is_number)(&job->scale) && at->x.step && (at->bytes || at->target.step);
     double total = passes[plain][at->bytes != NULL][at->out != NULL](at, whole);
     if (isfinite(total))
         return total;
@@ -293,6 +308,8 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
                       .out = job->out.data ? tile[6] : NULL,
                       .keep = (V(real))(1 - job->label_smoothing),
                       .spread = (V(real))(job->label_smoothing / 2)};
+    if (job->streams && n == whole && V(fits)(&job->out, first, n))
+        at.stream = (V(real) *)(job->out.data + view_offset(&job->out, first));
     if (sizeof(V(real)) == sizeof(float) && (target->dtype == DTYPE_U8 || target->dtype == DTYPE_BOOL) &&
         target->data && !job->is_signed && job->kind == BCE_WITH_LOGITS && n == whole &&
         V(last_stride)(target) == 1 && V(run_length)(target, first, n) == n) {
@@ -320,9 +337,12 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         V(store_items)(&job->loss, first, n, tile[5]);
     if (!job->out.data)
         return;
-    if (job->streams && V(fits)(&job->out, first, n))
-        V(stream_run)((V(real) *)(job->out.data + view_offset(&job->out, first)), n, tile[6]);
-    else
+    if (at.stream) {
+        ptrdiff_t head = V(to_line)(at.stream), done = head + n - V(QUAD);
+        V(stream_run)(at.stream, head, at.out);
+        V(stream_run)(at.stream + done, n - done, at.out + done);
+        fence();
+    } else
         V(store_items)(&job->out, first, n, tile[6]);
 }
 #undef BCE

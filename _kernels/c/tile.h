@@ -64,17 +64,19 @@ static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t
 }
 #undef RUN
 
-/* A contiguous run around the cache, its ends by plain stores */
+/* Items up to the next cache line */
+INLINE ptrdiff_t V(to_line)(const V(real) *p) { return -(uintptr_t)p % 64 / sizeof(V(real)); }
+
+/* A contiguous run around the cache, but for the lines at its ends */
 static void V(stream_run)(V(real) *to, ptrdiff_t n, const V(real) *from)
 {
-    ptrdiff_t i = 0;
-    for (; i < n && (uintptr_t)(to + i) % 64 != 0; i++)
+    ptrdiff_t i = 0, head = V(to_line)(to);
+    for (; i < n && i < head; i++)
         to[i] = from[i];
     for (; i + V(LANES) <= n; i += V(LANES))
         V(stream)(to + i, V(load)(from + i));
     for (; i < n; i++)
         to[i] = from[i];
-    fence();
 }
 
 /* A run where it lies, or copied into `tile` */
