@@ -15,6 +15,7 @@
 #ifdef REAL_IS_F64
 #define MAGIC 0x1.8p52
 #define LOG2E 0x1.71547652b82fep0
+#define LOG2E_REST 0x1.777d0ffda0d24p-56
 #define MANTISSA_BITS 52
 #define EXPONENT_BIAS 1023
 #define LN2_A 0x1.62e42fefa39efp-1
@@ -25,6 +26,7 @@
 #else
 #define MAGIC 0x1.8p23f
 #define LOG2E 0x1.715476p0f
+#define LOG2E_REST 0x1.4ae0cp-26f
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_A 0x1.62e43p-1f
@@ -156,25 +158,31 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
 }
 
-/* exp(x) for x <= 0, subnormal results included, in place: the power of two, made far above them, is brought
- * down in a second product. Four vectors step by step: one's chain is too long for a processor to look past.
- */
-INLINE void V(exp_nonpositive)(V(vector) x[4])
+/* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
+ * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down
+ * in a second product; else what is under 2^-125 (2^-1021) is that. */
+INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
 {
-    const V(real) lowest = -(V(real))(EXPONENT_BIAS + MANTISSA_BITS + 2) * (V(real))0.6931472;
-    const V(real) up = (EXPONENT_BIAS + 1) / 2, magic = MAGIC + EXPONENT_BIAS + up;
+    const V(real) lowest = -(V(real))(EXPONENT_BIAS + (deep ? MANTISSA_BITS + 2 : -2)) * (V(real))0.6931472;
+    const V(real) magic = MAGIC + EXPONENT_BIAS + (deep ? (EXPONENT_BIAS + 1) / 2 : 0);
     V(vector) shifted[4];
     for (int j = 0; j < 4; j++)
         x[j] = V(max)(V(all)(lowest), x[j]);
     for (int j = 0; j < 4; j++)
         shifted[j] = V(fma)(x[j], V(all)(LOG2E), V(all)(magic));
-    for (int j = 0; j < 4; j++)
-        x[j] = V(reduced)(x[j], shifted[j] - magic);
-    for (int j = 0; j < 4; j++)
-        x[j] = V(exp_reduced)(x[j]);
-    for (int j = 0; j < 4; j++)
-        x[j] = x[j] * (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS) *
-               (sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64);
+    for (int j = 0; j < 4; j++) {
+        V(vector) n = shifted[j] - magic;
+#ifdef VECTOR_FMA
+        x[j] = V(fma)(x[j], V(all)(LOG2E_REST), V(fma)(x[j], V(all)(LOG2E), -n));
+#else
+        x[j] = V(reduced)(x[j], n) * LOG2E;
+#endif
+    }
+    for (int j = 0; j < 4; j++) {
+        x[j] = V(exp2_unit)(x[j]) * (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS);
+        if (deep)
+            x[j] *= sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64;
+    }
 }
 
 /* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */

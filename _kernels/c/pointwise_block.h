@@ -1,18 +1,22 @@
 /* A block of elements of the losses that have no classes, in one real type; included once for each.
  *
- * BCE with logits, with e = exp(-|x|), small = e/(1 + e), and the weights `negative` and `positive` of its
- * two terms, whose sum is q (1 - y, y and 1 when there are no others): slope = x < 0 ? -positive : negative
+ * BCE with logits, with e = exp(-|x|), small = e/(1 + e), and q the sum of the weights `negative` and
+ * `positive` of its two terms (1 - y, y and 1 when there are no others): slope = x < 0 ? -positive : negative
  *     loss = slope*x + q*log1p(e),   gradient = slope - sign(x)*q*small.
  * Where slope is 0 nothing cancels; where not, only what is small next to it.
  *
  * A total alone needs no logarithm of every element where q is 1: the sum of log1p(e) is log1p of one number
- * joined from all e, taken once in 64. This plain way knows no 0*inf = 0 and may overflow: a block whose
- * total is not finite is summed again, element by element. So gradients, which may be to overwrite the
- * logits, are made in a tile.
+ * joined from all e, taken once in 64. This plain way knows no 0*inf = 0, may overflow, and forward alone
+ * leaves subnormal numbers aside: a block whose total is no ordinary number is summed again with care. So
+ * gradients, which may be to overwrite the logits, are made in a tile.
  */
 #define V(name) PASTE(REAL, name)
 
 enum { V(QUAD) = 4 * V(LANES) };
+#ifdef REAL_IS_F64
+/* PLAIN: no weights, no smoothing, no losses of elements, targets and logits in place. CAREFUL: anything. */
+enum { CAREFUL, WEIGHTED, PLAIN };
+#endif
 
 /* Where the reals of an operand are: in place or in a tile, -1 for `step`; or one vector for all, 0. */
 typedef struct {
@@ -36,17 +40,20 @@ typedef struct {
 /* Bytes as reals, none above `largest` */
 INLINE V(vector) V(load_bytes)(const uint8_t *p, int largest)
 {
-    V(ivector) wide, most = V(all_bits)(largest);
-#if defined VECTOR_AVX2 && !defined REAL_IS_F64
-    wide = (V(ivector))_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-#elif defined VECTOR_AVX512 && !defined REAL_IS_F64
-    wide = (V(ivector))_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#if defined VECTOR_X86 && VECTOR_BYTES >= 32 && !defined REAL_IS_F64
+#ifdef VECTOR_AVX512
+    __m128i bytes = _mm_min_epu8(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)largest));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 #else
-    for (int i = 0; i < V(LANES); i++)
-        wide[i] = p[i];
+    __m128i bytes = _mm_min_epu8(_mm_loadl_epi64((const __m128i *)p), _mm_set1_epi8((char)largest));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 #endif
-    V(ivector) above = (V(ivector))(wide > most);
-    return __builtin_convertvector((wide & ~above) | (most & above), V(vector));
+#else
+    V(vector) reals;
+    for (int i = 0; i < V(LANES); i++)
+        reals[i] = p[i] < largest ? p[i] : largest;
+    return reals;
+#endif
 }
 
 /* (1 + a)*(1 + b) - 1, for a and b not negative as good as they are */
@@ -68,58 +75,67 @@ INLINE void V(prefetch)(const void *p, ptrdiff_t offset, int n_bytes)
 
 #define EACH for (int j = 0; j < 4; j++)
 
-/* Four vectors step by step; returns the sum of their losses, with `plain` (no weights, no smoothing, all
- * that varies in place) without log1p(e). */
-INLINE V(vector) V(bce_quad)(V(operands) at, ptrdiff_t i, int plain, int bytes, int with_out, V(vector) scale,
+/* Four vectors step by step; returns the sum of their losses, if PLAIN without log1p(e). */
+INLINE V(vector) V(bce_quad)(V(operands) at, ptrdiff_t i, int kind, int bytes, int with_out, V(vector) scale,
                              V(vector) e[4])
 {
     const V(vector) one = V(all)(1);
     const V(ivector) minus = (V(ivector))V(all)(-(V(real))0);
     V(vector) x[4], y[4], slope[4], q[4], weight[4];
-    EACH x[j] = plain ? V(load)(at.x.at + i + j * V(LANES)) : V(get)(at.x, i + j * V(LANES));
+    EACH x[j] = kind == PLAIN ? V(load)(at.x.at + i + j * V(LANES)) : V(get)(at.x, i + j * V(LANES));
     EACH e[j] = (V(vector))((V(ivector))x[j] | minus);
-    V(exp_nonpositive)(e);
-    EACH y[j] = bytes   ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
-                : plain ? V(load)(at.target.at + i + j * V(LANES))
-                        : V(get)(at.target, i + j * V(LANES));
+    V(exp_nonpositive)(e, kind != PLAIN || with_out);
+    EACH y[j] = bytes           ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
+                : kind == PLAIN ? V(load)(at.target.at + i + j * V(LANES))
+                                : V(get)(at.target, i + j * V(LANES));
+#ifdef VECTOR_FMA
+    if (kind == PLAIN && !with_out) { /* slope*x, in fewer steps */
+        EACH q[j] = V(fma)(-x[j], y[j], V(max)(x[j], V(all)(0)));
+        return (q[0] + q[1]) + (q[2] + q[3]);
+    }
+#endif
     EACH
     {
         V(ivector) below = (V(ivector))x[j] >> (8 * (int)sizeof(V(real)) - 1);
-        if (plain)
+        if (kind == PLAIN)
             slope[j] = (V(vector))((V(ivector))one & ~below) - y[j];
         else {
-            V(vector) negative = V(fma)(V(all)(at.keep), one - y[j], V(all)(at.spread));
-            V(vector) positive = V(fma)(V(all)(at.keep), y[j], V(all)(at.spread)) *
-                                 V(get)(at.pos_weight, i + j * V(LANES));
-            V(ivector) differ = ((V(ivector))negative ^ (V(ivector))-positive) & below;
-            q[j] = negative + positive;
-            slope[j] = (V(vector))((V(ivector))negative ^ differ);
+            V(vector) negative = one - y[j], positive = y[j];
+            if (kind == CAREFUL) { /* `negative` is no difference of rounded numbers */
+                negative = V(fma)(V(all)(at.keep), negative, V(all)(at.spread));
+                positive = V(fma)(V(all)(at.keep), positive, V(all)(at.spread));
+            }
+            positive *= V(get)(at.pos_weight, i + j * V(LANES));
             weight[j] = V(get)(at.weight, i + j * V(LANES));
+            V(ivector) differ = ((V(ivector))negative ^ (V(ivector))-positive) & below;
+            slope[j] = (V(vector))((V(ivector))negative ^ differ);
+            q[j] = negative + positive;
         }
     }
     if (with_out)
         EACH
         {
             V(vector) small = (V(vector))((V(ivector))e[j] ^ ((V(ivector))x[j] & minus)) / (one + e[j]);
-            V(vector) grad = plain ? (slope[j] - small) * scale
-                                   : V(fma)(-q[j], small, slope[j]) *
-                                         (V(get)(at.scale, i + j * V(LANES)) * weight[j]);
+            V(vector) grad = kind == PLAIN ? (slope[j] - small) * scale
+                                           : V(fma)(-q[j], small, slope[j]) *
+                                                 (V(get)(at.scale, i + j * V(LANES)) * weight[j]);
             V(store)(at.out + i + j * V(LANES), grad);
         }
-    if (plain)
+    if (kind == PLAIN)
         return V(fma)(slope[0], x[0], slope[1] * x[1]) + V(fma)(slope[2], x[2], slope[3] * x[3]);
     EACH e[j] = V(log1p_unit)(e[j]);
     EACH
     {
-        V(vector) size = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight[j]), x[j]));
-        q[j] = weight[j] * V(fma)(q[j], e[j], slope[j] * size);
+        if (kind == CAREFUL)
+            x[j] = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight[j]), x[j]));
+        q[j] = weight[j] * V(fma)(q[j], e[j], slope[j] * x[j]);
         if (at.loss)
             V(store)(at.loss + i + j * V(LANES), q[j]);
     }
     return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int plain, int bytes, int with_out)
+INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
 {
     V(vector) few = V(all)(0), joined = few, scale = V(load)(at.scale.at);
     V(long_sum) sum = {few, few, few};
@@ -130,10 +146,10 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int plain, int bytes, in
             V(prefetch)(at.bytes, i, V(QUAD));
         else
             V(prefetch)(at.target.at + i, 0, 4 * VECTOR_BYTES);
-        V(add_term)(&sum, V(bce_quad)(at, i, plain, bytes, with_out, scale, e), number);
+        V(add_term)(&sum, V(bce_quad)(at, i, kind, bytes, with_out, scale, e), number);
         if (with_out && at.stream)
             V(drain)(at.stream, at.out, i);
-        if (!plain)
+        if (kind != PLAIN)
             continue;
         few = V(join)(few, V(join)(V(join)(e[0], e[1]), V(join)(e[2], e[3])));
         if (number % 4 == 3) { /* in short chains, for the sake of rounding */
@@ -149,20 +165,22 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int plain, int bytes, in
     return V(lanes_sum)(V(whole)(&sum));
 }
 
-#define BCE(plain, bytes, with_out)                                                   \
-    static double V(bce_##plain##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
-    {                                                                                 \
-        return V(bce_quads)(*at, n, plain, bytes, with_out);                           \
+#define BCE(kind, bytes, with_out)                                                   \
+    static double V(bce_##kind##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
+    {                                                                                \
+        return V(bce_quads)(*at, n, kind, bytes, with_out);                          \
     }
-BCE(0, 0, 0)
-BCE(0, 0, 1)
-BCE(1, 0, 0)
-BCE(1, 0, 1)
+BCE(CAREFUL, 0, 0)
+BCE(CAREFUL, 0, 1)
+BCE(WEIGHTED, 0, 0)
+BCE(WEIGHTED, 0, 1)
+BCE(PLAIN, 0, 0)
+BCE(PLAIN, 0, 1)
 #ifndef REAL_IS_F64
-BCE(0, 1, 0)
-BCE(0, 1, 1)
-BCE(1, 1, 0)
-BCE(1, 1, 1)
+BCE(WEIGHTED, 1, 0)
+BCE(WEIGHTED, 1, 1)
+BCE(PLAIN, 1, 0)
+BCE(PLAIN, 1, 1)
 #endif
 
 INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
@@ -172,7 +190,7 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
         V(prefetch)(at->x.at + i, 0, 4 * VECTOR_BYTES);
         for (int j = 0; j < 4; j++)
             e[j] = -V(abs)(V(get)(at->x, i + j * V(LANES)));
-        V(exp_nonpositive)(e);
+        V(exp_nonpositive)(e, 1);
         EACH
         {
             V(vector) x = V(get)(at->x, i + j * V(LANES));
@@ -269,24 +287,31 @@ static int V(fits)(const array_view *view, ptrdiff_t first, ptrdiff_t n)
            V(run_length)(view, first, n) == n;
 }
 
-static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrdiff_t n, ptrdiff_t whole,
-                                 V(real) *loss_tile)
+static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrdiff_t first, ptrdiff_t n,
+                                 ptrdiff_t whole, V(real) *target_tile, V(real) *loss_tile)
 {
     typedef double pass(const V(operands) *, ptrdiff_t);
+    static pass *const passes[3][2][2] = {{{V(bce_CAREFUL00), V(bce_CAREFUL01)}},
 #ifdef REAL_IS_F64
-    static pass *const passes[2][2][2] = {{{V(bce_000), V(bce_001)}}, {{V(bce_100), V(bce_101)}}};
+                                          {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)}},
+                                          {{V(bce_PLAIN00), V(bce_PLAIN01)}}
 #else
-    static pass *const passes[2][2][2] = {{{V(bce_000), V(bce_001)}, {V(bce_010), V(bce_011)}},
-                                          {{V(bce_100), V(bce_101)}, {V(bce_110), V(bce_111)}}};
+                                          {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)},
+                                           {V(bce_WEIGHTED10), V(bce_WEIGHTED11)}},
+                                          {{V(bce_PLAIN00), V(bce_PLAIN01)}, {V(bce_PLAIN10), V(bce_PLAIN11)}}
 #endif
-    int plain = !job->weight.data && !job->pos_weight.data && !at->loss && job->label_smoothing == 0 &&
-                V(is_number)(&job->scale) && at->x.step && (at->bytes || at->target.step);
-    double total = passes[plain][at->bytes != NULL][at->out != NULL](at, whole);
-    if (isfinite(total))
+    };
+    int weighted = job->weight.data || job->pos_weight.data || at->loss || !V(is_number)(&job->scale) ||
+                   !at->x.step || !(at->bytes || at->target.step);
+    int kind = job->label_smoothing != 0 ? CAREFUL : weighted ? WEIGHTED : PLAIN;
+    double total = passes[kind][at->bytes != NULL][at->out != NULL](at, whole);
+    if (isfinite(total) && fabs(total) >= 0x1p-90)
         return total;
+    if (at->bytes)
+        at->target = V(operand)(&job->target, first, n, whole, 0, target_tile);
     if (!at->loss)
         at->loss = loss_tile;
-    passes[0][at->bytes != NULL][0](at, whole);
+    V(bce_CAREFUL00)(at, whole);
     return V(total)(at->loss, n);
 }
 
@@ -312,7 +337,7 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         at.stream = (V(real) *)(job->out.data + view_offset(&job->out, first));
     if (sizeof(V(real)) == sizeof(float) && (target->dtype == DTYPE_U8 || target->dtype == DTYPE_BOOL) &&
         target->data && !job->is_signed && job->kind == BCE_WITH_LOGITS && n == whole &&
-        V(last_stride)(target) == 1 && V(run_length)(target, first, n) == n) {
+        job->label_smoothing == 0 && V(last_stride)(target) == 1 && V(run_length)(target, first, n) == n) {
         at.bytes = (const uint8_t *)target->data + view_offset(target, first);
         at.largest = target->dtype == DTYPE_BOOL ? 1 : UINT8_MAX;
     } else
@@ -325,7 +350,9 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         return;
     }
     switch (job->kind) {
-    case BCE_WITH_LOGITS: result->total = V(bce_with_logits)(job, &at, n, whole, tile[5]); break;
+    case BCE_WITH_LOGITS:
+        result->total = V(bce_with_logits)(job, &at, first, n, whole, tile[1], tile[5]);
+        break;
     case SIGMOID: V(sigmoid)(&at, whole, 0); break;
     case LOG_SIGMOID: V(sigmoid)(&at, whole, 1); break;
     default:

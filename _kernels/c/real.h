@@ -10,6 +10,7 @@
 #include "pointwise_block.h"
 #undef MAGIC
 #undef LOG2E
+#undef LOG2E_REST
 #undef MANTISSA_BITS
 #undef EXPONENT_BIAS
 #undef LN2_A
