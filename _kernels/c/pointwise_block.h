@@ -29,7 +29,8 @@ INLINE V(vector) V(get)(V(source) from, ptrdiff_t i) { return V(load)(from.at + 
 /* Whole quads of vectors. What lies behind the block's elements adds nothing to a total: x = -2^100, and all
  * else 0. */
 typedef struct {
-    V(source) x, target, weight, pos_weight, scale;
+    const V(real) *x, *target;
+    V(source) weight, pos_weight, scale;
     const uint8_t *bytes; /* the target where it is of bytes, each at most `largest`; else NULL */
     int largest;
     V(real) *loss, *out;  /* or NULL */
@@ -82,12 +83,11 @@ INLINE V(vector) V(bce_quad)(V(operands) at, ptrdiff_t i, int kind, int bytes, i
     const V(vector) one = V(all)(1);
     const V(ivector) minus = (V(ivector))V(all)(-(V(real))0);
     V(vector) x[4], y[4], slope[4], q[4], weight[4];
-    EACH x[j] = kind == PLAIN ? V(load)(at.x.at + i + j * V(LANES)) : V(get)(at.x, i + j * V(LANES));
+    EACH x[j] = V(load)(at.x + i + j * V(LANES));
     EACH e[j] = (V(vector))((V(ivector))x[j] | minus);
     V(exp_nonpositive)(e, kind != PLAIN || with_out);
-    EACH y[j] = bytes           ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
-                : kind == PLAIN ? V(load)(at.target.at + i + j * V(LANES))
-                                : V(get)(at.target, i + j * V(LANES));
+    EACH y[j] = bytes ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
+                      : V(load)(at.target + i + j * V(LANES));
 #ifdef VECTOR_FMA
     if (kind == PLAIN && !with_out) { /* slope*x, in fewer steps */
         EACH q[j] = V(fma)(-x[j], y[j], V(max)(x[j], V(all)(0)));
@@ -141,11 +141,11 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
     V(long_sum) sum = {few, few, few};
     for (ptrdiff_t i = 0, number = 0; i < n; i += V(QUAD), number++) {
         V(vector) e[4];
-        V(prefetch)(at.x.at + i, 0, 4 * VECTOR_BYTES);
+        V(prefetch)(at.x + i, 0, 4 * VECTOR_BYTES);
         if (bytes)
             V(prefetch)(at.bytes, i, V(QUAD));
         else
-            V(prefetch)(at.target.at + i, 0, 4 * VECTOR_BYTES);
+            V(prefetch)(at.target + i, 0, 4 * VECTOR_BYTES);
         V(add_term)(&sum, V(bce_quad)(at, i, kind, bytes, with_out, scale, e), number);
         if (with_out && at.stream)
             V(drain)(at.stream, at.out, i);
@@ -187,13 +187,13 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 {
     for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
         V(vector) e[4], one = V(all)(1), zero = V(all)(0);
-        V(prefetch)(at->x.at + i, 0, 4 * VECTOR_BYTES);
+        V(prefetch)(at->x + i, 0, 4 * VECTOR_BYTES);
         for (int j = 0; j < 4; j++)
-            e[j] = -V(abs)(V(get)(at->x, i + j * V(LANES)));
+            e[j] = -V(abs)(V(load)(at->x + i + j * V(LANES)));
         V(exp_nonpositive)(e, 1);
         EACH
         {
-            V(vector) x = V(get)(at->x, i + j * V(LANES));
+            V(vector) x = V(load)(at->x + i + j * V(LANES));
             V(mask) above = V(greater)(x, zero);
             V(store)(at->out + i + j * V(LANES), log ? V(choose)(above, zero, x) - V(log1p_unit)(e[j])
                                                      : V(choose)(above, one, e[j]) / (one + e[j]));
@@ -207,7 +207,7 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 static void V(probability_loss)(pointwise_kind kind, const V(operands) *at, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        double x = at->x.at[i & at->x.step], y = at->target.at[i & at->target.step];
+        double x = at->x[i], y = at->target[i];
         if (kind == BCE) {
             double log_p = fmax(log(x), -100), log_q = fmax(log1p(-x), -100);
             at->loss[i] = (V(real))(-at->weight.at[i & at->weight.step] * (y * log_p + (1 - y) * log_q));
@@ -227,15 +227,15 @@ static double V(total)(const V(real) *loss, ptrdiff_t n)
 }
 
 /* Labels -1 and +1 as 0 and 1, in `tile`; returns the first that is neither, or -1. */
-static ptrdiff_t V(unsign)(V(source) *target, ptrdiff_t n, V(real) *tile)
+static ptrdiff_t V(unsign)(const V(real) **target, ptrdiff_t n, V(real) *tile)
 {
     int bad = 0;
     for (ptrdiff_t i = 0; i < n; i += V(LANES)) {
-        V(vector) t = V(get)(*target, i), one = V(all)(1);
+        V(vector) t = V(load)(*target + i), one = V(all)(1);
         bad |= V(any)(V(nonzero)(V(abs)(t) - one));
         V(store)(tile + i, (V(real))0.5 * (t + one));
     }
-    *target = (V(source)){tile, -1};
+    *target = tile;
     for (ptrdiff_t i = 0; bad; i++)
         if (tile[i] != 0 && tile[i] != 1)
             return i;
@@ -245,7 +245,7 @@ static ptrdiff_t V(unsign)(V(source) *target, ptrdiff_t n, V(real) *tile)
 static ptrdiff_t V(first_improbable)(const V(operands) *at, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        V(real) x = at->x.at[i & at->x.step], y = at->target.at[i & at->target.step];
+        V(real) x = at->x[i], y = at->target[i];
         if (!(x >= 0 && x <= 1 && y >= 0 && y <= 1))
             return i;
     }
@@ -257,27 +257,33 @@ static int V(is_number)(const array_view *view)
     return !view->data || (view->ndim == 1 && view->stride[0] == 0);
 }
 
-/* Elements first ... first + n - 1, followed by `behind` up to `whole`. What was not given is 1. */
-static V(source) V(operand)(const array_view *view, ptrdiff_t first, ptrdiff_t n, ptrdiff_t whole,
-                            V(real) behind, V(real) *tile)
+/* Elements first ... first + n - 1, followed by `behind` up to `whole` */
+static const V(real) *V(operand)(const array_view *view, ptrdiff_t first, ptrdiff_t n, ptrdiff_t whole,
+                                 V(real) behind, V(real) *tile)
+{
+    const V(real) *items = V(items)(view, first, n, tile);
+    if (n == whole)
+        return items;
+    if (items != tile)
+        memcpy(tile, items, sizeof(V(real)) * (size_t)n);
+    for (ptrdiff_t i = n; i < whole; i++)
+        tile[i] = behind;
+    return tile;
+}
+
+/* The same of coefficients, which are 1 where not given, followed by 0 */
+static V(source)
+    V(coefficient)(const array_view *view, ptrdiff_t first, ptrdiff_t n, ptrdiff_t whole, V(real) *tile)
 {
     static double one = 1;
     static const array_view ones = {
         .data = (char *)&one, .dtype = DTYPE_F64, .ndim = 1, .shape = {PTRDIFF_MAX}};
     if (!view->data)
         view = &ones;
-    if (n == whole && V(is_number)(view)) {
-        V(load_run)(view->dtype, view->data, 0, V(LANES), tile);
-        return (V(source)){tile, 0};
-    }
-    const V(real) *items = V(items)(view, first, n, tile);
-    if (n == whole)
-        return (V(source)){items, -1};
-    if (items != tile)
-        memcpy(tile, items, sizeof(V(real)) * (size_t)n);
-    for (ptrdiff_t i = n; i < whole; i++)
-        tile[i] = behind;
-    return (V(source)){tile, -1};
+    if (n < whole || !V(is_number)(view))
+        return (V(source)){V(operand)(view, first, n, whole, 0, tile), -1};
+    V(load_run)(view->dtype, view->data, 0, V(LANES), tile);
+    return (V(source)){tile, 0};
 }
 
 /* Whether a run of results can be computed where it is to be */
@@ -301,8 +307,7 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
                                           {{V(bce_PLAIN00), V(bce_PLAIN01)}, {V(bce_PLAIN10), V(bce_PLAIN11)}}
 #endif
     };
-    int weighted = job->weight.data || job->pos_weight.data || at->loss || !V(is_number)(&job->scale) ||
-                   !at->x.step || !(at->bytes || at->target.step);
+    int weighted = job->weight.data || job->pos_weight.data || at->loss || !V(is_number)(&job->scale);
     int kind = job->label_smoothing != 0 ? CAREFUL : weighted ? WEIGHTED : PLAIN;
     double total = passes[kind][at->bytes != NULL][at->out != NULL](at, whole);
     if (isfinite(total) && fabs(total) >= 0x1p-90)
@@ -324,9 +329,9 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
     const array_view *target = &job->target;
     int loss_fits = job->loss.data && n == whole && V(fits)(&job->loss, first, n);
     V(operands) at = {.x = V(operand)(&job->x, first, n, whole, -(V(real))0x1p100, tile[0]),
-                      .weight = V(operand)(&job->weight, first, n, whole, 0, tile[2]),
-                      .pos_weight = V(operand)(&job->pos_weight, first, n, whole, 0, tile[3]),
-                      .scale = V(operand)(&job->scale, first, n, whole, 0, tile[4]),
+                      .weight = V(coefficient)(&job->weight, first, n, whole, tile[2]),
+                      .pos_weight = V(coefficient)(&job->pos_weight, first, n, whole, tile[3]),
+                      .scale = V(coefficient)(&job->scale, first, n, whole, tile[4]),
                       .loss = loss_fits        ? (V(real) *)(job->loss.data + view_offset(&job->loss, first))
                               : job->loss.data ? tile[5]
                                                : NULL,
@@ -340,7 +345,7 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         job->label_smoothing == 0 && V(last_stride)(target) == 1 && V(run_length)(target, first, n) == n) {
         at.bytes = (const uint8_t *)target->data + view_offset(target, first);
         at.largest = target->dtype == DTYPE_BOOL ? 1 : UINT8_MAX;
-    } else
+    } else if (target->data)
         at.target = V(operand)(target, first, n, whole, job->is_signed ? -1 : 0, tile[1]);
     ptrdiff_t bad = job->is_signed     ? V(unsign)(&at.target, whole, tile[1])
                     : job->kind == BCE ? V(first_improbable)(&at, n)
