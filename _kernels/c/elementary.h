@@ -5,10 +5,10 @@
  * 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition to the
  * exponent of 2^f: that would turn NaN into numbers.)
  *
- * Two ways to f. Where x counts by itself, r = x - n*ln2 with ln2 in parts. In a row, where only differences
- * of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base 2^LOG2E,
- * which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all of a row
- * has one base.
+ * Two ways to f = x*log2(e) - n. Where x counts by itself, log2(e) is in two parts. In a row, where only
+ * differences of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base
+ * 2^LOG2E, which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all
+ * of a row has one base.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -19,7 +19,6 @@
 #define MANTISSA_BITS 52
 #define EXPONENT_BIAS 1023
 #define LN2_A 0x1.62e42fefa39efp-1
-#define LN2_B 0x1.abc9e3b39803fp-56
 #define LN2_1 0x1.62e42feep-1
 #define LN2_2 0x1.a39ef356p-33
 #define LN2_3 0x1.93c7673007e5fp-65
@@ -30,7 +29,6 @@
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_A 0x1.62e43p-1f
-#define LN2_B -0x1.05c61p-29f
 #define LN2_1 0x1.62p-1f
 #define LN2_2 0x1.c8p-10f
 #define LN2_3 0x1.7f7d1cp-20f
@@ -55,40 +53,10 @@
 #define LOG2_BASE 0x1.71547652b82fep0
 #endif
 
-/* x - n*ln2, ln2 in two parts with fused multiply-add, in three (their products exact) without. */
-INLINE V(vector) V(reduced)(V(vector) x, V(vector) n)
-{
-#ifdef VECTOR_FMA
-    return V(fma)(n, V(all)(-LN2_B), V(fma)(n, V(all)(-LN2_A), x));
-#else
-    return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3;
+#ifndef VECTOR_FMA
+/* x - n*ln2, ln2 in three parts whose products are exact */
+INLINE V(vector) V(reduced)(V(vector) x, V(vector) n) { return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3; }
 #endif
-}
-
-/* exp(r) for |r| <= 0.35 */
-INLINE V(vector) V(exp_reduced)(V(vector) r)
-{
-#ifdef REAL_IS_F64
-    V(vector) p = V(all)(0x1.ad7a8fa380f3ep-26);
-    p = V(fma)(p, r, V(all)(0x1.28b1676675a35p-22));
-    p = V(fma)(p, r, V(all)(0x1.71df2ef2988fap-19));
-    p = V(fma)(p, r, V(all)(0x1.a01995eddea4ap-16));
-    p = V(fma)(p, r, V(all)(0x1.a01a01231acc4p-13));
-    p = V(fma)(p, r, V(all)(0x1.6c16c1859c6b8p-10));
-    p = V(fma)(p, r, V(all)(0x1.11111111299c8p-7));
-    p = V(fma)(p, r, V(all)(0x1.555555555024bp-5));
-    p = V(fma)(p, r, V(all)(0x1.55555555554fp-3));
-    p = V(fma)(p, r, V(all)(0.5));
-#else
-    V(vector) p = V(all)(0x1.6a1a8cp-10f);
-    p = V(fma)(p, r, V(all)(0x1.123fc6p-7f));
-    p = V(fma)(p, r, V(all)(0x1.555916p-5f));
-    p = V(fma)(p, r, V(all)(0x1.55548ap-3f));
-    p = V(fma)(p, r, V(all)(0x1.fffffcp-2f));
-#endif
-    p = V(fma)(p, r, V(all)(1));
-    return V(fma)(p, r, V(all)(1));
-}
 
 /* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding */
 INLINE V(vector) V(exp2_unit)(V(vector) f)

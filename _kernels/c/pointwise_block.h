@@ -280,10 +280,13 @@ static V(source)
         .data = (char *)&one, .dtype = DTYPE_F64, .ndim = 1, .shape = {PTRDIFF_MAX}};
     if (!view->data)
         view = &ones;
-    if (n < whole || !V(is_number)(view))
+    if (!V(is_number)(view))
         return (V(source)){V(operand)(view, first, n, whole, 0, tile), -1};
     V(load_run)(view->dtype, view->data, 0, V(LANES), tile);
-    return (V(source)){tile, 0};
+    V(real) number = tile[0];
+    for (ptrdiff_t i = 0; n < whole && i < whole; i++)
+        tile[i] = i < n ? number : 0;
+    return (V(source)){tile, -(n < whole)};
 }
 
 /* Whether a run of results can be computed where it is to be */

@@ -14,7 +14,6 @@
 #undef MANTISSA_BITS
 #undef EXPONENT_BIAS
 #undef LN2_A
-#undef LN2_B
 #undef LN2_1
 #undef LN2_2
 #undef LN2_3
