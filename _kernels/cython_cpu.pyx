@@ -81,6 +81,7 @@ cdef extern from "kernels.h" nogil:
         ptrdiff_t n_elements
         array_view x, target, weight, pos_weight, scale, loss, out
         double label_smoothing
+        int streams
 
     ctypedef void (*block_function)(
         const void *job, ptrdiff_t block, void *scratch, block_result *result
@@ -387,6 +388,7 @@ cdef class Kernels:
         describe_scale(&job.scale, &number, scale)
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
+        job.streams = out is not None and job.n_elements * job.out.itemsize >= STREAM_FROM
         return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, 0, num_threads)
 
     def binary_cross_entropy_with_logits(

@@ -137,6 +137,71 @@ def test_reductions(backend, dtype, reduction):
     assert_exact(ll.logistic_loss_value_and_grad(logits, 2 * target - 1, **options)[1], gradient)
 
 
+TOTALS = {
+    "equal": lambda n: np.full(n, 0.3),
+    "tiny": lambda n: np.full(n, -30.0),
+    "subnormal": lambda n: -90.0 - np.arange(n) % 14,
+    "mixed": lambda n: 40 * np.sin(np.arange(n)),
+    "one of many": lambda n: np.where(np.arange(n) == 3333, 2.0, -60.0),
+    "huge": lambda n: np.full(n, 6e4),
+    "overflowing": lambda n: np.full(n, 1e38),
+    "infinite but right": lambda n: np.where(np.arange(n) % 7 == 0, -np.inf, np.cos(np.arange(n))),
+    "infinite and wrong": lambda n: np.where(np.arange(n) == 4444, np.inf, 1.0),
+    "a NaN": lambda n: np.where(np.arange(n) == 4444, np.nan, 1.0),
+}
+
+
+@pytest.mark.parametrize("weights", [{}, {"pos_weight": 2.5}, {"weight": 0.5, "pos_weight": 3.0}], ids=str)
+@pytest.mark.parametrize("case", TOTALS)
+@pytest.mark.parametrize("target_dtype", ["bool", "uint8", "int64", "float32"])
+def test_totals_of_many(backend, dtype, case, target_dtype, weights):
+    """A total over some blocks and a rest is as good as its losses, tiny, huge or both."""
+    n = 5003
+    x, target = TOTALS[case](n), np.zeros(n, target_dtype)
+    if dtype == np.float16:
+        x = np.where(np.isfinite(x), np.minimum(x, 6e4), x)
+    x[::2], target[::2] = -x[::2], 1
+    logits = frozen(x.astype(dtype))
+    value, gradient = oracle.bce_with_logits(logits, exact(target), **weights)
+    expected = oracle.reduced(value)
+    options = {**weights, "reduction": "sum", "backend": backend}
+    total, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert_exact(ll.binary_cross_entropy_with_logits(logits, target, **options), expected, dtype=dtype)
+    assert_exact(total, expected, dtype=dtype)
+    assert_exact(grad, gradient)
+    in_place = logits.copy()
+    ll.binary_cross_entropy_with_logits_value_and_grad(in_place, target, out=in_place, **options)
+    assert in_place.tobytes() == grad.tobytes()
+
+
+def test_operands_of_any_stride(backend, dtype):
+    """Every operand strided, reversed, broadcast or of bytes gives the same bits as a plain copy of it."""
+    rng = np.random.default_rng(5)
+    wide = rng.normal(0, 4, (90, 2 * 61)).astype(dtype)
+    bits = rng.random((90, 2 * 61)) < 0.4
+    raw = np.where(bits, 3, 0).astype(np.uint8)  # as bool every byte but 0 is true
+    column, row = rng.random((90, 1)), rng.random(61).astype(np.float32)
+    cut = np.s_[::-1, ::2]
+    for target in (
+        bits[cut],
+        bits[cut].astype(np.uint8),
+        raw.view(bool)[cut],
+        np.broadcast_to(np.uint8(1), (90, 61)),
+    ):
+        for weights in ({}, {"weight": column}, {"pos_weight": row}, {"weight": row, "pos_weight": column}):
+            plain = {name: np.broadcast_to(array, (90, 61)).copy() for name, array in weights.items()}
+            copies = wide[cut].copy(), np.where(target.copy(), 1, 0).astype(np.float32)
+            for reduction in ("none", "mean"):
+                options = {"reduction": reduction, "backend": backend}
+                function = ll.binary_cross_entropy_with_logits_value_and_grad
+                found = function(wide[cut], target, **weights, **options)
+                expected = function(*copies, **plain, **options)
+                for one, other in zip(found, expected, strict=True):
+                    assert one.tobytes() == other.tobytes()
+            contiguous = function(copies[0], np.ascontiguousarray(target), **plain, **options)
+            assert contiguous[1].tobytes() == expected[1].tobytes()
+
+
 def test_upstream_gradient(backend, dtype):
     logits, _ = batch((7, 37), dtype)
     target, upstream = np.arange(7 * 37).reshape(7, 37) % 2, np.linspace(-2, 2, 7 * 37).reshape(7, 37)

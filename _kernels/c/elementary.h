@@ -5,30 +5,30 @@
  * 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition to the
  * exponent of 2^f: that would turn NaN into numbers.)
  *
- * Two ways to f. Where x counts by itself, r = x - n*ln2 with ln2 in parts. In a row, where only differences
- * of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base 2^LOG2E,
- * which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all of a row
- * has one base.
+ * Two ways to f = x*log2(e) - n. Where x counts by itself, log2(e) is in two parts. In a row, where only
+ * differences of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base
+ * 2^LOG2E, which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all
+ * of a row has one base.
  */
 #define V(name) PASTE(REAL, name)
 
 #ifdef REAL_IS_F64
 #define MAGIC 0x1.8p52
 #define LOG2E 0x1.71547652b82fep0
+#define LOG2E_REST 0x1.777d0ffda0d24p-56
 #define MANTISSA_BITS 52
 #define EXPONENT_BIAS 1023
 #define LN2_A 0x1.62e42fefa39efp-1
-#define LN2_B 0x1.abc9e3b39803fp-56
 #define LN2_1 0x1.62e42feep-1
 #define LN2_2 0x1.a39ef356p-33
 #define LN2_3 0x1.93c7673007e5fp-65
 #else
 #define MAGIC 0x1.8p23f
 #define LOG2E 0x1.715476p0f
+#define LOG2E_REST 0x1.4ae0cp-26f
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_A 0x1.62e43p-1f
-#define LN2_B -0x1.05c61p-29f
 #define LN2_1 0x1.62p-1f
 #define LN2_2 0x1.c8p-10f
 #define LN2_3 0x1.7f7d1cp-20f
@@ -53,40 +53,10 @@
 #define LOG2_BASE 0x1.71547652b82fep0
 #endif
 
-/* x - n*ln2, ln2 in two parts with fused multiply-add, in three (their products exact) without. */
-INLINE V(vector) V(reduced)(V(vector) x, V(vector) n)
-{
-#ifdef VECTOR_FMA
-    return V(fma)(n, V(all)(-LN2_B), V(fma)(n, V(all)(-LN2_A), x));
-#else
-    return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3;
+#ifndef VECTOR_FMA
+/* x - n*ln2, ln2 in three parts whose products are exact */
+INLINE V(vector) V(reduced)(V(vector) x, V(vector) n) { return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3; }
 #endif
-}
-
-/* exp(r) for |r| <= 0.35 */
-INLINE V(vector) V(exp_reduced)(V(vector) r)
-{
-#ifdef REAL_IS_F64
-    V(vector) p = V(all)(0x1.ad7a8fa380f3ep-26);
-    p = V(fma)(p, r, V(all)(0x1.28b1676675a35p-22));
-    p = V(fma)(p, r, V(all)(0x1.71df2ef2988fap-19));
-    p = V(fma)(p, r, V(all)(0x1.a01995eddea4ap-16));
-    p = V(fma)(p, r, V(all)(0x1.a01a01231acc4p-13));
-    p = V(fma)(p, r, V(all)(0x1.6c16c1859c6b8p-10));
-    p = V(fma)(p, r, V(all)(0x1.11111111299c8p-7));
-    p = V(fma)(p, r, V(all)(0x1.555555555024bp-5));
-    p = V(fma)(p, r, V(all)(0x1.55555555554fp-3));
-    p = V(fma)(p, r, V(all)(0.5));
-#else
-    V(vector) p = V(all)(0x1.6a1a8cp-10f);
-    p = V(fma)(p, r, V(all)(0x1.123fc6p-7f));
-    p = V(fma)(p, r, V(all)(0x1.555916p-5f));
-    p = V(fma)(p, r, V(all)(0x1.55548ap-3f));
-    p = V(fma)(p, r, V(all)(0x1.fffffcp-2f));
-#endif
-    p = V(fma)(p, r, V(all)(1));
-    return V(fma)(p, r, V(all)(1));
-}
 
 /* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding */
 INLINE V(vector) V(exp2_unit)(V(vector) f)
@@ -156,17 +126,31 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
 }
 
-/* exp(x) for x <= 0, subnormal results included: the power of two is applied in two steps. */
-INLINE V(vector) V(exp_nonpositive)(V(vector) x)
+/* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
+ * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down
+ * in a second product; else what is under 2^-125 (2^-1021) is that. */
+INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
 {
-    const V(real) lowest = -(V(real))(EXPONENT_BIAS + MANTISSA_BITS + 2) * (V(real))0.6931472;
-    V(vector) bounded = V(max)(V(all)(lowest), x);
-    V(vector) shifted = V(fma)(bounded, V(all)(LOG2E), V(all)(MAGIC));
-    V(vector) p = V(exp_reduced)(V(reduced)(bounded, shifted - MAGIC));
-    V(ivector) n = (V(ivector))shifted - (V(ivector))V(all)(MAGIC);
-    V(ivector) half = n >> 1;
-    p = p * (V(vector))((half + EXPONENT_BIAS) << MANTISSA_BITS);
-    return p * (V(vector))((n - half + EXPONENT_BIAS) << MANTISSA_BITS);
+    const V(real) lowest = -(V(real))(EXPONENT_BIAS + (deep ? MANTISSA_BITS + 2 : -2)) * (V(real))0.6931472;
+    const V(real) magic = MAGIC + EXPONENT_BIAS + (deep ? (EXPONENT_BIAS + 1) / 2 : 0);
+    V(vector) shifted[4];
+    for (int j = 0; j < 4; j++)
+        x[j] = V(max)(V(all)(lowest), x[j]);
+    for (int j = 0; j < 4; j++)
+        shifted[j] = V(fma)(x[j], V(all)(LOG2E), V(all)(magic));
+    for (int j = 0; j < 4; j++) {
+        V(vector) n = shifted[j] - magic;
+#ifdef VECTOR_FMA
+        x[j] = V(fma)(x[j], V(all)(LOG2E_REST), V(fma)(x[j], V(all)(LOG2E), -n));
+#else
+        x[j] = V(reduced)(x[j], n) * LOG2E;
+#endif
+    }
+    for (int j = 0; j < 4; j++) {
+        x[j] = V(exp2_unit)(x[j]) * (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS);
+        if (deep)
+            x[j] *= sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64;
+    }
 }
 
 /* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */
@@ -211,17 +195,16 @@ INLINE V(vector) V(log1p_unit)(V(vector) t)
     return t * q;
 }
 
-#ifdef REAL_IS_F64
 /* log1p(t) for t >= 0, +inf included */
 INLINE V(vector) V(log1p_nonnegative)(V(vector) t)
 {
-    V(vector) one_plus = t + 1.0;
+    V(vector) one_plus = t + (V(real))1, zero = V(all)(0);
     V(ivector) exponent = ((V(ivector))one_plus >> MANTISSA_BITS) - EXPONENT_BIAS;
-    V(vector) mantissa = (V(vector))(((V(ivector))one_plus & 0xfffffffffffff) | (V(ivector))V(all)(1.0));
+    V(vector) mantissa = (V(vector))((V(ivector))one_plus - (exponent << MANTISSA_BITS));
     V(vector) power = (V(vector))(exponent + (V(ivector))V(all)(MAGIC)) - MAGIC;
-    V(vector) log = V(fma)(power, V(all)(LN2_A), V(log1p_unit)(mantissa - 1.0));
-    V(vector) finite = V(choose)(V(greater)(V(all)(1.0), t), V(log1p_unit)(t), log);
-    return V(choose)(V(greater)(V(all)(INFINITY), t), finite, t);
+    V(mask) small = V(greater)(V(all)(1), t);
+    V(vector) log = V(log1p_unit)(V(choose)(small, t, mantissa - (V(real))1));
+    log = V(fma)(V(choose)(small, zero, power), V(all)(LN2_A), log);
+    return V(choose)(V(greater)(V(all)(INFINITY), t), log, t);
 }
-#endif
 #undef V

@@ -1,5 +1,5 @@
-/* float16 and bfloat16 to float32 and back, rounded to nearest even. No branches, so that loops of them
- * vectorise. */
+/* float16 and bfloat16 to float32 and back, rounded to nearest even. Loops of them vectorise: no branches,
+ * and no ?: around floating-point arithmetic either, which compilers take for one. */
 #ifndef LOGITLOSS_HALF_H
 #define LOGITLOSS_HALF_H
 
@@ -20,12 +20,18 @@ static inline uint32_t bits_of_float(float value)
     return bits;
 }
 
+static inline uint32_t select_bits(int condition, uint32_t a, uint32_t b)
+{
+    uint32_t mask = -(uint32_t)condition;
+    return (a & mask) | (b & ~mask);
+}
+
 /* The exponent's bias is off by 112: a product mends it, for subnormal numbers too. */
 static inline float half_to_float(uint16_t half)
 {
     uint32_t magnitude = half & 0x7fffu;
     uint32_t finite = bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f);
-    uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | magnitude << 13 : finite;
+    uint32_t bits = select_bits(magnitude >= 0x7c00u, 0x7f800000u | magnitude << 13, finite);
     return float_of_bits(bits | (uint32_t)(half & 0x8000u) << 16);
 }
 
@@ -35,9 +41,9 @@ static inline uint16_t float_to_half(float value)
     uint32_t all = bits_of_float(value), magnitude = all & 0x7fffffffu;
     uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
     uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000u;
-    uint32_t half = magnitude < 0x38800000u ? subnormal : normal - (112u << 10);
-    half = magnitude >= 0x477ff000u ? 0x7c00u : half;
-    half = magnitude > 0x7f800000u ? 0x7e00u : half;
+    uint32_t half = select_bits(magnitude < 0x38800000u, subnormal, normal - (112u << 10));
+    half = select_bits(magnitude >= 0x477ff000u, 0x7c00u, half);
+    half = select_bits(magnitude > 0x7f800000u, 0x7e00u, half);
     return (uint16_t)(half | (all >> 16 & 0x8000u));
 }
 

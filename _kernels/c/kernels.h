@@ -86,6 +86,7 @@ typedef struct {
     ptrdiff_t n_elements;
     array_view x, target, weight, pos_weight, scale, loss, out;
     double label_smoothing;
+    int streams; /* as above */
 } pointwise_job;
 
 /* `scratch` is the calling thread's own, of the size that the job asked for. */

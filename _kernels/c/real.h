@@ -13,10 +13,10 @@
 #include "pointwise_block.h"
 #undef MAGIC
 #undef LOG2E
+#undef LOG2E_REST
 #undef MANTISSA_BITS
 #undef EXPONENT_BIAS
 #undef LN2_A
-#undef LN2_B
 #undef LN2_1
 #undef LN2_2
 #undef LN2_3

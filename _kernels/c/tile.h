@@ -21,9 +21,31 @@ INLINE int V(is_real)(const array_view *view)
                 to[i] = (V(real))convert(*(const type *)(from + i * stride)); \
     } while (0)
 
+#if defined VECTOR_X86 && !defined REAL_IS_F64
+/* By instruction, eight at a time; return how many. */
+static ptrdiff_t load_halves(const char *from, ptrdiff_t n, float *to)
+{
+    for (ptrdiff_t i = 0; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * i))));
+    return n / 8 * 8;
+}
+
+static ptrdiff_t store_halves(char *to, ptrdiff_t n, const float *from)
+{
+    for (ptrdiff_t i = 0; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(to + 2 * i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+    return n / 8 * 8;
+}
+#endif
+
 /* n items from `from` on, `stride` bytes apart */
 static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, ptrdiff_t n, V(real) *to)
 {
+#if defined VECTOR_X86 && !defined REAL_IS_F64
+    ptrdiff_t done = dtype == DTYPE_F16 && stride == 2 ? load_halves(from, n, to) : 0;
+    from += 2 * done, to += done, n -= done;
+#endif
     switch (dtype) {
     case DTYPE_F16: RUN(uint16_t, half_to_float); break;
     case DTYPE_BF16: RUN(uint16_t, bfloat_to_float); break;
@@ -54,6 +76,10 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
 
 static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t n, const V(real) *from)
 {
+#if defined VECTOR_X86 && !defined REAL_IS_F64
+    ptrdiff_t done = dtype == DTYPE_F16 && stride == 2 ? store_halves(to, n, from) : 0;
+    from += done, to += 2 * done, n -= done;
+#endif
     switch (dtype) {
     case DTYPE_F16: RUN(uint16_t, float_to_half); break;
     case DTYPE_BF16: RUN(uint16_t, float_to_bfloat); break;
@@ -63,6 +89,21 @@ static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t
     }
 }
 #undef RUN
+
+/* Items up to the next cache line */
+INLINE ptrdiff_t V(to_line)(const V(real) *p) { return -(uintptr_t)p % 64 / sizeof(V(real)); }
+
+/* A contiguous run around the cache, but for the lines at its ends */
+static void V(stream_run)(V(real) *to, ptrdiff_t n, const V(real) *from)
+{
+    ptrdiff_t i = 0, head = V(to_line)(to);
+    for (; i < n && i < head; i++)
+        to[i] = from[i];
+    for (; i + V(LANES) <= n; i += V(LANES))
+        V(stream)(to + i, V(load)(from + i));
+    for (; i < n; i++)
+        to[i] = from[i];
+}
 
 /* A run where it lies, or copied into `tile` */
 INLINE const V(real) *V(run)(const array_view *view, const char *from, ptrdiff_t stride, ptrdiff_t n,
