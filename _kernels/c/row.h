@@ -114,20 +114,25 @@ static void V(without)(V(groups) *in, ptrdiff_t at, V(real) filler)
     in->top = g;
 }
 
-/* The largest of a chunk; NaN counts for nothing */
-INLINE V(real) V(highest)(const V(groups) *in, ptrdiff_t n_groups)
+/* The largest of n_groups, or of what was seen before and them; NaN counts for nothing */
+INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_groups, V(vector) before)
 {
-    V(vector) low = V(all)(-INFINITY), high[4] = {low, low, low, low};
-    const V(real) *x = in->x, *end = x + (in->last < 0 ? n_groups : in->last) * V(GROUP);
-    for (; x + 2 * V(GROUP) <= end; x += 2 * V(GROUP))
+    V(vector) high[4] = {before, before, before, before};
+    for (; n_groups >= 2; n_groups -= 2, x += 2 * V(GROUP))
         for (int j = 0; j < 4; j++)
             high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
-    for (int j = 0; j < 2 && x < end; j++)
+    for (int j = 0; j < 2 && n_groups; j++)
         high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
-    for (int j = 0; j < 2 && in->last >= 0; j++)
-        high[j] = V(max)(V(load)(in->last_group + j * V(LANES)), high[j]);
-    return V(lanes_max)(V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3])));
+    return V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3]));
 }
+
+/* The whole groups of the chunk that follows, and once the chunk before it is summed, their largest: so
+ * memory and arithmetic work at the same time. */
+typedef struct {
+    const V(real) *x;
+    ptrdiff_t n_groups;
+    V(vector) highest;
+} V(following);
 
 /* Where `value`, which is there, first stands */
 INLINE ptrdiff_t V(find)(const V(groups) *in, V(real) value)
@@ -150,18 +155,23 @@ INLINE ptrdiff_t V(find)(const V(groups) *in, V(real) value)
 
 /* Add the groups of a chunk to the row; their exponentials go to `exps` if it is not NULL. */
 INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(groups) *gamma, ptrdiff_t n_groups,
-                          V(real) *exps, int has_shift)
+                          V(real) *exps, int has_shift, V(following) *next)
 {
     V(exp_scale) scale = V(row_scale)(row);
     V(vector) shift = V(all)((V(real))row->shift), reference = V(all)((V(real))row->largest),
               zero = V(all)(0);
     V(chained_sum) sum = {zero, zero}, weight = sum, gap = sum;
+    V(vector) low = V(all)(-INFINITY), high[2] = {low, low};
+    const V(real) *ahead = next->x, *last = ahead + (next->n_groups - 1) * V(GROUP);
     /* Backwards, so that what the last group keeps of the group before it is written over */
     for (ptrdiff_t g = n_groups - 1; g >= 0; g--) {
         const V(real) *logits = V(group)(x, g), *weights = gamma ? V(group)(gamma, g) : NULL;
         V(vector) e[2], w[2], d[2];
         for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64)
-            __builtin_prefetch((const char *)(x->x + g * V(GROUP))+PREFETCH_BYTES + line);
+            __builtin_prefetch((const char *)ahead + PREFETCH_BYTES + line);
+        for (int j = 0; j < 2; j++)
+            high[j] = V(max)(V(load)(ahead + j * V(LANES)), high[j]);
+        ahead = ahead < last ? ahead + V(GROUP) : last;
         for (int j = 0; j < 2; j++) {
             V(vector) logit = V(load)(logits + j * V(LANES));
             e[j] = V(exp_scaled)(has_shift ? logit - shift : logit, scale);
@@ -178,6 +188,7 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
             V(chain)(&gap, d[0] + d[1], g);
         }
     }
+    next->highest = V(highest)(ahead, (last - ahead) / V(GROUP) + 1, V(max)(high[0], high[1]));
     add(&row->sum, V(lanes_sum)(sum.sum + sum.chain));
     if (gamma) {
         add(&row->weight, V(lanes_sum)(weight.sum + weight.chain));
@@ -186,13 +197,13 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define ADD_GROUPS(name, gamma, exps, has_shift)                                                            \
-    static                                                                                                  \
-        __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,                    \
-                                               const V(groups) *weights, ptrdiff_t n_groups, V(real) *kept) \
-    {                                                                                                       \
-        (void)weights, (void)kept;                                                                          \
-        V(add_groups)(row, x, gamma, n_groups, exps, has_shift);                                            \
+#define ADD_GROUPS(name, gamma, exps, has_shift)                                                \
+    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,     \
+                                                  const V(groups) *weights, ptrdiff_t n_groups, \
+                                                  V(real) *kept, V(following) *next)            \
+    {                                                                                           \
+        (void)weights, (void)kept;                                                              \
+        V(add_groups)(row, x, gamma, n_groups, exps, has_shift, next);                          \
     }
 ADD_GROUPS(add_plain, NULL, NULL, 0)
 ADD_GROUPS(add_kept, NULL, kept, 0)
@@ -200,13 +211,26 @@ ADD_GROUPS(add_weighted, weights, kept, 1)
 ADD_GROUPS(add_shifted, NULL, kept, 1)
 #undef ADD_GROUPS
 
-/* Add a chunk of n classes; gamma and exps may be NULL. */
+/* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
+ * one, if it was that; then what this one sees of the next n_next classes, if there are any. */
 static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(real) *gamma, ptrdiff_t n,
-                         ptrdiff_t first_class, V(real) *exps)
+                         ptrdiff_t first_class, V(real) *exps, V(following) *seen, const V(real) *next,
+                         ptrdiff_t n_next)
 {
     V(groups) x, weights;
-    ptrdiff_t n_groups = V(split)(&x, logits, n, -INFINITY), at = -1;
-    V(real) largest = V(highest)(&x, n_groups);
+    ptrdiff_t n_whole = n / V(GROUP), n_groups = V(split)(&x, logits, n, -INFINITY), at = -1;
+    V(vector) highest = V(all)(-INFINITY);
+    if (seen->x == logits && seen->n_groups == n_whole)
+        highest = seen->highest;
+    else
+        highest = V(highest)(logits, n_whole, highest);
+    if (x.last >= 0)
+        highest = V(highest)(x.last_group, 1, highest);
+    V(real) largest = V(lanes_max)(highest);
+    *seen = (V(following)){n_next >= V(GROUP) ? next
+                           : x.n >= V(GROUP)  ? logits
+                                              : x.last_group,
+                           n_next >= V(GROUP) ? n_next / V(GROUP) : 1, highest};
     if (gamma)
         V(split)(&weights, gamma, n, 0);
     if (largest > row->largest) {
@@ -216,16 +240,20 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         if (gamma)
             V(without)(&weights, at, 0);
     }
-    if (row->largest == INFINITY)
+    if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
-    else if (gamma)
-        V(add_weighted)(row, &x, &weights, n_groups, exps);
-    else if (row->shift != 0)
-        V(add_shifted)(row, &x, NULL, n_groups, exps);
-    else if (exps)
-        V(add_kept)(row, &x, NULL, n_groups, exps);
-    else
-        V(add_plain)(row, &x, NULL, n_groups, NULL);
+        seen->x = NULL;
+    } else if (gamma) {
+        V(add_weighted)(row, &x, &weights, n_groups, exps, seen);
+    } else if (row->shift != 0) {
+        V(add_shifted)(row, &x, NULL, n_groups, exps, seen);
+    } else if (exps) {
+        V(add_kept)(row, &x, NULL, n_groups, exps, seen);
+    } else {
+        V(add_plain)(row, &x, NULL, n_groups, NULL, seen);
+    }
+    if (n_next < V(GROUP))
+        seen->x = NULL;
     if (exps && at >= 0) /* a larger one may come */
         exps[at] = V(exp_scaled)(V(all)(largest - (V(real))row->shift), V(row_scale)(row))[0];
 }

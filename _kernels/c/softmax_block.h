@@ -26,6 +26,7 @@ typedef struct {
     /* Rows' exponentials, kept for the second pass, and the scales of their chunks; or NULL */
     V(real) *exps;
     chunk_scale *scales;
+    V(following) seen; /* of the chunk or row to come */
 } V(block);
 
 INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
@@ -182,7 +183,16 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
             continue;
 #endif
         const V(real) *x = V(run)(logits, item, logits->class_stride, n, block->x_tile);
-        V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps);
+        const V(real) *next = x + n;
+        ptrdiff_t n_next = V(at_most)(end - c - n, V(CHUNK));
+        if (n_next == 0 && part == 0 && i + 1 < block->n) {
+            next = (const V(real) *)V(item)(logits, block->first + i + 1, 0);
+            n_next = V(at_most)(job->n_classes, V(CHUNK));
+        }
+        if (x == block->x_tile)
+            n_next = 0;
+        V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
+                     n_next);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
     }
@@ -510,6 +520,7 @@ static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(b
     block->gamma_tile = tile[1];
     block->out_tile = tile[2];
     block->exps = NULL;
+    block->seen.x = NULL;
 }
 
 static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scratch, block_result *result)
