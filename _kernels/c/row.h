@@ -357,4 +357,46 @@ static void V(copy_out)(V(real) *to, const V(real) *from, ptrdiff_t n, int strea
             V(stream)(to + c + j, V(load)(from + c + j));
     V(copy_few)(to + c, from + c, n - c);
 }
+
+/* The entries of a row that are not as the others: `value` at `at`, counted like the classes around it */
+typedef struct {
+    ptrdiff_t at[2];
+    V(real) value[2];
+} V(exceptions);
+
+INLINE void V(except)(V(real) *out, ptrdiff_t first, ptrdiff_t n, const V(exceptions) *but)
+{
+    for (int k = 0; k < 2; k++)
+        if (but->at[k] >= first && but->at[k] < first + n)
+            out[but->at[k] - first] = but->value[k];
+}
+
+/* Kept exponentials times a factor, past the caches: copy_out of what row_map and the exceptions leave, in
+ * one go */
+static void V(stream_scaled)(V(real) *to, const V(real) *exps, ptrdiff_t n, V(vector) factor,
+                             const V(exceptions) *but)
+{
+    enum { LINE = 64 / sizeof(V(real)) };
+    V(real) ALIGNED line[LINE];
+    ptrdiff_t c = 0, end = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
+    for (; c < n; c = end, end += LINE) {
+        end = end < n ? end : n;
+        V(vector) p[LINE / V(LANES)];
+        for (int j = 0; j < LINE / V(LANES); j++)
+            p[j] = V(load)(exps + c + j * V(LANES)) * factor;
+        int is_plain = (size_t)(but->at[0] - c) >= LINE && (size_t)(but->at[1] - c) >= LINE;
+        if (end - c < LINE || !is_plain) {
+            for (int j = 0; j < LINE / V(LANES); j++)
+                V(store)(line + j * V(LANES), p[j]);
+            V(except)(line, c, end - c, but);
+            for (int j = 0; j < LINE / V(LANES); j++)
+                p[j] = V(load)(line + j * V(LANES));
+        }
+        if (end - c < LINE)
+            V(copy_few)(to + c, line, end - c);
+        else
+            for (int j = 0; j < LINE / V(LANES); j++)
+                V(stream)(to + c + j * V(LANES), p[j]);
+    }
+}
 #undef V

@@ -361,15 +361,18 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
             entropy += V(row_entropy)(x, n, &row);
             continue;
         }
+        char *to = V(item)(out, block->first + i, c);
+        const V(exceptions) but = {{done->top - c, done->label - c},
+                                   {(V(real))done->at_top, (V(real))done->at_label}};
+        if (exps && !gamma && in_place && job->streams) {
+            V(stream_scaled)((V(real) *)to, exps, n, row.factor, &but);
+            continue;
+        }
         if (done->is_live)
             V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
         else
             memset(tile, 0, sizeof(V(real)) * (size_t)n);
-        if (done->label >= c && done->label < c + n)
-            tile[done->label - c] = (V(real))done->at_label;
-        if (done->top >= c && done->top < c + n)
-            tile[done->top - c] = (V(real))done->at_top;
-        char *to = V(item)(out, block->first + i, c);
+        V(except)(tile, 0, n, &but);
         if (in_place)
             V(copy_out)((V(real) *)to, tile, n, job->streams);
         else
