@@ -189,8 +189,11 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
             next = (const V(real) *)V(item)(logits, block->first + i + 1, 0);
             n_next = V(at_most)(job->n_classes, V(CHUNK));
         }
-        if (x == block->x_tile)
+        if (x == block->x_tile) { /* the sum's own prefetches go by the logits of float32 */
             n_next = 0;
+            for (ptrdiff_t line = 0; line < n * logits->class_stride; line += 64)
+                __builtin_prefetch(item + n * logits->class_stride + line);
+        }
         V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
                      n_next);
         if (exps)
@@ -368,6 +371,11 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
             V(stream_scaled)((V(real) *)to, exps, n, row.factor, &but);
             continue;
         }
+#ifndef REAL_IS_F64
+        if (exps && !gamma && out->itemsize == 2 && out->class_stride == 2 &&
+            store_scaled_halves(out->dtype, to, exps, n, row.factor, &but, job->streams))
+            continue;
+#endif
         if (done->is_live)
             V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
         else
