@@ -93,6 +93,7 @@ cdef extern from "kernels.h" nogil:
         block_function pointwise_block
 
     const kernel_table *const *logitloss_tables()
+    ptrdiff_t lanes_rows(const softmax_job *job)
     void label_weight_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
@@ -237,20 +238,24 @@ cdef class Kernels:
         self, softmax_job *job, object logits, object out, int num_threads
     ) except *:
         cdef ptrdiff_t row_bytes, kept_bytes
+        cdef bint by_lanes
         cdef bint has_class_axis = job.second_pass != ENTROPY
         job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
         job.n_rows = describe(&job.logits, logits, True)
         describe(&job.out, out, has_class_axis)
         row_bytes = job.n_classes * max(4, job.logits.itemsize)
-        job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
-        if job.logits.class_stride != job.logits.itemsize:
-            job.block_rows = BLOCK_ROWS
+        job.block_rows = lanes_rows(job)
+        by_lanes = job.block_rows > 0
+        if not by_lanes:
+            job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
+            if job.logits.class_stride != job.logits.itemsize:
+                job.block_rows = BLOCK_ROWS
         job.streams = out is not None and job.n_rows * row_bytes >= STREAM_FROM
         # A row's exponentials in whole groups of vectors
         kept_bytes = job.block_rows * (row_bytes + 256)
         job.keeps_exps = (
             (job.second_pass == GRADIENT or job.second_pass == SOFTMAX)
-            and job.lse_in.data == NULL
+            and not by_lanes and job.lse_in.data == NULL
             and kept_bytes <= KEEP_BYTES
         )
         job.parts = NULL

@@ -162,3 +162,23 @@ def test_functions_of_rows(backend, dtype, side, n_classes):
     loss, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
     assert_exact(loss, value)
     assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 21])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_of_short_rows(backend, side, n_classes, axis):
+    """Rows enough for blocks of any size, and a gradient too large for the cache: every row as if alone."""
+    dtype = np.dtype(np.float32)
+    for n_rows in (4096 + 13, 2**23 // n_classes + 5):
+        logits, target = batch((n_rows, n_classes), dtype)
+        logits = np.moveaxis(guarded(np.moveaxis(logits, 1, 1 - axis), side=side), 1 - axis, 1)
+        grad = np.moveaxis(
+            guarded(np.full_like(np.moveaxis(logits, 1, 1 - axis), np.nan), side=side), 1 - axis, 1
+        )
+        options = {"reduction": "none", "backend": backend}
+        loss, _ = ll.cross_entropy_value_and_grad(logits, target, out=grad, **options)
+        for first in (0, 61, n_rows // 2, n_rows - 19):
+            rows = slice(first, first + 19)
+            alone = ll.cross_entropy_value_and_grad(logits[rows], target[rows], **options)
+            assert np.array_equal(loss[rows], alone[0])
+            assert np.array_equal(grad[rows], alone[1])

@@ -95,6 +95,21 @@ ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels,
     return n;
 }
 
+/* Rows of a block if rows go by lanes, else 0. The logits of a block of short rows stay in the nearest cache;
+ * rows side by side make long runs of each class, and their exponentials stay in a tile if they can. */
+ptrdiff_t lanes_rows(const softmax_job *job)
+{
+    const array_view *x = &job->logits;
+    int are_beside = x->ndim > 0 && x->stride[x->ndim - 1] == x->itemsize && x->class_stride != x->itemsize;
+    if (job->n_classes > INT32_MAX || (job->n_classes >= FEW_CLASSES && !are_beside))
+        return 0;
+    ptrdiff_t class_bytes = job->n_classes * (x->dtype == DTYPE_F64 ? 8 : 4);
+    ptrdiff_t most = (are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES) / class_bytes - 16;
+    most = most < LANES_ROWS ? most : LANES_ROWS;
+    most = most < job->n_rows / 64 ? most : job->n_rows / 64; /* work for many threads */
+    return most < 64 ? 64 : most / 64 * 64;
+}
+
 void label_weight_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
     (void)scratch;

@@ -85,6 +85,22 @@ INLINE V(vector) V(exp2_unit)(V(vector) f)
     return p;
 }
 
+/* The same to 0.07 ulp, one term longer: for short rows, whose few terms' errors do not average out */
+INLINE V(vector) V(exp2_unit_fine)(V(vector) f)
+{
+#ifdef REAL_IS_F64
+    return V(exp2_unit)(f);
+#else
+    V(vector) p = V(all)(0x1.3eb2a0p-13f);
+    p = V(fma)(p, f, V(all)(0x1.5f0b86p-10f));
+    p = V(fma)(p, f, V(all)(0x1.3b320ap-7f));
+    p = V(fma)(p, f, V(all)(0x1.c6af76p-5f));
+    p = V(fma)(p, f, V(all)(0x1.ebfbd6p-3f));
+    p = V(fma)(p, f, V(all)(0x1.62e430p-1f));
+    return V(fma)(p, f, V(all)(1));
+#endif
+}
+
 /* x*log2_base - n */
 INLINE V(vector) V(fraction)(V(vector) x, V(vector) n, double log2_base)
 {
@@ -118,13 +134,16 @@ INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
 
 /* exp(x)*2^-k (in a row's base), for x <= (k + EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at
  * NaN */
-INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
+INLINE V(vector) V(exp_scaled_to)(V(vector) x, V(exp_scale) scale, int is_fine)
 {
     x = V(max)(scale.floor, x);
     V(vector) shifted = V(fma)(x, V(all)(LOG2E), scale.magic);
-    V(vector) p = V(exp2_unit)(V(fraction)(x, shifted - scale.magic, LOG2_BASE));
+    V(vector) f = V(fraction)(x, shifted - scale.magic, LOG2_BASE);
+    V(vector) p = is_fine ? V(exp2_unit_fine)(f) : V(exp2_unit)(f);
     return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
 }
+INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 0); }
+INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 1); }
 
 /* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
  * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down

@@ -20,6 +20,14 @@ enum {
     PART_BYTES = 128
 };
 
+/* Of the path with a row in each lane (lanes_block.h) */
+enum {
+    FEW_CLASSES = 48, /* fewer go by lanes wherever they lie */
+    LANES_ROWS = 1024,
+    LANES_TILE_BYTES = 1 << 17,
+    LANES_SHORT_BYTES = 1 << 14
+};
+
 typedef enum {
     DTYPE_F16,
     DTYPE_BF16,
@@ -105,6 +113,7 @@ const kernel_table *const *logitloss_tables(void);
 
 /* Common to all instruction sets (common.c). */
 ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
+ptrdiff_t lanes_rows(const softmax_job *job);
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);
 double view_real(const array_view *view, const char *item);
 void put_real(const array_view *view, char *item, double value);

@@ -1,107 +1,267 @@
-/* Rows side by side, one in each lane, in one real type; included once for each.
+/* Rows side by side, one in each lane, in one real type: what is done to runs of classes; included once for
+ * each type. lanes_block.h puts it together.
  *
- * For short rows, and for classes that lie far apart while rows lie next to each other (`axis=1` of images):
- * x is a tile of n_classes by BLOCK_ROWS (or wider) reals, class-major. Within a tile two sweeps over cached
- * memory, one for the largest and one for the exponentials, need no branch at all. Lanes beyond the block's
- * rows hold 0.
+ * x is class-major: `x_stride` reals from one class to the next. sum_classes takes the exponentials of a few
+ * classes of all rows, relative to each row's first logit; of the running largest exponential and the next
+ * one, the smaller joins the others' sum, so no largest logit is sought beforehand. A row that rises too far
+ * above its first logit (or holds NaN, or has coefficients by class) is summed again once its largest is
+ * known.
  */
 #define V(name) PASTE(REAL, name)
 
-/* Statistics of rows 0 ... n_rows - 1 for classes first_class ... first_class + n_classes - 1; `x_stride` and
- * `gamma_stride` are the reals from one class to the next. With gamma_stride 0, gamma is one number a class.
- */
-INLINE void V(lanes_statistics_of)(const V(real) *x, ptrdiff_t x_stride, const V(real) *gamma,
-                                   ptrdiff_t gamma_stride, ptrdiff_t n_classes, ptrdiff_t n_rows,
-                                   ptrdiff_t first_class, row_statistics *rows)
+enum {
+    /* A row's first exponential is about 2^LANES_HEADROOM, so that those of classes whose probability is no
+     * normal number still are; its largest may come to 2^LANES_MOST. */
+    V(LANES_HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30,
+    V(LANES_MOST) = sizeof(V(real)) == 8 ? 800 : 80,
+    /* Classes a sweep takes at a time: as many streams from memory */
+    V(SWEEP) = 8,
+    V(AHEAD) = 1024 / sizeof(V(real)),
+    V(LINE) = 64 / sizeof(V(real)),
+    /* The padding keeps what belongs to a row, or to its classes, out of one set of the cache. */
+    V(LANES_STRIDE) = LANES_ROWS + V(LINE),
+    V(LANES_TILE) = LANES_TILE_BYTES / sizeof(V(real)) + V(LINE)
+};
+
+typedef struct {
+    const softmax_job *job;
+    ptrdiff_t first, n, width; /* `width` is n in whole vectors */
+    int all_live;
+    const V(real) *ahead; /* the next block's logits, if they are to be brought into the tile */
+    /* Of sums over the others: what they lose to rounding is kept apart. peak is the largest exponential. */
+    V(real) ALIGNED largest[V(LANES_STRIDE)], peak[V(LANES_STRIDE)];
+    V(real) ALIGNED sum[V(LANES_STRIDE)], sum_lost[V(LANES_STRIDE)], seen[V(LANES_STRIDE)];
+    V(real) ALIGNED weight[V(LANES_STRIDE)], weight_lost[V(LANES_STRIDE)], top_weight[V(LANES_STRIDE)];
+    V(real) ALIGNED gap[V(LANES_STRIDE)], gap_lost[V(LANES_STRIDE)];
+    V(real) ALIGNED shift[V(LANES_STRIDE)], exponent[V(LANES_STRIDE)]; /* as in statistics.h */
+    V(real) ALIGNED is_summed[V(LANES_STRIDE)], live[V(LANES_STRIDE)];
+    V(real) ALIGNED target_logit[V(LANES_STRIDE)], beta[V(LANES_STRIDE)], label_gamma[V(LANES_STRIDE)];
+    V(real) ALIGNED scale[V(LANES_STRIDE)], loss[V(LANES_STRIDE)];
+    V(real) ALIGNED factor[V(LANES_STRIDE)], log1p_others[V(LANES_STRIDE)];
+    V(real) ALIGNED label_entry[V(LANES_STRIDE)], top_entry[V(LANES_STRIDE)];
+    V(bits) ALIGNED label[V(LANES_STRIDE)], top[V(LANES_STRIDE)]; /* label -1: ignored */
+    V(exp_scale) exp_scale[V(LANES_STRIDE) / V(LANES)];
+    double ALIGNED lse[V(LANES_STRIDE)], lse_in[V(LANES_STRIDE)];
+    V(real) ALIGNED x_tile[V(LANES_TILE)], gamma_tile[V(LANES_TILE)];
+} V(lanes);
+
+INLINE V(ivector) V(load_bits)(const V(bits) *p) { return (V(ivector))V(load)((const V(real) *)p); }
+
+/* Lanes from ... end - 1 of v, to the same of `to` */
+INLINE void V(store_some)(V(real) *to, V(vector) v, ptrdiff_t from, ptrdiff_t end)
 {
-    for (ptrdiff_t lane = 0; lane < n_rows; lane += V(LANES), x += V(LANES)) {
-        V(vector) largest = V(all)(-INFINITY), zero = V(all)(0);
-        V(ivector) top = V(all_bits)(0);
+    V(real) ALIGNED lane[V(LANES)];
+    V(store)(lane, v);
+    for (ptrdiff_t i = from; i < end && i < V(LANES); i++)
+        to[i] = lane[i];
+}
+
+INLINE V(vector) V(rounded)(V(vector) x) { return (x + V(all)(MAGIC)) - V(all)(MAGIC); }
+
+/* What exponentials are relative to: a row's first logit, or 0 if that is extreme */
+INLINE V(vector) V(first_exponent)(V(vector) first)
+{
+    V(mask) is_direct = V(greater)(V(all)(DIRECT), V(abs)(first));
+    V(vector) k = V(rounded)(V(keep)(is_direct, first) * V(all)(LOG2E));
+    return k - V(choose)(is_direct, V(all)(V(LANES_HEADROOM)), V(all)(2 * V(LANES_HEADROOM)));
+}
+
+/* 1 where sums relative to such an exponent are good: nothing too large or too small, and no NaN */
+INLINE V(vector) V(is_summed)(V(vector) exponent, V(vector) largest, V(vector) seen)
+{
+    V(vector) above = V(fma)(largest, V(all)(LOG2E), -exponent);
+    V(mask) is_high = V(greater)(above, V(all)(V(LANES_HEADROOM) - 2));
+    V(mask) is_low = V(greater)(V(all)(V(LANES_MOST)), above);
+    return V(keep)(is_high & is_low & V(equal)(seen, seen), V(all)(1));
+}
+
+typedef struct {
+    V(vector) largest, peak, chain, seen, target;
+} V(running);
+
+/* Set rows up for sums: exponentials relative to `first`, the rows' first logits. */
+static void V(start_sums)(V(lanes) *rows, const V(real) *first)
+{
+    V(vector) zero = V(all)(0);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
+        V(vector) exponent = V(first_exponent)(V(load)(first + lane));
+        rows->exp_scale[lane / V(LANES)] = V(exp_scale_of)(exponent);
+        V(store)(rows->exponent + lane, exponent);
+        V(store)(rows->shift + lane, zero);
+        V(store)(rows->largest + lane, V(all)(-INFINITY));
+        V(store)(rows->peak + lane, zero);
+        V(store)(rows->sum + lane, zero);
+        V(store)(rows->sum_lost + lane, zero);
+        V(store)(rows->seen + lane, zero);
+        V(store)(rows->target_logit + lane, zero);
+    }
+}
+
+/* Add classes from first_class on to the sums, and find the logits of their labels. The exponentials go to
+ * `e`, if not NULL; it may be x. Meanwhile logits to come are fetched. (What precedes and follows the
+ * exponentials stands in loops of its own: a turn of this one fills all that a processor looks ahead.) */
+INLINE void V(sum_some)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e, ptrdiff_t e_stride,
+                        int n_classes, ptrdiff_t first_class)
+{
+    const V(real) *ahead = rows->ahead ? rows->ahead + V(LANES) *first_class : x + V(AHEAD);
+    ptrdiff_t ahead_stride = rows->ahead ? V(LANES) : x_stride;
+    ptrdiff_t ahead_step = rows->ahead ? V(LANES) *rows->job->n_classes : V(LANES);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES), ahead += ahead_step) {
+        V(running) run = {V(load)(rows->largest + lane), V(load)(rows->peak + lane), V(all)(0),
+                          V(load)(rows->seen + lane), V(load)(rows->target_logit + lane)};
+        V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
+        V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
+        V(vector) power[V(SWEEP)];
+        /* Of an exponential and the largest so far, the smaller joins the others. */
+#pragma GCC unroll 8
+        for (int c = 0; c < n_classes; c++) {
+            V(vector) logit = V(load)(x + c * x_stride);
+            __builtin_prefetch(ahead + c * ahead_stride);
+            run.target += V(keep)(V(equal_bits)(label, V(all_bits)((V(bits))c)), logit);
+            run.seen += logit;
+            run.largest = V(max)(logit, run.largest);
+            power[c] = V(exp_fine)(logit, scale);
+            if (e)
+                V(store)(e + c * e_stride + lane, power[c]);
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < n_classes; c++) {
+            run.chain += V(min)(run.peak, power[c]);
+            run.peak = V(max)(power[c], run.peak);
+        }
+        V(store)(rows->largest + lane, run.largest);
+        V(store)(rows->peak + lane, run.peak);
+        V(store)(rows->seen + lane, run.seen);
+        V(store)(rows->target_logit + lane, run.target);
+        V(long_sum) total = {run.chain, V(load)(rows->sum + lane), V(load)(rows->sum_lost + lane)};
+        V(fold)(&total);
+        V(store)(rows->sum + lane, total.sum);
+        V(store)(rows->sum_lost + lane, total.lost);
+    }
+}
+
+static void V(sum_classes)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
+                           ptrdiff_t e_stride, ptrdiff_t n_classes, ptrdiff_t first_class)
+{
+#define SUM_SOME(n)                                                      \
+    case n:                                                              \
+        if (e)                                                           \
+            V(sum_some)(rows, x, x_stride, e, e_stride, n, first_class); \
+        else                                                             \
+            V(sum_some)(rows, x, x_stride, NULL, 0, n, first_class);     \
+        break
+    for (ptrdiff_t left = n_classes, n; left > 0; left -= n) { /* in spans as equal as can be */
+        ptrdiff_t n_spans = (left + V(SWEEP) - 1) / V(SWEEP);
+        n = (left + n_spans - 1) / n_spans;
+        switch (n) {
+            SUM_SOME(1);
+            SUM_SOME(2);
+            SUM_SOME(3);
+            SUM_SOME(4);
+            SUM_SOME(5);
+            SUM_SOME(6);
+            SUM_SOME(7);
+            SUM_SOME(8);
+        }
+        x += n * x_stride;
+        e = e ? e + n * e_stride : NULL;
+        first_class += n;
+    }
+#undef SUM_SOME
+}
+
+/* Are they all summed? */
+static int V(are_summed)(V(lanes) *rows)
+{
+    V(vector) fewest = V(all)(1);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
+        V(vector) is_summed = V(is_summed)(V(load)(rows->exponent + lane), V(load)(rows->largest + lane),
+                                           V(load)(rows->seen + lane));
+        fewest = V(min)(fewest, is_summed);
+        V(store)(rows->is_summed + lane, is_summed);
+    }
+    return !V(any)(V(equal)(fewest, V(all)(0)));
+}
+
+/* The largest logit and its class, first of equals */
+static void V(find_tops)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
+                         ptrdiff_t first_class)
+{
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+        V(ivector) top = first_class ? V(load_bits)(rows->top + lane) : V(all_bits)(0);
+        V(vector) largest = first_class ? V(load)(rows->largest + lane) : V(all)(-INFINITY);
         for (ptrdiff_t c = 0; c < n_classes; c++) {
             V(vector) logit = V(load)(x + c * x_stride);
             V(mask) larger = V(greater)(logit, largest);
             largest = V(choose)(larger, logit, largest);
-            top = V(choose_bits)(larger, V(all_bits)((V(bits))c), top);
+            top = V(choose_bits)(larger, V(all_bits)((V(bits))(first_class + c)), top);
         }
-        V(vector) size = V(abs)(largest);
-        V(vector) direct = V(choose)(V(greater)(size, V(all)(DIRECT)), zero, largest);
-        V(vector) shift = V(choose)(V(greater)(V(all)(INFINITY), size), largest - direct, zero);
-        V(vector) rounding = V(all)(MAGIC);
-        V(vector) exponent = (V(fma)(direct, V(all)(LOG2E), rounding) - rounding) - (V(real))V(HEADROOM);
-        V(vector) reference = V(choose)(V(greater)(V(all)(INFINITY), size), largest, zero);
-        V(exp_scale) scale = V(exp_scale_of)(exponent);
-        V(long_sum) sum = {zero, zero, zero}, weight = sum, gap = sum;
+        V(store)(rows->largest + lane, largest);
+        V(store)((V(real) *)(rows->top + lane), (V(vector))top);
+    }
+}
+
+/* What sum_classes leaves out, in rows whose top is known: sums of the rows that are not summed yet,
+ * relative to the largest logit, and of gamma, if that is not NULL, by class (gamma_stride 0) or by lane. */
+INLINE void V(sum_again)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e, ptrdiff_t e_stride,
+                         const V(real) *gamma, ptrdiff_t gamma_stride, ptrdiff_t n_classes,
+                         ptrdiff_t first_class)
+{
+    V(vector) zero = V(all)(0);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+        V(vector) largest = V(load)(rows->largest + lane), size = V(abs)(largest);
+        V(mask) is_summed = V(nonzero)(V(load)(rows->is_summed + lane));
+        V(mask) is_finite = V(greater)(V(all)(INFINITY), size);
+        V(vector) reference = V(keep)(is_finite, largest);
+        V(vector) direct = V(choose)(V(greater)(size, V(all)(DIRECT)), zero, reference);
+        V(vector) shift = V(choose)(is_summed, zero, reference - direct);
+        V(vector) k = V(rounded)(direct * V(all)(LOG2E)) - V(all)(V(LANES_HEADROOM));
+        k = V(choose)(is_summed, V(load)(rows->exponent + lane), k);
+        V(exp_scale) scale = V(exp_scale_of)(k);
+        V(ivector) top = V(load_bits)(rows->top + lane);
+        V(ivector) label = V(load_bits)(rows->label + lane);
+        V(vector) peak = V(load)(rows->peak + lane), target = V(load)(rows->target_logit + lane);
+        V(vector) top_weight = V(load)(rows->top_weight + lane);
+        V(long_sum) sum = {zero, V(load)(rows->sum + lane), V(load)(rows->sum_lost + lane)};
+        V(long_sum) weight = {zero, V(load)(rows->weight + lane), V(load)(rows->weight_lost + lane)};
+        V(long_sum) gap = {zero, V(load)(rows->gap + lane), V(load)(rows->gap_lost + lane)};
+        if (first_class == 0) {
+            weight = gap = (V(long_sum)){zero, zero, zero};
+            sum.sum = V(keep)(is_summed, sum.sum);
+            sum.lost = V(keep)(is_summed, sum.lost);
+            target = zero;
+        }
         for (ptrdiff_t c = 0; c < n_classes; c++) {
-            V(vector) logit = V(load)(x + c * x_stride);
-            V(mask) is_top = V(equal_bits)(top, V(all_bits)((V(bits))c));
-            V(add_term)(&sum, V(choose)(is_top, zero, V(exp_scaled)(logit - shift, scale)), c);
+            V(vector) logit = V(load)(x + c * x_stride), power = V(exp_fine)(logit - shift, scale);
+            V(mask) is_top = V(equal_bits)(top, V(all_bits)((V(bits))(first_class + c)));
+            V(mask) is_number = V(equal)(logit, logit);
+            power = V(choose)(is_number, V(keep)(is_finite, power), logit);
+            V(add_term)(&sum, V(choose)(is_summed, zero, V(choose)(is_top, zero, power)), c);
+            peak = V(choose)(is_summed, peak, V(choose)(is_top, power, peak));
+            target += V(keep)(V(equal_bits)(label, V(all_bits)((V(bits))(first_class + c))), logit);
             if (gamma) {
                 V(vector) g = gamma_stride ? V(load)(gamma + c * gamma_stride + lane) : V(all)(gamma[c]);
                 V(add_term)(&weight, V(choose)(is_top, zero, g), c);
                 V(add_term)(&gap, V(keep)(V(nonzero)(g), g * (reference - logit)), c);
+                top_weight = V(choose)(is_top, g, top_weight);
             }
+            if (e)
+                V(store)(e + c * e_stride + lane, power);
         }
-        V(real) ALIGNED found[6][V(LANES)];
-        V(bits) ALIGNED tops[V(LANES)];
-        V(store)(found[0], largest);
-        V(store)(found[1], V(whole)(&sum));
-        V(store)(found[2], shift);
-        V(store)(found[3], exponent);
-        V(store)(found[4], V(whole)(&weight));
-        V(store)(found[5], V(whole)(&gap));
-        memcpy(tops, &top, sizeof tops);
-        for (ptrdiff_t i = 0; i < V(LANES) &&lane + i < n_rows; i++) {
-            row_statistics *row = rows + lane + i;
-            *row = (row_statistics){.largest = found[0][i],
-                                    .sum = {found[1][i], 0},
-                                    .shift = found[2][i],
-                                    .exponent = found[3][i],
-                                    .weight = {found[4][i], 0},
-                                    .gap = {found[5][i], 0},
-                                    .top = first_class + tops[i]};
-            if (gamma)
-                row->top_weight = gamma_stride ? gamma[tops[i] * gamma_stride + lane + i] : gamma[tops[i]];
-            if (isinf(row->largest)) {
-                row->sum = (compensated){0, 0};
-                for (ptrdiff_t c = 0; c < n_classes; c++)
-                    row->sum.sum += isnan(x[c * x_stride + i]) ? NAN : 0;
-            }
-        }
-    }
-}
-
-/* The second pass of a tile's lanes; arrays as in row_softmax, `live` 0 for rows whose result is 0. */
-typedef struct {
-    V(real) ALIGNED shift[BLOCK_ROWS], exponent[BLOCK_ROWS], factor[BLOCK_ROWS], gamma_factor[BLOCK_ROWS];
-    V(real) ALIGNED largest[BLOCK_ROWS], log1p_others[BLOCK_ROWS], live[BLOCK_ROWS];
-} V(map_lanes);
-
-/* Results to `out`, or for the entropy their sums over classes added to `sums`. */
-INLINE void V(lanes_map)(second_pass pass, const V(real) *x, ptrdiff_t x_stride, const V(real) *gamma,
-                         ptrdiff_t gamma_stride, V(real) *out, ptrdiff_t out_stride, ptrdiff_t n_classes,
-                         ptrdiff_t n_rows, const V(map_lanes) *rows, V(real) *sums)
-{
-    for (ptrdiff_t lane = 0; lane < n_rows; lane += V(LANES)) {
-        V(map_row) row = {
-            V(load)(rows->shift + lane),        V(load)(rows->factor + lane),
-            V(load)(rows->gamma_factor + lane), V(load)(rows->largest + lane),
-            V(load)(rows->log1p_others + lane), V(exp_scale_of)(V(load)(rows->exponent + lane))};
-        V(mask) live = V(nonzero)(V(load)(rows->live + lane));
-        V(vector) zero = V(all)(0);
-        V(long_sum) sum = {zero, zero, zero};
-        for (ptrdiff_t c = 0; c < n_classes; c++) {
-            V(vector) result = V(map_vector)(pass, 0, V(load)(x + c * x_stride + lane), NULL, &row);
-            if (gamma) {
-                V(vector) g = gamma_stride ? V(load)(gamma + c * gamma_stride + lane) : V(all)(gamma[c]);
-                result -= g * row.gamma_factor;
-            }
-            if (pass == ENTROPY)
-                V(add_term)(&sum, result, c);
-            else
-                V(store)(out + c * out_stride + lane, V(keep)(live, result));
-        }
-        if (pass == ENTROPY)
-            V(store)(sums + lane, V(whole)(&sum));
+        V(fold)(&sum);
+        V(fold)(&weight);
+        V(fold)(&gap);
+        V(store)(rows->sum + lane, sum.sum);
+        V(store)(rows->sum_lost + lane, sum.lost);
+        V(store)(rows->weight + lane, weight.sum);
+        V(store)(rows->weight_lost + lane, weight.lost);
+        V(store)(rows->gap + lane, gap.sum);
+        V(store)(rows->gap_lost + lane, gap.lost);
+        V(store)(rows->top_weight + lane, top_weight);
+        V(store)(rows->peak + lane, peak);
+        V(store)(rows->target_logit + lane, target);
+        V(store)(rows->shift + lane, shift);
+        V(store)(rows->exponent + lane, k);
     }
 }
 #undef V

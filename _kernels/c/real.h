@@ -3,12 +3,15 @@
 #ifdef REAL_IS_F64
 #include "statistics.h"
 #endif
+#include "finish.h"
 #include "tile.h"
 #include "row.h"
 #ifndef REAL_IS_F64
 #include "row_half.h"
 #endif
+#include "transpose.h"
 #include "lanes.h"
+#include "lanes_block.h"
 #include "softmax_block.h"
 #include "pointwise_block.h"
 #undef MAGIC

@@ -2,21 +2,15 @@
  * the rows are in the cache; included once for each real type.
  *
  * Two ways through, equal in meaning: row by row where classes are contiguous and many (row.h), and a row in
- * each lane for short rows or rows that lie side by side (lanes.h). Both work on runs of classes that fit a
- * tile, which is the array itself wherever dtype and strides allow.
+ * each lane for short rows or rows that lie side by side (lanes_block.h). Both work on runs of classes that
+ * fit a tile, which is the array itself wherever dtype and strides allow.
  */
 #define V(name) PASTE(REAL, name)
-
-enum {
-    V(TILE) = 128 * 1024 / sizeof(V(real)),
-    /* Under this many classes, a row in each lane */
-    V(FEW_CLASSES) = 48
-};
 
 typedef struct {
     const softmax_job *job;
     ptrdiff_t first, n;
-    int by_lanes, known_lse;
+    int known_lse;
     int64_t label[BLOCK_ROWS];
     int live[BLOCK_ROWS]; /* not ignored */
     double ALIGNED scale[BLOCK_ROWS], alpha[BLOCK_ROWS], target_logit[BLOCK_ROWS];
@@ -55,63 +49,6 @@ static const V(real) *V(gamma_run)(V(block) *block, ptrdiff_t row, ptrdiff_t fir
         return t;
     for (ptrdiff_t c = 0; c < n; c++)
         V(weigh_target)(job, t + c, weight ? weight[c] : 1, block->gamma_tile + c);
-    return block->gamma_tile;
-}
-
-/* Do the block's rows lie side by side, as reals that fill whole vectors? */
-static int V(are_lanes)(const V(block) *block, const array_view *view)
-{
-    return V(is_real)(view) && V(last_stride)(view) == (ptrdiff_t)sizeof(V(real)) &&
-           block->n % V(LANES) == 0 && V(run_length)(view, block->first, block->n) == block->n;
-}
-
-/* Where the block's rows from first_class on are lanes, *stride reals from class to class: in place or
- * `tile`. */
-static V(real) *V(lanes_place)(const V(block) *block, const array_view *view, ptrdiff_t first_class,
-                               V(real) *tile, ptrdiff_t *stride)
-{
-    *stride = BLOCK_ROWS;
-    if (!V(are_lanes)(block, view))
-        return tile;
-    *stride = view->class_stride / (ptrdiff_t)sizeof(V(real));
-    return (V(real) *)V(item)(view, block->first, first_class);
-}
-
-/* The same with the logits or targets gathered, if they need to be */
-static const V(real) *V(lanes_run)(const V(block) *block, const array_view *view, ptrdiff_t first_class,
-                                   ptrdiff_t n_classes, V(real) *tile, ptrdiff_t *stride)
-{
-    const V(real) *place = V(lanes_place)(block, view, first_class, tile, stride);
-    array_view at_class = *view;
-    at_class.data += first_class * view->class_stride;
-    for (ptrdiff_t c = 0; c < n_classes && place == tile; c++, at_class.data += view->class_stride) {
-        V(real) *lanes = tile + c * BLOCK_ROWS;
-        const V(real) *items = V(items)(&at_class, block->first, block->n, lanes);
-        if (items != lanes)
-            memcpy(lanes, items, sizeof(V(real)) * (size_t)block->n);
-        for (ptrdiff_t i = block->n; i < BLOCK_ROWS; i++)
-            lanes[i] = 0;
-    }
-    return place;
-}
-
-/* gamma for lanes_run's classes: by class (*stride 0), by lane, or NULL for zeros */
-static const V(real) *V(gamma_lanes)(V(block) *block, ptrdiff_t first_class, ptrdiff_t n_classes,
-                                     ptrdiff_t *stride)
-{
-    const softmax_job *job = block->job;
-    const V(real) *weight = job->gamma_real ? (const V(real) *)job->gamma_real + first_class : NULL;
-    *stride = 0;
-    if (job->target_kind != PROBABILITIES)
-        return weight;
-    const V(real) *t = V(lanes_run)(block, &job->target, first_class, n_classes, block->gamma_tile, stride);
-    if (!weight && job->target_scale == 1 && job->target_offset == 0)
-        return t;
-    for (ptrdiff_t c = 0; c < n_classes; c++)
-        for (ptrdiff_t i = 0; i < block->n; i++)
-            V(weigh_target)(job, t + c * *stride + i, weight ? weight[c] : 1,
-                            block->gamma_tile + c * BLOCK_ROWS + i);
-    *stride = BLOCK_ROWS;
     return block->gamma_tile;
 }
 
@@ -220,23 +157,7 @@ static void V(find_row)(V(block) *block, ptrdiff_t i)
 
 static void V(find_statistics)(V(block) *block)
 {
-    const softmax_job *job = block->job;
-    ptrdiff_t step = block->by_lanes ? V(TILE) / BLOCK_ROWS : V(TILE);
-    row_statistics part[BLOCK_ROWS];
-    for (ptrdiff_t c = 0, n; c < job->n_classes && block->by_lanes; c += n) {
-        ptrdiff_t x_stride, gamma_stride;
-        n = V(at_most)(job->n_classes - c, step);
-        const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
-        const V(real) *gamma = V(gamma_lanes)(block, c, n, &gamma_stride);
-        if (gamma)
-            V(lanes_statistics_of)(x, x_stride, gamma, gamma_stride, n, block->n, c,
-                                   c ? part : block->statistics);
-        else
-            V(lanes_statistics_of)(x, x_stride, NULL, 0, n, block->n, c, c ? part : block->statistics);
-        for (ptrdiff_t i = 0; i < block->n && c; i++)
-            merge(block->statistics + i, part + i, LOG2_BASE);
-    }
-    for (ptrdiff_t i = 0; i < block->n && !block->by_lanes; i++)
+    for (ptrdiff_t i = 0; i < block->n; i++)
         if (!V(needs_no_pass)(block, i))
             V(find_row)(block, i);
 }
@@ -321,15 +242,6 @@ static finished_row V(finished)(const V(block) *block, ptrdiff_t i)
     return found;
 }
 
-static void V(mend_gradient)(V(block) *block, ptrdiff_t i)
-{
-    const array_view *out = &block->job->out;
-    finished_row row = V(finished)(block, i);
-    put_real(out, V(item)(out, block->first + i, row.top), row.at_top);
-    if (row.label >= 0)
-        put_real(out, V(item)(out, block->first + i, row.label), row.at_label);
-}
-
 /* The second pass of classes first ... last - 1 of the block's row i; returns the sum of the entropy's terms.
  */
 static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *done, ptrdiff_t first,
@@ -402,55 +314,6 @@ static void V(map_by_row)(V(block) *block, ptrdiff_t i)
         put_real(&job->out, V(item)(&job->out, block->first + i, 0), entropy * done.factor);
 }
 
-static void V(map_by_lanes)(V(block) *block)
-{
-    const softmax_job *job = block->job;
-    const row_softmax *softmax = &block->softmax;
-    V(map_lanes) rows = {0};
-    V(real) ALIGNED sums[BLOCK_ROWS];
-    double total[BLOCK_ROWS] = {0};
-    for (ptrdiff_t i = 0; i < block->n; i++) {
-        rows.shift[i] = (V(real))softmax->shift[i];
-        rows.exponent[i] = (V(real))softmax->exponent[i];
-        rows.factor[i] = (V(real))(softmax->factor[i] * block->alpha[i]);
-        rows.gamma_factor[i] = (V(real))block->scale[i];
-        rows.largest[i] = (V(real))block->statistics[i].largest;
-        rows.log1p_others[i] = (V(real))softmax->log1p_others[i];
-        rows.live[i] = (V(real))block->live[i];
-    }
-    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
-        ptrdiff_t x_stride, gamma_stride, out_stride = 0;
-        n = V(at_most)(job->n_classes - c, V(TILE) / BLOCK_ROWS);
-        const V(real) *x = V(lanes_run)(block, &job->logits, c, n, block->x_tile, &x_stride);
-        V(real) *out = job->second_pass == ENTROPY
-                           ? NULL
-                           : V(lanes_place)(block, &job->out, c, block->x_tile, &out_stride);
-        switch (job->second_pass) {
-        case ENTROPY: V(lanes_map)(ENTROPY, x, x_stride, NULL, 0, NULL, 0, n, block->n, &rows, sums); break;
-        case LOG_SOFTMAX:
-            V(lanes_map)(LOG_SOFTMAX, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL);
-            break;
-        default: {
-            const V(real) *gamma =
-                job->second_pass == GRADIENT ? V(gamma_lanes)(block, c, n, &gamma_stride) : NULL;
-            if (gamma)
-                V(lanes_map)(GRADIENT, x, x_stride, gamma, gamma_stride, out, out_stride, n, block->n, &rows,
-                             NULL);
-            else
-                V(lanes_map)(GRADIENT, x, x_stride, NULL, 0, out, out_stride, n, block->n, &rows, NULL);
-        }
-        }
-        for (ptrdiff_t i = 0; i < block->n && job->second_pass == ENTROPY; i++)
-            total[i] += sums[i];
-        array_view at_class = job->out;
-        at_class.data += c * job->out.class_stride;
-        for (ptrdiff_t k = 0; k < n && out == block->x_tile; k++, at_class.data += job->out.class_stride)
-            V(store_items)(&at_class, block->first, block->n, out + k * BLOCK_ROWS);
-    }
-    for (ptrdiff_t i = 0; i < block->n && job->second_pass == ENTROPY; i++)
-        put_real(&job->out, V(item)(&job->out, block->first + i, 0), total[i] * softmax->factor[i]);
-}
-
 /* With lse given: p is taken relative to it, and 1 - p of the largest is the others' share of it. */
 static void V(use_known_lse)(V(block) *block, const double *lse)
 {
@@ -474,9 +337,6 @@ static void V(softmax_block_with)(const softmax_job *job, ptrdiff_t number, V(bl
     block.first = number * job->block_rows;
     block.n = V(at_most)(job->n_rows - block.first, job->block_rows);
     block.known_lse = job->lse_in.data != NULL;
-    block.by_lanes =
-        job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
-                                            V(last_stride)(&job->logits) == job->logits.itemsize);
     if (job->target_kind == LABELS && block_labels(job, number, block.label, result) < block.n)
         return;
     if (block.known_lse)
@@ -503,25 +363,9 @@ static void V(softmax_block_with)(const softmax_job *job, ptrdiff_t number, V(bl
     result->total = V(find_losses)(&block);
     if (job->second_pass == NOTHING)
         return;
-    if (block.by_lanes)
-        V(map_by_lanes)(&block);
-    for (ptrdiff_t i = 0; i < block.n; i++) {
-        if (!block.by_lanes)
-            V(map_by_row)(&block, i);
-        else if (job->second_pass == GRADIENT && block.live[i])
-            V(mend_gradient)(&block, i);
-    }
+    for (ptrdiff_t i = 0; i < block.n; i++)
+        V(map_by_row)(&block, i);
     fence();
-}
-
-static __attribute__((noinline)) void V(by_lanes_block)(const softmax_job *job, ptrdiff_t number,
-                                                        block_result *result)
-{
-    V(real) ALIGNED x_tile[V(TILE)], gamma_tile[V(TILE)];
-    V(block) block;
-    block.x_tile = x_tile;
-    block.gamma_tile = gamma_tile;
-    V(softmax_block_with)(job, number, &block, result);
 }
 
 static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(block) *block)
@@ -538,9 +382,8 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
 {
     V(real) ALIGNED tile[3][V(CHUNK)];
     V(block) block;
-    if (job->n_classes < V(FEW_CLASSES) || (job->logits.class_stride != job->logits.itemsize &&
-                                            V(last_stride)(&job->logits) == job->logits.itemsize)) {
-        V(by_lanes_block)(job, number, result);
+    if (lanes_rows(job)) {
+        V(lanes_block)(job, number, result);
         return;
     }
     V(rows_block)(job, tile, &block);

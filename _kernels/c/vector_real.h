@@ -121,6 +121,44 @@ INLINE V(vector) V(max)(V(vector) a, V(vector) b)
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a == b); }
 #endif
 
+/* a < b ? a : b, hence b where one of them is NaN. */
+INLINE V(vector) V(min)(V(vector) a, V(vector) b)
+{
+#if defined VECTOR_AVX512
+    return INTRINSIC(min)(a, b);
+#elif defined VECTOR_AVX2
+    return INTRINSIC_256(min)(a, b);
+#else
+    return V(choose)(V(greater)(b, a), a, b);
+#endif
+}
+
+/* Within each 16 bytes, the low (high) halves of a and b, their elements in turn */
+INLINE V(vector) V(interleave_low)(V(vector) a, V(vector) b)
+{
+#if defined VECTOR_AVX512
+    return INTRINSIC(unpacklo)(a, b);
+#elif defined VECTOR_AVX2
+    return INTRINSIC_256(unpacklo)(a, b);
+#elif defined REAL_IS_F64
+    return (V(vector)){a[0], b[0]};
+#else
+    return (V(vector)){a[0], b[0], a[1], b[1]};
+#endif
+}
+INLINE V(vector) V(interleave_high)(V(vector) a, V(vector) b)
+{
+#if defined VECTOR_AVX512
+    return INTRINSIC(unpackhi)(a, b);
+#elif defined VECTOR_AVX2
+    return INTRINSIC_256(unpackhi)(a, b);
+#elif defined REAL_IS_F64
+    return (V(vector)){a[1], b[1]};
+#else
+    return (V(vector)){a[2], b[2], a[3], b[3]};
+#endif
+}
+
 INLINE V(vector) V(abs)(V(vector) a) { return V(max)(a, -a); }
 
 /* A store that leaves the cache alone, where there is one; `p` is aligned to the vector. */
