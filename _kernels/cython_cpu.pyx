@@ -94,7 +94,9 @@ cdef extern from "kernels.h" nogil:
 
     const kernel_table *const *logitloss_tables()
     ptrdiff_t lanes_rows(const softmax_job *job)
-    void label_weight_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
+    void label_weight_block(
+        const void *job, ptrdiff_t block, void *scratch, block_result *result
+    ) noexcept nogil
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
 
@@ -259,7 +261,11 @@ cdef class Kernels:
             and kept_bytes <= KEEP_BYTES
         )
         job.parts = NULL
-        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and job.logits.class_stride == job.logits.itemsize:
+        if (
+            job.n_classes > SEGMENT
+            and job.n_rows < FEW_ROWS
+            and job.logits.class_stride == job.logits.itemsize
+        ):
             return self.run_parts(job, num_threads)
         return run(
             job, self.table.softmax_block, job.n_rows, job.block_rows,
@@ -267,7 +273,7 @@ cdef class Kernels:
         )
 
     cdef block_result run_parts(self, softmax_job *job, int num_threads) except *:
-        """Share few long rows among the threads: statistics by part, the rows' losses, the second pass by part."""
+        """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass."""
         cdef ptrdiff_t n_parts = (job.n_classes + SEGMENT - 1) // SEGMENT
         cdef block_result found
         job.keeps_exps = False
