@@ -73,6 +73,8 @@ cdef extern from "kernels.h" nogil:
         double gamma_sum, target_scale, target_offset, z_loss
         array_view scale, lse_in, loss, lse, hit, out
         void *parts
+        ptrdiff_t rows_at_once
+        size_t kept_bytes
         int keeps_exps, streams
 
     ctypedef struct pointwise_job:
@@ -239,27 +241,33 @@ cdef class Kernels:
     cdef block_result run_softmax(
         self, softmax_job *job, object logits, object out, int num_threads
     ) except *:
-        cdef ptrdiff_t row_bytes, kept_bytes
+        cdef ptrdiff_t row_bytes
         cdef bint by_lanes
         cdef bint has_class_axis = job.second_pass != ENTROPY
         job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
         job.n_rows = describe(&job.logits, logits, True)
         describe(&job.out, out, has_class_axis)
         row_bytes = job.n_classes * max(4, job.logits.itemsize)
+        job.streams = out is not None and job.n_rows * row_bytes >= STREAM_FROM
         job.block_rows = lanes_rows(job)
         by_lanes = job.block_rows > 0
         if not by_lanes:
             job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
             if job.logits.class_stride != job.logits.itemsize:
                 job.block_rows = BLOCK_ROWS
-        job.streams = out is not None and job.n_rows * row_bytes >= STREAM_FROM
-        # A row's exponentials in whole groups of vectors
-        kept_bytes = job.block_rows * (row_bytes + 256)
+        job.rows_at_once = job.block_rows
         job.keeps_exps = (
             (job.second_pass == GRADIENT or job.second_pass == SOFTMAX)
-            and not by_lanes and job.lse_in.data == NULL
-            and kept_bytes <= KEEP_BYTES
+            and not by_lanes
+            and job.lse_in.data == NULL
         )
+        if job.keeps_exps and job.streams:
+            # While rows of a block are written, others are summed: not those that come last.
+            job.rows_at_once = max(1, job.rows_at_once // 2)
+            job.block_rows = job.rows_at_once * max(1, min(16, job.n_rows // (64 * job.rows_at_once)))
+        # Rows' exponentials in whole groups of vectors
+        job.kept_bytes = in_lines(job.rows_at_once * (row_bytes + 256))
+        job.keeps_exps = job.keeps_exps and job.kept_bytes <= KEEP_BYTES
         job.parts = NULL
         if (
             job.n_classes > SEGMENT
@@ -269,7 +277,7 @@ cdef class Kernels:
             return self.run_parts(job, num_threads)
         return run(
             job, self.table.softmax_block, job.n_rows, job.block_rows,
-            KEPT_SCALES_BYTES + kept_bytes if job.keeps_exps else 0, num_threads,
+            KEPT_SCALES_BYTES + 2 * job.kept_bytes if job.keeps_exps else 0, num_threads,
         )
 
     cdef block_result run_parts(self, softmax_job *job, int num_threads) except *:

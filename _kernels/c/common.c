@@ -80,11 +80,10 @@ static void view_labels(const array_view *view, ptrdiff_t first, ptrdiff_t n, in
             labels[i] = label_at(view, view->data + view_offset(view, first + i));
 }
 
-/* The rows of a block, as labels; returns how many, all of them or those before the first bad one. */
-ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result)
+/* n rows from `first` on, as labels; returns how many, all of them or those before the first bad one. */
+ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int64_t *labels,
+                      block_result *result)
 {
-    ptrdiff_t first = block * job->block_rows;
-    ptrdiff_t n = job->n_rows - first < job->block_rows ? job->n_rows - first : job->block_rows;
     result->first_bad = -1;
     view_labels(&job->target, first, n, labels);
     for (ptrdiff_t i = 0; i < n; i++)
@@ -93,6 +92,14 @@ ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels,
             return i;
         }
     return n;
+}
+
+/* The same of a block's rows */
+ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result)
+{
+    ptrdiff_t first = block * job->block_rows;
+    ptrdiff_t n = job->n_rows - first < job->block_rows ? job->n_rows - first : job->block_rows;
+    return rows_labels(job, first, n, labels, result);
 }
 
 /* Rows of a block if rows go by lanes, else 0. The logits of a block of short rows stay in the nearest cache;

@@ -80,9 +80,11 @@ typedef struct {
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
     array_view scale, lse_in, loss, lse, hit, out;
-    void *parts;    /* of rows that threads share, or NULL */
-    int keeps_exps; /* in the scratch */
-    int streams;    /* `out` is too large for the cache: write around it */
+    void *parts;            /* of rows that threads share, or NULL */
+    ptrdiff_t rows_at_once; /* of a block; their exponentials are kept in the scratch, */
+    size_t kept_bytes;      /* in two halves of so many bytes, */
+    int keeps_exps;         /* or not */
+    int streams;            /* `out` is too large for the cache: write around it */
 } softmax_job;
 
 typedef enum { BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID } pointwise_kind;
@@ -114,6 +116,8 @@ const kernel_table *const *logitloss_tables(void);
 /* Common to all instruction sets (common.c). */
 ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
 ptrdiff_t lanes_rows(const softmax_job *job);
+ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int64_t *labels,
+                      block_result *result);
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);
 double view_real(const array_view *view, const char *item);
 void put_real(const array_view *view, char *item, double value);

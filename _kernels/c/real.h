@@ -5,6 +5,7 @@
 #endif
 #include "finish.h"
 #include "tile.h"
+#include "writer.h"
 #include "row.h"
 #ifndef REAL_IS_F64
 #include "row_half.h"

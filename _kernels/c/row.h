@@ -10,7 +10,6 @@
 
 enum {
     V(GROUP) = 2 * V(LANES),
-    V(CHUNK) = 4096 / sizeof(V(real)),
     /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
      * normal number still are. */
     V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
@@ -155,7 +154,7 @@ INLINE ptrdiff_t V(find)(const V(groups) *in, V(real) value)
 
 /* Add the groups of a chunk to the row; their exponentials go to `exps` if it is not NULL. */
 INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(groups) *gamma, ptrdiff_t n_groups,
-                          V(real) *exps, int has_shift, V(following) *next)
+                          V(real) *exps, int has_shift, V(following) *next, V(writer) *writer)
 {
     V(exp_scale) scale = V(row_scale)(row);
     V(vector) shift = V(all)((V(real))row->shift), reference = V(all)((V(real))row->largest),
@@ -163,6 +162,8 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
     V(chained_sum) sum = {zero, zero}, weight = sum, gap = sum;
     V(vector) low = V(all)(-INFINITY), high[2] = {low, low};
     const V(real) *ahead = next->x, *last = ahead + (next->n_groups - 1) * V(GROUP);
+    const V(real) *from = writer ? writer->from : NULL, *end = writer ? writer->end : NULL;
+    V(real) *to = writer ? writer->to : NULL;
     /* Backwards, so that what the last group keeps of the group before it is written over */
     for (ptrdiff_t g = n_groups - 1; g >= 0; g--) {
         const V(real) *logits = V(group)(x, g), *weights = gamma ? V(group)(gamma, g) : NULL;
@@ -172,6 +173,13 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
         for (int j = 0; j < 2; j++)
             high[j] = V(max)(V(load)(ahead + j * V(LANES)), high[j]);
         ahead = ahead < last ? ahead + V(GROUP) : last;
+        for (size_t line = 0; writer && line < sizeof(V(real)) * V(GROUP) &&from != end; line += 64) {
+            V(write_line)(&from, &to, writer->factor);
+            if (from == end) {
+                V(next_run)(writer);
+                from = writer->from, end = writer->end, to = writer->to;
+            }
+        }
         for (int j = 0; j < 2; j++) {
             V(vector) logit = V(load)(logits + j * V(LANES));
             e[j] = V(exp_scaled)(has_shift ? logit - shift : logit, scale);
@@ -188,6 +196,8 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
             V(chain)(&gap, d[0] + d[1], g);
         }
     }
+    if (writer)
+        writer->from = from, writer->to = to;
     next->highest = V(highest)(ahead, (last - ahead) / V(GROUP) + 1, V(max)(high[0], high[1]));
     add(&row->sum, V(lanes_sum)(sum.sum + sum.chain));
     if (gamma) {
@@ -197,25 +207,26 @@ INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(group
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define ADD_GROUPS(name, gamma, exps, has_shift)                                                \
-    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,     \
-                                                  const V(groups) *weights, ptrdiff_t n_groups, \
-                                                  V(real) *kept, V(following) *next)            \
-    {                                                                                           \
-        (void)weights, (void)kept;                                                              \
-        V(add_groups)(row, x, gamma, n_groups, exps, has_shift, next);                          \
+#define ADD_GROUPS(name, gamma, exps, has_shift, writes)                                                \
+    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,             \
+                                                  const V(groups) *weights, ptrdiff_t n_groups,         \
+                                                  V(real) *kept, V(following) *next, V(writer) *writer) \
+    {                                                                                                   \
+        (void)weights, (void)kept, (void)writer;                                                        \
+        V(add_groups)(row, x, gamma, n_groups, exps, has_shift, next, writes);                          \
     }
-ADD_GROUPS(add_plain, NULL, NULL, 0)
-ADD_GROUPS(add_kept, NULL, kept, 0)
-ADD_GROUPS(add_weighted, weights, kept, 1)
-ADD_GROUPS(add_shifted, NULL, kept, 1)
+ADD_GROUPS(add_plain, NULL, NULL, 0, NULL)
+ADD_GROUPS(add_kept, NULL, kept, 0, NULL)
+ADD_GROUPS(add_and_write, NULL, kept, 0, writer)
+ADD_GROUPS(add_weighted, weights, kept, 1, NULL)
+ADD_GROUPS(add_shifted, NULL, kept, 1, NULL)
 #undef ADD_GROUPS
 
 /* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
  * one, if it was that; then what this one sees of the next n_next classes, if there are any. */
 static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(real) *gamma, ptrdiff_t n,
                          ptrdiff_t first_class, V(real) *exps, V(following) *seen, const V(real) *next,
-                         ptrdiff_t n_next)
+                         ptrdiff_t n_next, V(writer) *writer)
 {
     V(groups) x, weights;
     ptrdiff_t n_whole = n / V(GROUP), n_groups = V(split)(&x, logits, n, -INFINITY), at = -1;
@@ -244,13 +255,15 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
     } else if (gamma) {
-        V(add_weighted)(row, &x, &weights, n_groups, exps, seen);
+        V(add_weighted)(row, &x, &weights, n_groups, exps, seen, NULL);
     } else if (row->shift != 0) {
-        V(add_shifted)(row, &x, NULL, n_groups, exps, seen);
+        V(add_shifted)(row, &x, NULL, n_groups, exps, seen, NULL);
+    } else if (exps && writer && writer->from != writer->end) {
+        V(add_and_write)(row, &x, NULL, n_groups, exps, seen, writer);
     } else if (exps) {
-        V(add_kept)(row, &x, NULL, n_groups, exps, seen);
+        V(add_kept)(row, &x, NULL, n_groups, exps, seen, NULL);
     } else {
-        V(add_plain)(row, &x, NULL, n_groups, NULL, seen);
+        V(add_plain)(row, &x, NULL, n_groups, NULL, seen, NULL);
     }
     if (n_next < V(GROUP))
         seen->x = NULL;
@@ -324,79 +337,5 @@ static double V(row_entropy)(const V(real) *x, ptrdiff_t n, const V(map_row) *ro
         V(add_term)(&sum, V(map_vector)(ENTROPY, 0, V(load)(rest), NULL, row), 0);
     }
     return V(lanes_sum)(V(whole)(&sum));
-}
-
-/* Fewer than 16 reals */
-INLINE void V(copy_few)(V(real) *to, const V(real) *from, ptrdiff_t n)
-{
-    const size_t size = sizeof(V(real));
-    ptrdiff_t c = 0;
-    if (n & 8)
-        memcpy(to, from, 8 * size), c += 8;
-    if (n & 4)
-        memcpy(to + c, from + c, 4 * size), c += 4;
-    if (n & 2)
-        memcpy(to + c, from + c, 2 * size), c += 2;
-    if (n & 1)
-        to[c] = from[c];
-}
-
-/* n reals from the cache to an output of their type; past the caches if it streams, but for the lines that it
- * shares with other rows. */
-static void V(copy_out)(V(real) *to, const V(real) *from, ptrdiff_t n, int streams)
-{
-    enum { LINE = 64 / sizeof(V(real)) };
-    ptrdiff_t c = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
-    if (!streams || n < c + LINE) {
-        memcpy(to, from, sizeof(V(real)) * (size_t)n);
-        return;
-    }
-    V(copy_few)(to, from, c);
-    for (; c + LINE <= n; c += LINE)
-        for (int j = 0; j < LINE; j += V(LANES))
-            V(stream)(to + c + j, V(load)(from + c + j));
-    V(copy_few)(to + c, from + c, n - c);
-}
-
-/* The entries of a row that are not as the others: `value` at `at`, counted like the classes around it */
-typedef struct {
-    ptrdiff_t at[2];
-    V(real) value[2];
-} V(exceptions);
-
-INLINE void V(except)(V(real) *out, ptrdiff_t first, ptrdiff_t n, const V(exceptions) *but)
-{
-    for (int k = 0; k < 2; k++)
-        if (but->at[k] >= first && but->at[k] < first + n)
-            out[but->at[k] - first] = but->value[k];
-}
-
-/* Kept exponentials times a factor, past the caches: copy_out of what row_map and the exceptions leave, in
- * one go */
-static void V(stream_scaled)(V(real) *to, const V(real) *exps, ptrdiff_t n, V(vector) factor,
-                             const V(exceptions) *but)
-{
-    enum { LINE = 64 / sizeof(V(real)) };
-    V(real) ALIGNED line[LINE];
-    ptrdiff_t c = 0, end = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
-    for (; c < n; c = end, end += LINE) {
-        end = end < n ? end : n;
-        V(vector) p[LINE / V(LANES)];
-        for (int j = 0; j < LINE / V(LANES); j++)
-            p[j] = V(load)(exps + c + j * V(LANES)) * factor;
-        int is_plain = (size_t)(but->at[0] - c) >= LINE && (size_t)(but->at[1] - c) >= LINE;
-        if (end - c < LINE || !is_plain) {
-            for (int j = 0; j < LINE / V(LANES); j++)
-                V(store)(line + j * V(LANES), p[j]);
-            V(except)(line, c, end - c, but);
-            for (int j = 0; j < LINE / V(LANES); j++)
-                p[j] = V(load)(line + j * V(LANES));
-        }
-        if (end - c < LINE)
-            V(copy_few)(to + c, line, end - c);
-        else
-            for (int j = 0; j < LINE / V(LANES); j++)
-                V(stream)(to + c + j * V(LANES), p[j]);
-    }
 }
 #undef V

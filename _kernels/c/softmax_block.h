@@ -21,6 +21,7 @@ typedef struct {
     V(real) *exps;
     chunk_scale *scales;
     V(following) seen; /* of the chunk or row to come */
+    V(writer) *writer; /* of the rows before, or NULL */
 } V(block);
 
 INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
@@ -132,7 +133,7 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
                 __builtin_prefetch(item + n * logits->class_stride + line);
         }
         V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
-                     n_next);
+                     n_next, block->writer);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
     }
@@ -260,8 +261,7 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         n = V(at_most)(last - c, V(CHUNK));
         if (exps) {
             const chunk_scale *kept = V(scale_of)(block, i, c);
-            double relative =
-                exp_relative(kept->shift, done->shift, done->exponent - kept->exponent, LOG2_BASE);
+            double relative = V(relative_factor)(kept, done);
             row.factor = V(all)((V(real))(done->factor * relative));
             if (relative < 0x1p-60) { /* a factor that is no normal number loses digits */
                 exps = NULL;
@@ -279,10 +279,6 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         char *to = V(item)(out, block->first + i, c);
         const V(exceptions) but = {{done->top - c, done->label - c},
                                    {(V(real))done->at_top, (V(real))done->at_label}};
-        if (exps && !gamma && in_place && job->streams) {
-            V(stream_scaled)((V(real) *)to, exps, n, row.factor, &but);
-            continue;
-        }
 #ifndef REAL_IS_F64
         if (exps && !gamma && out->itemsize == 2 && out->class_stride == 2 &&
             store_scaled_halves(out->dtype, to, exps, n, row.factor, &but, job->streams))
@@ -301,6 +297,24 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
     return entropy;
 }
 
+/* Leave the row to the writer, if it can be: its exponentials are kept and only need a factor. */
+static int V(waits)(V(block) *block, ptrdiff_t i, const finished_row *done)
+{
+    const softmax_job *job = block->job;
+    V(writer) *writer = block->writer;
+    int is_plain = (job->second_pass == GRADIENT && job->target_kind == LABELS && !job->gamma) ||
+                   job->second_pass == SOFTMAX;
+    if (!writer || !is_plain || !done->is_live)
+        return 0;
+    for (ptrdiff_t c = 0; c < job->n_classes; c += V(CHUNK))
+        if (V(relative_factor)(V(scale_of)(block, i, c), done) < 0x1p-60)
+            return 0;
+    writer->rows[writer->n_rows++] =
+        (V(waiting_row)){(V(real) *)(void *)V(item)(&job->out, block->first + i, 0), V(exps_of)(block, i, 0),
+                         V(scale_of)(block, i, 0), *done};
+    return 1;
+}
+
 static void V(map_by_row)(V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
@@ -309,6 +323,8 @@ static void V(map_by_row)(V(block) *block, ptrdiff_t i)
         memcpy(V(part)(job, block->first + i, V(n_parts)(job)), &done, sizeof done);
         return;
     }
+    if (V(waits)(block, i, &done))
+        return;
     double entropy = V(map_classes)(block, i, &done, 0, job->n_classes);
     if (job->second_pass == ENTROPY)
         put_real(&job->out, V(item)(&job->out, block->first + i, 0), entropy * done.factor);
@@ -328,44 +344,44 @@ static void V(use_known_lse)(V(block) *block, const double *lse)
     }
 }
 
-static void V(softmax_block_with)(const softmax_job *job, ptrdiff_t number, V(block) *tiles,
-                                  block_result *result)
+/* The block's rows, all passes; returns 0 if a label is bad. */
+static int V(do_rows)(V(block) *block, block_result *result)
 {
-    V(block) block = *tiles;
+    const softmax_job *job = block->job;
     double ALIGNED lse[BLOCK_ROWS];
-    block.job = job;
-    block.first = number * job->block_rows;
-    block.n = V(at_most)(job->n_rows - block.first, job->block_rows);
-    block.known_lse = job->lse_in.data != NULL;
-    if (job->target_kind == LABELS && block_labels(job, number, block.label, result) < block.n)
-        return;
-    if (block.known_lse)
-        memcpy(lse, f64_items(&job->lse_in, block.first, block.n, block.softmax.lse),
-               sizeof(double) * (size_t)block.n);
+    block->known_lse = job->lse_in.data != NULL;
+    if (job->target_kind == LABELS &&
+        rows_labels(job, block->first, block->n, block->label, result) < block->n)
+        return 0;
+    if (block->known_lse)
+        memcpy(lse, f64_items(&job->lse_in, block->first, block->n, block->softmax.lse),
+               sizeof(double) * (size_t)block->n);
     if (job->scale.data)
-        memcpy(block.scale, f64_items(&job->scale, block.first, block.n, block.alpha),
-               sizeof(double) * (size_t)block.n);
-    for (ptrdiff_t i = 0; i < block.n; i++) {
-        block.live[i] = job->target_kind != LABELS || block.label[i] != job->ignore_index;
-        block.softmax.lse[i] = block.known_lse ? lse[i] : 0;
+        memcpy(block->scale, f64_items(&job->scale, block->first, block->n, block->alpha),
+               sizeof(double) * (size_t)block->n);
+    for (ptrdiff_t i = 0; i < block->n; i++) {
+        block->live[i] = job->target_kind != LABELS || block->label[i] != job->ignore_index;
+        block->softmax.lse[i] = block->known_lse ? lse[i] : 0;
         if (!job->scale.data)
-            block.scale[i] = 1;
-        result->counted += block.live[i];
+            block->scale[i] = 1;
+        result->counted += block->live[i];
     }
-    if (block.known_lse)
-        V(find_target_logits)(&block);
-    V(find_statistics)(&block);
-    if (!block.known_lse) /* now that the rows are in the cache */
-        V(find_target_logits)(&block);
-    softmax_of(block.statistics, block.n, V(HEADROOM), LOG2_BASE, &block.softmax);
-    if (block.known_lse)
-        V(use_known_lse)(&block, lse);
-    result->total = V(find_losses)(&block);
-    if (job->second_pass == NOTHING)
-        return;
-    for (ptrdiff_t i = 0; i < block.n; i++)
-        V(map_by_row)(&block, i);
-    fence();
+    if (block->known_lse)
+        V(find_target_logits)(block);
+    V(find_statistics)(block);
+    if (!block->known_lse) /* now that the rows are in the cache */
+        V(find_target_logits)(block);
+    softmax_of(block->statistics, block->n, V(HEADROOM), LOG2_BASE, &block->softmax);
+    if (block->known_lse)
+        V(use_known_lse)(block, lse);
+    result->total += V(find_losses)(block);
+    if (block->writer)
+        V(flush)(block->writer);
+    for (ptrdiff_t i = 0; i < block->n && job->second_pass != NOTHING; i++)
+        V(map_by_row)(block, i);
+    if (block->writer)
+        V(next_run)(block->writer);
+    return 1;
 }
 
 static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(block) *block)
@@ -376,22 +392,40 @@ static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(b
     block->out_tile = tile[2];
     block->exps = NULL;
     block->seen.x = NULL;
+    block->writer = NULL;
 }
 
 static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scratch, block_result *result)
 {
     V(real) ALIGNED tile[3][V(CHUNK)];
     V(block) block;
+    V(writer) writer;
     if (lanes_rows(job)) {
         V(lanes_block)(job, number, result);
         return;
     }
     V(rows_block)(job, tile, &block);
-    if (job->keeps_exps) {
-        block.scales = scratch;
-        block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES);
+    writer.n_classes = job->n_classes;
+    writer.n_rows = writer.row = writer.c = 0;
+    writer.from = writer.end = NULL;
+    if (job->streams && job->keeps_exps && V(is_real)(&job->out) &&
+        job->out.class_stride == (ptrdiff_t)sizeof(V(real)))
+        block.writer = &writer;
+    ptrdiff_t first = number * job->block_rows, last = V(at_most)(job->n_rows, first + job->block_rows);
+    for (int half = 0; first < last; first += job->rows_at_once, half = !half) {
+        block.first = first;
+        block.n = V(at_most)(last - first, job->rows_at_once);
+        block.seen.x = NULL;
+        if (job->keeps_exps) { /* while those of the rows before are written */
+            block.scales = (chunk_scale *)scratch + half * (KEPT_SCALES_BYTES / 2 / sizeof(chunk_scale));
+            block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES + (size_t)half * job->kept_bytes);
+        }
+        if (!V(do_rows)(&block, result))
+            break;
     }
-    V(softmax_block_with)(job, number, &block, result);
+    if (block.writer)
+        V(flush)(&writer);
+    fence();
 }
 
 /* The part's statistics, or once the row is finished its second pass */
@@ -402,6 +436,7 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
     ptrdiff_t n_parts = V(n_parts)(job), part = number % n_parts;
     V(rows_block)(job, tile, &block);
     block.first = number / n_parts;
+    block.n = 1;
     if (is_finished) {
         finished_row done;
         memcpy(&done, V(part)(job, block.first, n_parts), sizeof done);

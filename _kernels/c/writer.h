@@ -1,0 +1,145 @@
+/* Rows of a result on their way to memory, in one real type; included once for each.
+ *
+ * Memory takes a result around the cache at its own pace. So rows whose exponentials are kept are written a
+ * line at a time while the rows after them are summed: an entry is its exponential times a factor, but for at
+ * most two.
+ */
+#define V(name) PASTE(REAL, name)
+
+enum { V(LINE) = 64 / sizeof(V(real)), V(CHUNK) = 4096 / sizeof(V(real)) };
+
+/* The entries that are not as the others: `value` at `at`, counted like the classes around it */
+typedef struct {
+    ptrdiff_t at[2];
+    V(real) value[2];
+} V(exceptions);
+
+INLINE void V(except)(V(real) *out, ptrdiff_t first, ptrdiff_t n, const V(exceptions) *but)
+{
+    for (int k = 0; k < 2; k++)
+        if (but->at[k] >= first && but->at[k] < first + n)
+            out[but->at[k] - first] = but->value[k];
+}
+
+/* Fewer than 16 reals */
+INLINE void V(copy_few)(V(real) *to, const V(real) *from, ptrdiff_t n)
+{
+    const size_t size = sizeof(V(real));
+    ptrdiff_t c = 0;
+    if (n & 8)
+        memcpy(to, from, 8 * size), c += 8;
+    if (n & 4)
+        memcpy(to + c, from + c, 4 * size), c += 4;
+    if (n & 2)
+        memcpy(to + c, from + c, 2 * size), c += 2;
+    if (n & 1)
+        to[c] = from[c];
+}
+
+/* n reals from the cache, past the caches if it streams, but for the lines that it shares with other rows */
+static void V(copy_out)(V(real) *to, const V(real) *from, ptrdiff_t n, int streams)
+{
+    ptrdiff_t c = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
+    if (!streams || n < c + V(LINE)) {
+        memcpy(to, from, sizeof(V(real)) * (size_t)n);
+        return;
+    }
+    V(copy_few)(to, from, c);
+    for (; c + V(LINE) <= n; c += V(LINE))
+        for (int j = 0; j < V(LINE); j += V(LANES))
+            V(stream)(to + c + j, V(load)(from + c + j));
+    V(copy_few)(to + c, from + c, n - c);
+}
+
+/* A row that waits */
+typedef struct {
+    V(real) *to;
+    const V(real) *exps;
+    const chunk_scale *scales;
+    finished_row done;
+} V(waiting_row);
+
+typedef struct {
+    V(waiting_row) rows[BLOCK_ROWS];
+    ptrdiff_t n_rows, row, n_classes, c; /* where the run ends, in row number `row` */
+    /* A run of whole lines without exceptions */
+    const V(real) *from, *end;
+    V(real) *to;
+    V(vector) factor;
+} V(writer);
+
+/* What a chunk's kept exponentials are to be multiplied by: under 2^-60 times the row's factor digits would
+ * be lost */
+INLINE double V(relative_factor)(const chunk_scale *kept, const finished_row *row)
+{
+    return exp_relative(kept->shift, row->shift, row->exponent - kept->exponent, LOG2_BASE);
+}
+
+/* Write classes c ... c + n - 1 of a row, at most a line */
+static void V(put_line)(const V(waiting_row) *row, ptrdiff_t c, ptrdiff_t n, V(vector) factor)
+{
+    const V(exceptions) but = {{row->done.top, row->done.label},
+                               {(V(real))row->done.at_top, (V(real))row->done.at_label}};
+    V(real) ALIGNED line[V(LINE)];
+    for (int j = 0; j < V(LINE); j += V(LANES))
+        V(store)(line + j, V(load)(row->exps + c + j) * factor);
+    V(except)(line, c, n, &but);
+    if (n < V(LINE))
+        V(copy_few)(row->to + c, line, n);
+    else
+        V(copy_out)(row->to + c, line, n, 1);
+}
+
+/* Find the next run of whole lines, and write what lies before it; none is left where `from` is `end`. */
+static __attribute__((noinline)) void V(next_run)(V(writer) *writer)
+{
+    writer->from = writer->end = NULL;
+    for (; writer->row < writer->n_rows; writer->row++, writer->c = 0) {
+        const V(waiting_row) *row = writer->rows + writer->row;
+        while (writer->c < writer->n_classes) {
+            ptrdiff_t c = writer->c, last = c / V(CHUNK) *V(CHUNK) + V(CHUNK);
+            const chunk_scale *kept = row->scales + c / V(CHUNK), *next = kept + 1;
+            for (; last < writer->n_classes && next->shift == kept->shift && next->exponent == kept->exponent;
+                 next++)
+                last += V(CHUNK);
+            last = last < writer->n_classes ? last : writer->n_classes;
+            V(vector) factor = V(all)((V(real))(row->done.factor * V(relative_factor)(kept, &row->done)));
+            ptrdiff_t to_line = (ptrdiff_t)(-(uintptr_t)(row->to + c) % 64 / sizeof(V(real)));
+            ptrdiff_t stop = c + (last - c) / V(LINE) *V(LINE), at[2] = {row->done.top, row->done.label};
+            for (int k = 0; k < 2; k++)
+                if (at[k] >= c && at[k] < stop)
+                    stop = c + (at[k] - c) / V(LINE) *V(LINE);
+            if (to_line == 0 && stop > c) {
+                writer->from = row->exps + c;
+                writer->end = row->exps + stop;
+                writer->to = row->to + c;
+                writer->factor = factor;
+                writer->c = stop;
+                return;
+            }
+            ptrdiff_t n = to_line ? to_line : V(LINE);
+            n = n < last - c ? n : last - c;
+            V(put_line)(row, c, n, factor);
+            writer->c += n;
+        }
+    }
+}
+
+/* Write a line if one waits. The run is the caller's copy, for the registers. */
+INLINE void V(write_line)(const V(real) **from, V(real) **to, V(vector) factor)
+{
+    for (int j = 0; j < V(LINE); j += V(LANES))
+        V(stream)(*to + j, V(load)(*from + j) * factor);
+    *from += V(LINE);
+    *to += V(LINE);
+}
+
+/* Write all that waits. */
+static void V(flush)(V(writer) *writer)
+{
+    for (; writer->from != writer->end; V(next_run)(writer))
+        while (writer->from != writer->end)
+            V(write_line)(&writer->from, &writer->to, writer->factor);
+    writer->n_rows = writer->row = 0;
+}
+#undef V
