@@ -406,7 +406,7 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
     }
     V(rows_block)(job, tile, &block);
     writer.n_classes = job->n_classes;
-    writer.n_rows = writer.row = writer.c = 0;
+    writer.n_rows = writer.row = writer.c = writer.n_started = 0;
     writer.from = writer.end = NULL;
     if (job->streams && job->keeps_exps && V(is_real)(&job->out) &&
         job->out.class_stride == (ptrdiff_t)sizeof(V(real)))
@@ -425,6 +425,8 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
     }
     if (block.writer)
         V(flush)(&writer);
+    if (block.writer && writer.n_started)
+        V(end_line)(&writer);
     fence();
 }
 

@@ -66,6 +66,10 @@ typedef struct {
     const V(real) *from, *end;
     V(real) *to;
     V(vector) factor;
+    /* The beginning of a line that the row after may complete */
+    V(real) ALIGNED started[V(LINE)];
+    V(real) *started_at;
+    ptrdiff_t n_started;
 } V(writer);
 
 /* What a chunk's kept exponentials are to be multiplied by: under 2^-60 times the row's factor digits would
@@ -75,8 +79,15 @@ INLINE double V(relative_factor)(const chunk_scale *kept, const finished_row *ro
     return exp_relative(kept->shift, row->shift, row->exponent - kept->exponent, LOG2_BASE);
 }
 
-/* Write classes c ... c + n - 1 of a row, at most a line */
-static void V(put_line)(const V(waiting_row) *row, ptrdiff_t c, ptrdiff_t n, V(vector) factor)
+static void V(end_line)(V(writer) *writer)
+{
+    V(copy_out)(writer->started_at, writer->started, writer->n_started, writer->n_started == V(LINE));
+    writer->n_started = 0;
+}
+
+/* Write classes c ... c + n - 1 of a row, at most a line: around the cache once its line is complete */
+static void V(put_line)(V(writer) *writer, const V(waiting_row) *row, ptrdiff_t c, ptrdiff_t n,
+                        V(vector) factor)
 {
     const V(exceptions) but = {{row->done.top, row->done.label},
                                {(V(real))row->done.at_top, (V(real))row->done.at_label}};
@@ -84,10 +95,17 @@ static void V(put_line)(const V(waiting_row) *row, ptrdiff_t c, ptrdiff_t n, V(v
     for (int j = 0; j < V(LINE); j += V(LANES))
         V(store)(line + j, V(load)(row->exps + c + j) * factor);
     V(except)(line, c, n, &but);
+    if (writer->n_started && writer->started_at + writer->n_started != row->to + c)
+        V(end_line)(writer);
+    if (!writer->n_started)
+        writer->started_at = row->to + c;
     if (n < V(LINE))
-        V(copy_few)(row->to + c, line, n);
+        V(copy_few)(writer->started + writer->n_started, line, n);
     else
-        V(copy_out)(row->to + c, line, n, 1);
+        memcpy(writer->started, line, sizeof line);
+    writer->n_started += n;
+    if ((uintptr_t)(row->to + c + n) % 64 == 0)
+        V(end_line)(writer);
 }
 
 /* Find the next run of whole lines, and write what lies before it; none is left where `from` is `end`. */
@@ -119,7 +137,7 @@ static __attribute__((noinline)) void V(next_run)(V(writer) *writer)
             }
             ptrdiff_t n = to_line ? to_line : V(LINE);
             n = n < last - c ? n : last - c;
-            V(put_line)(row, c, n, factor);
+            V(put_line)(writer, row, c, n, factor);
             writer->c += n;
         }
     }
