@@ -44,7 +44,11 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-
 @click.option(
     "--from", "source", type=click.Path(exists=True, path_type=Path), help="Show saved results again."
 )
-@click.option("--in-order", is_flag=True, help="The limit is of passes in order, not in several streams.")
+@click.option(
+    "--in-order/--in-streams",
+    default=True,
+    help="Whether the limit is of passes in order, or of reads in several streams a thread if faster.",
+)
 @click.option("--chart", "picture", type=click.Path(path_type=Path), help="Draw the chart there.")
 @click.option("--readme", is_flag=True, help="Write README's figures and its chart.")
 def main(rows, peers, rounds, runs, threads, quick, with_checks, saved, source, in_order, picture, readme):

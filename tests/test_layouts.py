@@ -201,3 +201,43 @@ def test_activations_in_place_and_not(backend, dtype, layout):
         assert bits(array) == before
         assert function(array, out=array, backend=backend) is array
         assert_exact(array, expected)
+
+
+@pytest.mark.parametrize("n_classes", [61, 1000, 4999, 50257])
+def test_results_too_large_for_the_cache(backend, dtype, n_classes):
+    """A result is written while later rows are summed, and may share a line with them: each as if alone."""
+    if backend == "reference":
+        pytest.skip("the reference knows no caches")
+    n_rows = 2**25 // (max(4, dtype.itemsize) * n_classes) + 70
+    rng = np.random.default_rng()
+    logits = (4 * rng.standard_normal((n_rows, n_classes))).astype(dtype)
+    logits[3, 5], logits[4] = np.nan, np.linspace(-900, 800, n_classes)
+    logits[5] += dtype.type(300)
+    target = rng.integers(0, n_classes, n_rows)
+    target[6], target[7] = -100, logits[7].argmax()
+    calls = {
+        "gradient": lambda x, y, out: ll.cross_entropy_grad(x, y, reduction="sum", out=out, backend=backend),
+        "softmax": lambda x, y, out: ll.softmax(x, axis=1, out=out, backend=backend),
+    }
+    for name, call in calls.items():
+        whole = call(logits, target, np.full_like(logits, 7))
+        for first in (0, n_rows // 2, n_rows - 9):
+            rows = slice(first, first + 9)
+            alone = call(logits[rows], target[rows], None)
+            assert np.array_equal(whole[rows], alone, equal_nan=True), (name, first)
+        in_place = logits.copy()
+        call(in_place, target, in_place)
+        assert np.array_equal(whole, in_place, equal_nan=True), name
+
+
+def test_few_rows_longer_than_a_thread_takes(backend, dtype):
+    """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""
+    logits, target = batch((2, 2**18 + 77), dtype)
+    options = {"backend": backend, "label_smoothing": 0.1}
+    value, grad = ll.cross_entropy_value_and_grad(logits, target, num_threads=1, **options)
+    expected = oracle.cross_entropy(logits, target, label_smoothing=0.1)[0].value
+    assert value == pytest.approx(float(np.mean(expected)), rel=1e-6)
+    for threads in (2, 3):
+        again = ll.cross_entropy_value_and_grad(logits, target, num_threads=threads, **options)
+        assert again[0] == value
+        assert np.array_equal(again[1], grad)

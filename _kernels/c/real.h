@@ -13,6 +13,8 @@
 #include "transpose.h"
 #include "lanes.h"
 #include "lanes_block.h"
+#include "row_statistics.h"
+#include "row_results.h"
 #include "softmax_block.h"
 #include "pointwise_block.h"
 #undef MAGIC

@@ -1,10 +1,10 @@
 /* Rows whose classes lie next to each other, in one real type; included once for each.
  *
- * row_statistics_of reads a run of classes once, a chunk of the first cache at a time. While a chunk comes
- * from memory its largest is found; if that is the row's, its predecessor joins the others. Then the chunk's
- * exponentials are added to the sum, without a branch, and kept for the second pass where that is asked for.
- * The group of vectors that holds the largest is summed from a copy without it. row_map writes a result for
- * each class.
+ * add_chunk reads some classes once, as many as the first cache holds with ease. Their largest is known by
+ * then: it was sought while the chunk before was summed, so memory and arithmetic work at the same time. If
+ * it is the row's, its predecessor joins the others. Then the chunk's exponentials are added to the sum,
+ * without a branch, and kept for the second pass where that is asked for. The group of vectors that holds the
+ * largest is summed from a copy without it. row_map writes a result for each class.
  */
 #define V(name) PASTE(REAL, name)
 

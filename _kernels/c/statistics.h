@@ -1,10 +1,10 @@
 /* What a pass over rows leaves of them, how two parts of a row merge, and what follows for loss and gradient.
  *
  * The largest logit (first of equals) stays apart, so that a loss keeps its relative precision however far it
- * is ahead. Of the others there are sum    = sum exp(x - shift) * 2^-exponent weight = sum gamma,   gap = sum
- * gamma*(largest - x)      (0 in place of a largest of -inf) where shift is 0 (the largest, if it is beyond
- * DIRECT) and exponent an integer: raising it as larger logits come scales the sum exactly, and no difference
- * x - largest is ever rounded before its exponential. In a row with NaN the sum is NaN.
+ * is ahead. Of the others there are sum    = sum exp(x - shift) * 2^-exponent weight = sum gamma gap    = sum
+ * gamma*(largest - x), with 0 in place of a largest of -inf where shift is 0 (the largest, if it is beyond
+ * DIRECT) and exponent an integer: raising it as larger logits come scales the sum exactly, wherever the
+ * logits stand. In a row with NaN the sum is NaN.
  */
 typedef struct {
     double sum, lost; /* to rounding: a rising row adds to its sums thousands of times */
