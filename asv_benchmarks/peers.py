@@ -29,7 +29,8 @@ LIBRARIES = ("logitloss", "numpy", "scipy", "scikit-learn", "torch", "jax", "opt
 SAVED = Path(__file__).parent / ".asv" / "peers.json"
 # Of a value, and of the largest entry of an array: float16 and bfloat16 results are rounded to 2**-11 and
 # 2**-8, and peers round the terms too.
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
+# float32: over 8,000,000 classes PyTorch is off by 1.1e-4, logitloss by 3e-9 (against float64).
+TOLERANCE = {"float64": 1e-10, "float32": 3e-4, "float16": 3e-3, "bfloat16": 2e-2}
 
 
 @click.command()
