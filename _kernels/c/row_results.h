@@ -129,8 +129,10 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         else
             memset(tile, 0, sizeof(V(real)) * (size_t)n);
         V(except)(tile, 0, n, &but);
-        if (in_place)
-            V(copy_out)((V(real) *)to, tile, n, job->streams);
+        if (in_place && job->streams)
+            V(stream_run)((V(real) *)to, n, tile);
+        else if (in_place)
+            memcpy(to, tile, sizeof(V(real)) * (size_t)n);
         else
             V(store_run)(out->dtype, to, out->class_stride, n, tile);
     }

@@ -6,6 +6,8 @@
  */
 #define V(name) PASTE(REAL, name)
 
+enum { V(LINE) = 64 / sizeof(V(real)) };
+
 INLINE int V(is_real)(const array_view *view)
 {
     return view->dtype == (sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32);
@@ -93,16 +95,30 @@ static void V(store_run)(dtype_code dtype, char *to, ptrdiff_t stride, ptrdiff_t
 /* Items up to the next cache line */
 INLINE ptrdiff_t V(to_line)(const V(real) *p) { return -(uintptr_t)p % 64 / sizeof(V(real)); }
 
+/* Fewer than 16 reals */
+INLINE void V(copy_few)(V(real) *to, const V(real) *from, ptrdiff_t n)
+{
+    const size_t size = sizeof(V(real));
+    ptrdiff_t c = 0;
+    if (n & 8)
+        memcpy(to, from, 8 * size), c += 8;
+    if (n & 4)
+        memcpy(to + c, from + c, 4 * size), c += 4;
+    if (n & 2)
+        memcpy(to + c, from + c, 2 * size), c += 2;
+    if (n & 1)
+        to[c] = from[c];
+}
+
 /* A contiguous run around the cache, but for the lines at its ends */
 static void V(stream_run)(V(real) *to, ptrdiff_t n, const V(real) *from)
 {
-    ptrdiff_t i = 0, head = V(to_line)(to);
-    for (; i < n && i < head; i++)
-        to[i] = from[i];
-    for (; i + V(LANES) <= n; i += V(LANES))
-        V(stream)(to + i, V(load)(from + i));
-    for (; i < n; i++)
-        to[i] = from[i];
+    ptrdiff_t c = V(to_line)(to) < n ? V(to_line)(to) : n;
+    V(copy_few)(to, from, c);
+    for (; c + V(LINE) <= n; c += V(LINE))
+        for (int j = 0; j < V(LINE); j += V(LANES))
+            V(stream)(to + c + j, V(load)(from + c + j));
+    V(copy_few)(to + c, from + c, n - c);
 }
 
 /* A run where it lies, or copied into `tile` */
@@ -113,12 +129,6 @@ INLINE const V(real) *V(run)(const array_view *view, const char *from, ptrdiff_t
         return (const V(real) *)from;
     V(load_run)(view->dtype, from, stride, n, tile);
     return tile;
-}
-
-/* Where a run of results is to be computed: at its place, or in `tile` to be stored from there */
-INLINE V(real) *V(run_out)(const array_view *view, char *to, ptrdiff_t stride, V(real) *tile)
-{
-    return V(is_real)(view) && stride == (ptrdiff_t)sizeof(V(real)) ? (V(real) *)to : tile;
 }
 
 INLINE ptrdiff_t V(run_length)(const array_view *view, ptrdiff_t first, ptrdiff_t n)

@@ -6,7 +6,7 @@
  */
 #define V(name) PASTE(REAL, name)
 
-enum { V(LINE) = 64 / sizeof(V(real)), V(CHUNK) = 4096 / sizeof(V(real)) };
+enum { V(CHUNK) = 4096 / sizeof(V(real)) };
 
 /* The entries that are not as the others: `value` at `at`, counted like the classes around it */
 typedef struct {
@@ -19,36 +19,6 @@ INLINE void V(except)(V(real) *out, ptrdiff_t first, ptrdiff_t n, const V(except
     for (int k = 0; k < 2; k++)
         if (but->at[k] >= first && but->at[k] < first + n)
             out[but->at[k] - first] = but->value[k];
-}
-
-/* Fewer than 16 reals */
-INLINE void V(copy_few)(V(real) *to, const V(real) *from, ptrdiff_t n)
-{
-    const size_t size = sizeof(V(real));
-    ptrdiff_t c = 0;
-    if (n & 8)
-        memcpy(to, from, 8 * size), c += 8;
-    if (n & 4)
-        memcpy(to + c, from + c, 4 * size), c += 4;
-    if (n & 2)
-        memcpy(to + c, from + c, 2 * size), c += 2;
-    if (n & 1)
-        to[c] = from[c];
-}
-
-/* n reals from the cache, past the caches if it streams, but for the lines that it shares with other rows */
-static void V(copy_out)(V(real) *to, const V(real) *from, ptrdiff_t n, int streams)
-{
-    ptrdiff_t c = (ptrdiff_t)(-(uintptr_t)to % 64 / sizeof(V(real)));
-    if (!streams || n < c + V(LINE)) {
-        memcpy(to, from, sizeof(V(real)) * (size_t)n);
-        return;
-    }
-    V(copy_few)(to, from, c);
-    for (; c + V(LINE) <= n; c += V(LINE))
-        for (int j = 0; j < V(LINE); j += V(LANES))
-            V(stream)(to + c + j, V(load)(from + c + j));
-    V(copy_few)(to + c, from + c, n - c);
 }
 
 /* A row that waits */
@@ -81,7 +51,7 @@ INLINE double V(relative_factor)(const chunk_scale *kept, const finished_row *ro
 
 static void V(end_line)(V(writer) *writer)
 {
-    V(copy_out)(writer->started_at, writer->started, writer->n_started, writer->n_started == V(LINE));
+    V(stream_run)(writer->started_at, writer->n_started, writer->started);
     writer->n_started = 0;
 }
 
@@ -122,7 +92,7 @@ static __attribute__((noinline)) void V(next_run)(V(writer) *writer)
                 last += V(CHUNK);
             last = last < writer->n_classes ? last : writer->n_classes;
             V(vector) factor = V(all)((V(real))(row->done.factor * V(relative_factor)(kept, &row->done)));
-            ptrdiff_t to_line = (ptrdiff_t)(-(uintptr_t)(row->to + c) % 64 / sizeof(V(real)));
+            ptrdiff_t to_line = V(to_line)(row->to + c);
             ptrdiff_t stop = c + (last - c) / V(LINE) *V(LINE), at[2] = {row->done.top, row->done.label};
             for (int k = 0; k < 2; k++)
                 if (at[k] >= c && at[k] < stop)
