@@ -7,7 +7,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +32,8 @@ def test_the_digits_are_the_data_set_of_the_note_beside_them():
 
 def test_demo_runs_end_to_end(backend, tmp_path):
     folder = tmp_path / "a new" / "folder"
-    start = time.perf_counter()
     result = CliRunner().invoke(main, ["demo", "--output-dir", str(folder), "--backend", backend])
     assert result.exit_code == 0, result.output
-    assert time.perf_counter() - start < 10
     losses = [float(loss) for loss in re.findall(r"training loss (\S+) nats", result.stdout)]
     assert losses[0] == pytest.approx(np.log(10), abs=1e-4)
     assert losses == sorted(losses, reverse=True)

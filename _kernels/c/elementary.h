@@ -58,47 +58,52 @@
 INLINE V(vector) V(reduced)(V(vector) x, V(vector) n) { return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3; }
 #endif
 
-/* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding */
-INLINE V(vector) V(exp2_unit)(V(vector) f)
-{
+/* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding; one term longer
+ * (`is_fine`) 0.07 ulp of float32: for short rows, whose few terms' errors do not average out. In place for
+ * n vectors step by step, as the chain of one is longer than a processor looks ahead. */
 #ifdef REAL_IS_F64
-    V(vector) p = V(all)(0x1.e9d3fe3952179p-32);
-    p = V(fma)(p, f, V(all)(0x1.e6063f7217bc6p-28));
-    p = V(fma)(p, f, V(all)(0x1.b524fae627834p-24));
-    p = V(fma)(p, f, V(all)(0x1.62bfd47773353p-20));
-    p = V(fma)(p, f, V(all)(0x1.ffcbfc670dcd4p-17));
-    p = V(fma)(p, f, V(all)(0x1.430913096fd9fp-13));
-    p = V(fma)(p, f, V(all)(0x1.5d87fe78a5276p-10));
-    p = V(fma)(p, f, V(all)(0x1.3b2ab6fba1ddap-7));
-    p = V(fma)(p, f, V(all)(0x1.c6b08d704a0c2p-5));
-    p = V(fma)(p, f, V(all)(0x1.ebfbdff82c598p-3));
-    p = V(fma)(p, f, V(all)(0x1.62e42fefa39efp-1));
-    p = V(fma)(p, f, V(all)(1));
+static const double f64_exp2_terms[] = {0x1.e9d3fe3952179p-32, 0x1.e6063f7217bc6p-28, 0x1.b524fae627834p-24,
+                                        0x1.62bfd47773353p-20, 0x1.ffcbfc670dcd4p-17, 0x1.430913096fd9fp-13,
+                                        0x1.5d87fe78a5276p-10, 0x1.3b2ab6fba1ddap-7,  0x1.c6b08d704a0c2p-5,
+                                        0x1.ebfbdff82c598p-3,  0x1.62e42fefa39efp-1,  1};
 #else
-    V(vector) p = V(all)(0x1.5bda40p-10f);
-    p = V(fma)(p, f, V(all)(0x1.3ce8acp-7f));
-    p = V(fma)(p, f, V(all)(0x1.c6b6d8p-5f));
-    p = V(fma)(p, f, V(all)(0x1.ebf9c2p-3f));
-    p = V(fma)(p, f, V(all)(0x1.62e42ap-1f));
-    p = V(fma)(p, f, V(all)(1));
+static const float f32_exp2_terms[] = {0x1.5bda40p-10f, 0x1.3ce8acp-7f, 0x1.c6b6d8p-5f,
+                                       0x1.ebf9c2p-3f,  0x1.62e42ap-1f, 1};
+static const float f32_exp2_fine_terms[] = {
+    0x1.3eb2a0p-13f, 0x1.5f0b86p-10f, 0x1.3b320ap-7f, 0x1.c6af76p-5f, 0x1.ebfbd6p-3f, 0x1.62e430p-1f, 1};
 #endif
-    return p;
+
+INLINE void V(polynomial)(const V(real) *terms, int n_terms, V(vector) *f, int n)
+{
+    V(vector) p[4];
+    for (int j = 0; j < n; j++)
+        p[j] = V(all)(terms[0]);
+#pragma GCC unroll 16
+    for (int k = 1; k < n_terms; k++)
+#pragma GCC unroll 4
+        for (int j = 0; j < n; j++)
+            p[j] = V(fma)(p[j], f[j], V(all)(terms[k]));
+    for (int j = 0; j < n; j++)
+        f[j] = p[j];
 }
 
-/* The same to 0.07 ulp, one term longer: for short rows, whose few terms' errors do not average out */
-INLINE V(vector) V(exp2_unit_fine)(V(vector) f)
+INLINE void V(exp2_units)(V(vector) *f, int n, int is_fine)
 {
 #ifdef REAL_IS_F64
-    return V(exp2_unit)(f);
+    (void)is_fine;
+    f64_polynomial(f64_exp2_terms, 12, f, n);
 #else
-    V(vector) p = V(all)(0x1.3eb2a0p-13f);
-    p = V(fma)(p, f, V(all)(0x1.5f0b86p-10f));
-    p = V(fma)(p, f, V(all)(0x1.3b320ap-7f));
-    p = V(fma)(p, f, V(all)(0x1.c6af76p-5f));
-    p = V(fma)(p, f, V(all)(0x1.ebfbd6p-3f));
-    p = V(fma)(p, f, V(all)(0x1.62e430p-1f));
-    return V(fma)(p, f, V(all)(1));
+    if (is_fine)
+        f32_polynomial(f32_exp2_fine_terms, 7, f, n);
+    else
+        f32_polynomial(f32_exp2_terms, 6, f, n);
 #endif
+}
+
+INLINE V(vector) V(exp2_unit)(V(vector) f)
+{
+    V(exp2_units)(&f, 1, 0);
+    return f;
 }
 
 /* x*log2_base - n */
@@ -132,18 +137,33 @@ INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
     return scale;
 }
 
-/* exp(x)*2^-k (in a row's base), for x <= (k + EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at
- * NaN */
-INLINE V(vector) V(exp_scaled_to)(V(vector) x, V(exp_scale) scale, int is_fine)
+/* exp(x)*2^-k (in a row's base) of n vectors, in place but for a factor `power`; for x <= (k +
+ * EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at NaN */
+INLINE void V(exp_parts)(V(vector) *x, V(vector) *power, int n, V(exp_scale) scale, int is_fine)
 {
-    x = V(max)(scale.floor, x);
-    V(vector) shifted = V(fma)(x, V(all)(LOG2E), scale.magic);
-    V(vector) f = V(fraction)(x, shifted - scale.magic, LOG2_BASE);
-    V(vector) p = is_fine ? V(exp2_unit_fine)(f) : V(exp2_unit)(f);
-    return p * (V(vector))((V(ivector))shifted << MANTISSA_BITS);
+    V(vector) shifted[4];
+    for (int j = 0; j < n; j++)
+        x[j] = V(max)(scale.floor, x[j]);
+    for (int j = 0; j < n; j++)
+        shifted[j] = V(fma)(x[j], V(all)(LOG2E), scale.magic);
+    for (int j = 0; j < n; j++)
+        x[j] = V(fraction)(x[j], shifted[j] - scale.magic, LOG2_BASE);
+    for (int j = 0; j < n; j++)
+        power[j] = (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS);
+    V(exp2_units)(x, n, is_fine);
 }
-INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 0); }
-INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 1); }
+INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
+{
+    V(vector) power;
+    V(exp_parts)(&x, &power, 1, scale, 0);
+    return x * power;
+}
+INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale)
+{
+    V(vector) power;
+    V(exp_parts)(&x, &power, 1, scale, 1);
+    return x * power;
+}
 
 /* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
  * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down

@@ -10,6 +10,9 @@
 
 enum {
     V(GROUP) = 2 * V(LANES),
+    V(IN_SPAN) = 8, /* groups: what one chain of additions adds up */
+    V(SPAN) = V(IN_SPAN) *V(GROUP),
+    V(SPANS) = (V(CHUNK) + V(SPAN) - 1) / V(SPAN),
     /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
      * normal number still are. */
     V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
@@ -54,173 +57,233 @@ static int V(has_nan)(const V(real) *x, ptrdiff_t n)
     return found;
 }
 
-/* Whole groups of a chunk, but for two: the last, filled up with -inf, and the one with the row's largest,
- * where -inf stands in its place. Of gamma likewise, with 0. */
+/* A chunk as spans of at most eight groups, and if it ends within a group, one more of that last group: it
+ * ends with the chunk, and `filler` stands for what the group before it holds. The row's largest is left out:
+ * its span is a copy with `filler` in its place. */
 typedef struct {
     const V(real) *x;
-    ptrdiff_t n, last, top; /* the two's numbers, or -1 */
-    V(real) ALIGNED last_group[V(GROUP)], top_group[V(GROUP)];
-} V(groups);
+    ptrdiff_t n, n_groups, n_spans, copied; /* whole groups; all spans; the span that is a copy, or n_spans */
+    V(real) filler;
+    V(real) ALIGNED last_group[V(GROUP)], copy[V(SPAN)];
+} V(chunk);
 
-INLINE const V(real) *V(group)(const V(groups) *in, ptrdiff_t g)
+INLINE ptrdiff_t V(spans_of)(ptrdiff_t n_groups) { return (n_groups + V(IN_SPAN) - 1) / V(IN_SPAN); }
+
+INLINE const V(real) *V(original)(const V(chunk) *in, ptrdiff_t s)
 {
-    const V(real) *x = in->x + g * V(GROUP);
-    x = g == in->top ? in->top_group : x;
-    return g == in->last ? in->last_group : x;
+    return s * V(IN_SPAN) < in->n_groups ? in->x + s * V(SPAN) : in->last_group;
 }
 
-/* Where a group starts. The last one ends with the run, and leaves out what the group before it holds. */
-INLINE ptrdiff_t V(first_of)(const V(groups) *in, ptrdiff_t g)
+INLINE const V(real) *V(span)(const V(chunk) *in, ptrdiff_t s)
 {
-    return g > 0 && g == in->last ? in->n - V(GROUP) : g * V(GROUP);
+    return s == in->copied ? in->copy : V(original)(in, s);
 }
 
-/* A copy of GROUP reals but for those numbered from ... to - 1, which become `filler` */
-INLINE void V(copy_without)(V(real) *copy, const V(real) *x, ptrdiff_t from, ptrdiff_t to, V(real) filler)
+/* Of whole groups those in span s; none or less in what follows them */
+INLINE ptrdiff_t V(groups_in)(ptrdiff_t n_groups, ptrdiff_t s)
+{
+    ptrdiff_t left = n_groups - s * V(IN_SPAN);
+    return left < V(IN_SPAN) ? left : V(IN_SPAN);
+}
+
+/* Where span s starts in the chunk */
+INLINE ptrdiff_t V(start_of)(const V(chunk) *in, ptrdiff_t s)
+{
+    if (s * V(IN_SPAN) < in->n_groups)
+        return s * V(SPAN);
+    return in->n_groups ? in->n - V(GROUP) : 0;
+}
+
+/* A copy of n reals but for those numbered from ... to - 1 */
+INLINE void V(copy_without)(V(real) *copy, const V(real) *x, ptrdiff_t n, ptrdiff_t from, ptrdiff_t to,
+                            V(real) filler)
 {
     V(vector) low = V(all)((V(real))from), high = V(all)((V(real))to), number = V(numbers)();
-    for (int j = 0; j < V(GROUP); j += V(LANES), number += V(LANES)) {
+    for (ptrdiff_t c = 0; c < n; c += V(LANES), number += V(LANES)) {
         V(mask) out = V(not_below)(number, low) & V(greater)(high, number);
-        V(store)(copy + j, V(choose)(out, V(all)(filler), V(load)(x + j)));
+        V(store)(copy + c, V(choose)(out, V(all)(filler), V(load)(x + c)));
     }
 }
 
-static ptrdiff_t V(split)(V(groups) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
+static void V(split)(V(chunk) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
 {
-    ptrdiff_t n_groups = n / V(GROUP), left = n % V(GROUP);
+    ptrdiff_t left = n % V(GROUP);
     in->x = x;
     in->n = n;
-    in->top = in->last = -1;
-    if (left && n_groups) {
-        V(copy_without)(in->last_group, x + n - V(GROUP), 0, V(GROUP) - left, filler);
-        in->last = n_groups++;
-    } else if (left) {
-        for (int j = 0; j < V(GROUP); j++)
-            in->last_group[j] = j < left ? x[j] : filler;
-        in->last = n_groups++;
-    }
-    return n_groups;
+    in->filler = filler;
+    in->n_groups = n / V(GROUP);
+    in->n_spans = in->copied = V(spans_of)(in->n_groups) + (left != 0);
+    if (in->n_groups)
+        V(copy_without)(in->last_group, x + n - V(GROUP), V(GROUP), 0, V(GROUP) - left, filler);
+    for (int j = 0; j < V(GROUP) &&!in->n_groups; j++)
+        in->last_group[j] = j < left ? x[j] : filler;
 }
 
-static void V(without)(V(groups) *in, ptrdiff_t at, V(real) filler)
+/* Leave out the real at `place` of span s. */
+INLINE void V(leave_out)(V(chunk) *in, ptrdiff_t s, ptrdiff_t place)
 {
-    ptrdiff_t g = at / V(GROUP), place = at - V(first_of)(in, g);
-    if (g == in->last) {
-        V(copy_without)(in->last_group, in->last_group, place, place + 1, filler);
-        return;
-    }
-    V(copy_without)(in->top_group, in->x + g * V(GROUP), place, place + 1, filler);
-    in->top = g;
+    ptrdiff_t n_groups = V(groups_in)(in->n_groups, s);
+    V(copy_without)(in->copy, V(original)(in, s), V(GROUP) *(n_groups > 0 ? n_groups : 1), place, place + 1,
+                    in->filler);
+    in->copied = s;
 }
 
-/* The largest of n_groups, or of what was seen before and them; NaN counts for nothing */
-INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_groups, V(vector) before)
+/* The largest of some groups; NaN counts for nothing */
+INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_groups)
 {
-    V(vector) high[4] = {before, before, before, before};
-    for (; n_groups >= 2; n_groups -= 2, x += 2 * V(GROUP))
-        for (int j = 0; j < 4; j++)
+    V(vector) high[2] = {V(all)(-INFINITY), V(all)(-INFINITY)};
+    for (; n_groups > 0; n_groups--, x += V(GROUP))
+        for (int j = 0; j < 2; j++)
             high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
-    for (int j = 0; j < 2 && n_groups; j++)
-        high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
-    return V(max)(V(max)(high[0], high[1]), V(max)(high[2], high[3]));
+    return V(max)(high[0], high[1]);
 }
 
-/* The whole groups of the chunk that follows, and once the chunk before it is summed, their largest: so
- * memory and arithmetic work at the same time. */
+/* The largest of each span of a chunk to come, once the chunk before it is summed: so memory and arithmetic
+ * work at the same time. */
 typedef struct {
     const V(real) *x;
     ptrdiff_t n_groups;
-    V(vector) highest;
+    V(vector) highest[V(SPANS)];
 } V(following);
 
-/* Where `value`, which is there, first stands */
-INLINE ptrdiff_t V(find)(const V(groups) *in, V(real) value)
+/* The place of `value`, which is there, among groups: without a branch on where */
+INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n_groups, V(real) value)
 {
-    const V(real) *x = in->x, *end = x + in->n / (4 * V(GROUP))*(4 * V(GROUP));
-    for (; x < end; x += 4 * V(GROUP)) {
-        V(mask) found[8];
-        for (int j = 0; j < 8; j++)
-            found[j] = V(equal)(V(load)(x + j * V(LANES)), V(all)(value));
-        if (V(any)(((found[0] | found[1]) | (found[2] | found[3])) |
-                   ((found[4] | found[5]) | (found[6] | found[7]))))
-            break;
+    enum { AT_ONCE = 64 / V(GROUP) }; /* groups: a bit for each real */
+    ptrdiff_t at = 0;
+    for (ptrdiff_t g = n_groups > 0 ? (n_groups - 1) / AT_ONCE * AT_ONCE : 0; g >= 0; g -= AT_ONCE) {
+        uint64_t found = 0;
+        for (ptrdiff_t k = 0; k < AT_ONCE && (g + k < n_groups || g + k == 0); k++)
+            for (int j = 0; j < 2; j++)
+                found |= V(lane_bits)(V(equal)(V(load)(x + (g + k) * V(GROUP) + j * V(LANES)), V(all)(value)))
+                         << (k * V(GROUP) + j * V(LANES));
+        at = found ? g * V(GROUP) + __builtin_ctzll(found) : at;
     }
-    while (x + V(LANES) <= in->x + in->n && !V(any)(V(equal)(V(load)(x), V(all)(value))))
-        x += V(LANES);
-    while (*x != value)
-        x++;
-    return x - in->x;
+    return at;
 }
 
-/* Add the groups of a chunk to the row; their exponentials go to `exps` if it is not NULL. */
-INLINE void V(add_groups)(row_statistics *row, const V(groups) *x, const V(groups) *gamma, ptrdiff_t n_groups,
-                          V(real) *exps, int has_shift, V(following) *next, V(writer) *writer)
+/* What goes through a span, and through a chunk */
+typedef struct {
+    V(vector) sum[2], weight[2], gap[2], high[2];
+} V(span_sums);
+typedef struct {
+    V(vector) sum, weight, gap;
+} V(chunk_sums);
+
+/* What they are summed with, and the rows that are written meanwhile. The flags are constants to the
+ * compiler: without gamma and exponentials to keep there is nothing of them in the loop. */
+typedef struct {
+    int has_gamma, keeps_exps, has_shift, writes;
+    V(exp_scale) scale;
+    V(vector) shift, reference;
+    const V(chunk) *x, *gamma;
+    V(real) *exps;
+    V(following) *next;
+    V(writer) *writer;
+    const V(real) *from, *end;
+    V(real) *to;
+} V(summing);
+
+INLINE void V(sum_group)(const V(summing) *with, V(span_sums) *total, const V(real) *x, const V(real) *gamma,
+                         V(real) *exps)
 {
-    V(exp_scale) scale = V(row_scale)(row);
-    V(vector) shift = V(all)((V(real))row->shift), reference = V(all)((V(real))row->largest),
-              zero = V(all)(0);
-    V(chained_sum) sum = {zero, zero}, weight = sum, gap = sum;
-    V(vector) low = V(all)(-INFINITY), high[2] = {low, low};
-    const V(real) *ahead = next->x, *last = ahead + (next->n_groups - 1) * V(GROUP);
-    const V(real) *from = writer ? writer->from : NULL, *end = writer ? writer->end : NULL;
-    V(real) *to = writer ? writer->to : NULL;
-    /* Backwards, so that what the last group keeps of the group before it is written over */
-    for (ptrdiff_t g = n_groups - 1; g >= 0; g--) {
-        const V(real) *logits = V(group)(x, g), *weights = gamma ? V(group)(gamma, g) : NULL;
-        V(vector) e[2], w[2], d[2];
-        for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64)
-            __builtin_prefetch((const char *)ahead + PREFETCH_BYTES + line);
-        for (int j = 0; j < 2; j++)
-            high[j] = V(max)(V(load)(ahead + j * V(LANES)), high[j]);
-        ahead = ahead < last ? ahead + V(GROUP) : last;
-        for (size_t line = 0; writer && line < sizeof(V(real)) * V(GROUP) &&from != end; line += 64) {
-            V(write_line)(&from, &to, writer->factor);
-            if (from == end) {
-                V(next_run)(writer);
-                from = writer->from, end = writer->end, to = writer->to;
-            }
-        }
-        for (int j = 0; j < 2; j++) {
-            V(vector) logit = V(load)(logits + j * V(LANES));
-            e[j] = V(exp_scaled)(has_shift ? logit - shift : logit, scale);
-            if (exps)
-                V(store)(exps + V(first_of)(x, g) + j * V(LANES), e[j]);
-            if (gamma) {
-                w[j] = V(load)(weights + j * V(LANES));
-                d[j] = V(keep)(V(nonzero)(w[j]), w[j] * (reference - logit));
-            }
-        }
-        V(chain)(&sum, e[0] + e[1], g);
-        if (gamma) {
-            V(chain)(&weight, w[0] + w[1], g);
-            V(chain)(&gap, d[0] + d[1], g);
-        }
+    V(vector) p[2], power[2];
+    for (int j = 0; j < 2; j++)
+        p[j] = V(load)(x + j * V(LANES));
+    for (int j = 0; j < 2 && with->has_gamma; j++) {
+        V(vector) w = V(load)(gamma + j * V(LANES));
+        total->weight[j] += w;
+        total->gap[j] = V(fma)(w, V(keep)(V(nonzero)(w), with->reference - p[j]), total->gap[j]);
     }
-    if (writer)
-        writer->from = from, writer->to = to;
-    next->highest = V(highest)(ahead, (last - ahead) / V(GROUP) + 1, V(max)(high[0], high[1]));
-    add(&row->sum, V(lanes_sum)(sum.sum + sum.chain));
-    if (gamma) {
-        add(&row->weight, V(lanes_sum)(weight.sum + weight.chain));
-        add(&row->gap, V(lanes_sum)(gap.sum + gap.chain));
+    for (int j = 0; j < 2 && with->has_shift; j++)
+        p[j] -= with->shift;
+    V(exp_parts)(p, power, 2, with->scale, 0);
+    for (int j = 0; j < 2; j++) {
+        if (with->keeps_exps)
+            V(store)(exps + j * V(LANES), p[j] * power[j]);
+        total->sum[j] = V(fma)(p[j], power[j], total->sum[j]);
+    }
+}
+
+/* Add span s. */
+INLINE void V(sum_span)(V(summing) *with, ptrdiff_t s, V(chunk_sums) *sums)
+{
+    const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
+    const V(real) *x = V(span)(with->x, s), *gamma = with->has_gamma ? V(span)(with->gamma, s) : x,
+                  *ahead = x;
+    V(real) *exps = with->keeps_exps ? with->exps + V(start_of)(with->x, s) : NULL;
+    ptrdiff_t n_groups = V(groups_in)(with->x->n_groups, s);
+    V(span_sums) total = {{zero, zero}, {zero, zero}, {zero, zero}, {low, low}};
+    if (n_groups > 0 && V(groups_in)(with->next->n_groups, s) == n_groups)
+        ahead = with->next->x + s * V(SPAN);
+    n_groups = n_groups > 0 ? n_groups : 1;
+    for (ptrdiff_t c = 0; c < n_groups * V(GROUP); c += V(GROUP)) {
+        for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64) {
+            __builtin_prefetch((const char *)(ahead + c) + PREFETCH_BYTES + line);
+            if (with->has_gamma)
+                __builtin_prefetch((const char *)(gamma + c) + PREFETCH_BYTES + line);
+            if (with->writes && with->from != with->end) {
+                V(write_line)(&with->from, &with->to, with->writer->factor);
+                if (with->from == with->end) {
+                    V(next_run)(with->writer);
+                    with->from = with->writer->from, with->end = with->writer->end;
+                    with->to = with->writer->to;
+                }
+            }
+        }
+        for (int j = 0; j < 2; j++)
+            total.high[j] = V(max)(V(load)(ahead + c + j * V(LANES)), total.high[j]);
+        V(sum_group)(with, &total, x + c, gamma + c, with->keeps_exps ? exps + c : NULL);
+    }
+    sums->sum += total.sum[0] + total.sum[1];
+    sums->weight += total.weight[0] + total.weight[1];
+    sums->gap += total.gap[0] + total.gap[1];
+    if (ahead != x)
+        with->next->highest[s] = V(max)(total.high[0], total.high[1]);
+}
+
+/* Add a chunk to the row. */
+INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
+{
+    const V(vector) zero = V(all)(0);
+    V(chunk_sums) sums = {zero, zero, zero};
+    const V(chunk) *x = with.x;
+    V(following) *next = with.next;
+    with.scale = V(row_scale)(row);
+    with.shift = V(all)((V(real))row->shift);
+    with.reference = V(all)((V(real))row->largest);
+    if (with.writes)
+        with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
+    /* The last first: exponentials it keeps of the group before it are written over. */
+    for (ptrdiff_t i = 0; i < x->n_spans; i++)
+        V(sum_span)(&with, i ? i - 1 : x->n_spans - 1, &sums);
+    if (with.writes)
+        with.writer->from = with.from, with.writer->to = with.to;
+    for (ptrdiff_t s = 0; s < V(spans_of)(next->n_groups); s++)
+        if (V(groups_in)(next->n_groups, s) != V(groups_in)(x->n_groups, s))
+            next->highest[s] = V(highest)(next->x + s * V(SPAN), V(groups_in)(next->n_groups, s));
+    add(&row->sum, V(lanes_sum)(sums.sum));
+    if (with.has_gamma) {
+        add(&row->weight, V(lanes_sum)(sums.weight));
+        add(&row->gap, V(lanes_sum)(sums.gap));
     }
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define ADD_GROUPS(name, gamma, exps, has_shift, writes)                                                \
-    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(groups) *x,             \
-                                                  const V(groups) *weights, ptrdiff_t n_groups,         \
-                                                  V(real) *kept, V(following) *next, V(writer) *writer) \
-    {                                                                                                   \
-        (void)weights, (void)kept, (void)writer;                                                        \
-        V(add_groups)(row, x, gamma, n_groups, exps, has_shift, next, writes);                          \
+#define SUM_CHUNK(name, has_gamma, keeps_exps, has_shift, writes)                                           \
+    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(chunk) *x,                  \
+                                                  const V(chunk) *gamma, V(real) *exps, V(following) *next, \
+                                                  V(writer) *writer)                                        \
+    {                                                                                                       \
+        V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,    \
+                                       .exps = exps, .next = next, .writer = writer});                      \
     }
-ADD_GROUPS(add_plain, NULL, NULL, 0, NULL)
-ADD_GROUPS(add_kept, NULL, kept, 0, NULL)
-ADD_GROUPS(add_and_write, NULL, kept, 0, writer)
-ADD_GROUPS(add_weighted, weights, kept, 1, NULL)
-ADD_GROUPS(add_shifted, NULL, kept, 1, NULL)
-#undef ADD_GROUPS
+SUM_CHUNK(sum_plain, 0, 0, 0, 0)
+SUM_CHUNK(sum_kept, 0, 1, 0, 0)
+SUM_CHUNK(sum_and_write, 0, 1, 0, 1)
+SUM_CHUNK(sum_weighted, 1, 0, 0, 0)
+SUM_CHUNK(sum_anything, gamma != NULL, exps != NULL, 1, 0)
+#undef SUM_CHUNK
 
 /* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
  * one, if it was that; then what this one sees of the next n_next classes, if there are any. */
@@ -228,45 +291,46 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
                          ptrdiff_t first_class, V(real) *exps, V(following) *seen, const V(real) *next,
                          ptrdiff_t n_next, V(writer) *writer)
 {
-    V(groups) x, weights;
-    ptrdiff_t n_whole = n / V(GROUP), n_groups = V(split)(&x, logits, n, -INFINITY), at = -1;
-    V(vector) highest = V(all)(-INFINITY);
-    if (seen->x == logits && seen->n_groups == n_whole)
-        highest = seen->highest;
-    else
-        highest = V(highest)(logits, n_whole, highest);
-    if (x.last >= 0)
-        highest = V(highest)(x.last_group, 1, highest);
+    V(chunk) x, weights;
+    V(split)(&x, logits, n, -INFINITY);
+    ptrdiff_t n_whole = V(spans_of)(x.n_groups), at = -1;
+    if (seen->x != logits || seen->n_groups != x.n_groups)
+        for (ptrdiff_t s = 0; s < n_whole; s++)
+            seen->highest[s] = V(highest)(logits + s * V(SPAN), V(groups_in)(x.n_groups, s));
+    V(vector) highest = n_whole < x.n_spans ? V(highest)(x.last_group, 1) : V(all)(-INFINITY);
+    for (ptrdiff_t s = 0; s < n_whole; s++)
+        highest = V(max)(highest, seen->highest[s]);
     V(real) largest = V(lanes_max)(highest);
-    *seen = (V(following)){n_next >= V(GROUP) ? next
-                           : x.n >= V(GROUP)  ? logits
-                                              : x.last_group,
-                           n_next >= V(GROUP) ? n_next / V(GROUP) : 1, highest};
     if (gamma)
         V(split)(&weights, gamma, n, 0);
     if (largest > row->largest) {
-        at = V(find)(&x, largest);
-        V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
-        V(without)(&x, at, -INFINITY);
+        uint64_t found = (uint64_t)1 << n_whole; /* if in none of these, then in the last group */
+        for (ptrdiff_t s = 0; s < n_whole; s++)
+            found |= (uint64_t)V(any)(V(equal)(seen->highest[s], V(all)(largest))) << s;
+        ptrdiff_t s = __builtin_ctzll(found),
+                  place = V(place_of)(V(span)(&x, s), V(groups_in)(x.n_groups, s), largest);
+        at = V(start_of)(&x, s) + place;
+        V(leave_out)(&x, s, place);
         if (gamma)
-            V(without)(&weights, at, 0);
+            V(leave_out)(&weights, s, place);
+        V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
+    seen->x = n_next >= V(GROUP) ? next : NULL;
+    seen->n_groups = n_next / V(GROUP);
     if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
+    } else if (row->shift != 0 || (gamma && exps)) {
+        V(sum_anything)(row, &x, gamma ? &weights : NULL, exps, seen, NULL);
     } else if (gamma) {
-        V(add_weighted)(row, &x, &weights, n_groups, exps, seen, NULL);
-    } else if (row->shift != 0) {
-        V(add_shifted)(row, &x, NULL, n_groups, exps, seen, NULL);
+        V(sum_weighted)(row, &x, &weights, NULL, seen, NULL);
     } else if (exps && writer && writer->from != writer->end) {
-        V(add_and_write)(row, &x, NULL, n_groups, exps, seen, writer);
+        V(sum_and_write)(row, &x, NULL, exps, seen, writer);
     } else if (exps) {
-        V(add_kept)(row, &x, NULL, n_groups, exps, seen, NULL);
+        V(sum_kept)(row, &x, NULL, exps, seen, NULL);
     } else {
-        V(add_plain)(row, &x, NULL, n_groups, NULL, seen, NULL);
+        V(sum_plain)(row, &x, NULL, NULL, seen, NULL);
     }
-    if (n_next < V(GROUP))
-        seen->x = NULL;
     if (exps && at >= 0) /* a larger one may come */
         exps[at] = V(exp_scaled)(V(all)(largest - (V(real))row->shift), V(row_scale)(row))[0];
 }

@@ -56,25 +56,28 @@ static finished_row V(finished)(const V(block) *block, ptrdiff_t i)
                           softmax->log1p_others[i],
                           softmax->p_top[i],
                           0,
-                          job->second_pass == SOFTMAX ? row->top : -1,
+                          -1,
                           -1,
                           block->live[i]};
     if (job->second_pass != GRADIENT || !block->live[i])
         return found;
+    int has_gamma = job->target_kind == PROBABILITIES || job->gamma;
     ptrdiff_t label = job->target_kind == LABELS ? block->label[i] : row->top;
+    int label_is_top = has_gamma ? label == row->top : block->target_logit[i] == row->largest;
     double beta = job->target_kind == PROBABILITIES ? 0 : job->beta ? job->beta[label] : 1;
-    double z_slope = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
-    double top_gamma = job->target_kind == PROBABILITIES ? row->top_weight
-                       : job->gamma                      ? job->gamma[row->top]
-                                                         : 0;
-    double rest = job->target_kind == PROBABILITIES ? value_of(&row->weight)
-                  : job->gamma                      ? job->gamma_sum - top_gamma
-                                                    : 0;
-    top_gamma += label == row->top ? beta : 0;
-    rest += z_slope + (label == row->top ? 0 : beta);
-    found.top = row->top;
-    found.at_top = block->scale[i] * (softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma);
-    if (label != row->top) {
+    double rest = job->z_loss != 0 ? 2 * job->z_loss * softmax->lse[i] : 0;
+    double top_gamma = label_is_top ? beta : 0;
+    if (has_gamma) {
+        double own = job->target_kind == PROBABILITIES ? row->top_weight : job->gamma[row->top];
+        rest += job->target_kind == PROBABILITIES ? value_of(&row->weight) : job->gamma_sum - own;
+        top_gamma += own;
+    }
+    rest += label_is_top ? 0 : beta;
+    if (has_gamma || label_is_top) {
+        found.top = label_is_top ? label : row->top;
+        found.at_top = block->scale[i] * (softmax->p_top[i] * rest - softmax->p_others[i] * top_gamma);
+    }
+    if (!label_is_top) {
         double p = exp((block->target_logit[i] - row->largest) - softmax->log1p_others[i]);
         double gamma = job->gamma ? job->gamma[label] : 0;
         found.label = label;

@@ -27,11 +27,11 @@ INLINE void fence(void)
 #endif
 }
 
-#define REAL f32
-#include "vector_real.h"
-#undef REAL
 #define REAL f64
 #define REAL_IS_F64
 #include "vector_real.h"
 #undef REAL
 #undef REAL_IS_F64
+#define REAL f32
+#include "vector_real.h"
+#undef REAL

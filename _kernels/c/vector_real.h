@@ -46,6 +46,7 @@ INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _
 INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_NLT_UQ); }
 INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_EQ_OQ); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_NEQ_UQ); }
+INLINE uint64_t V(lane_bits)(V(mask) mask) { return mask; }
 INLINE int V(any)(V(mask) mask) { return mask != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)(mask, a); }
 INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
@@ -88,19 +89,19 @@ INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return (V(mask))(a > b); }
 INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return ~(V(mask))(a < b); }
 INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return (V(mask))(a == b); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return (V(mask))(a != V(all)(0)); }
-INLINE int V(any)(V(mask) mask)
+/* A bit for each lane */
+INLINE uint64_t V(lane_bits)(V(mask) mask)
 {
-#ifdef VECTOR_AVX2
-    return INTRINSIC_256(movemask)((V(vector))mask) != 0;
+#if defined VECTOR_AVX2
+    return (unsigned)INTRINSIC_256(movemask)((V(vector))mask);
 #else
-    int64_t found = 0;
-    int64_t words[VECTOR_BYTES / 8];
-    memcpy(words, &mask, VECTOR_BYTES);
-    for (int i = 0; i < VECTOR_BYTES / 8; i++)
-        found |= words[i];
-    return found != 0;
+    uint64_t found = 0;
+    for (int i = 0; i < V(LANES); i++)
+        found |= (uint64_t)(mask[i] & 1) << i;
+    return found;
 #endif
 }
+INLINE int V(any)(V(mask) mask) { return V(lane_bits)(mask) != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return (V(vector))(mask & (V(mask))a); }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -176,12 +177,20 @@ INLINE void V(stream)(V(real) *p, V(vector) v)
 /* Sum, exact but for one rounding in double, and largest over the lanes */
 INLINE double V(lanes_sum)(V(vector) v)
 {
-    V(real) lane[V(LANES)];
-    double sum[4] = {0, 0, 0, 0};
+#ifdef REAL_IS_F64
+    double lane[f64_LANES];
     memcpy(lane, &v, VECTOR_BYTES);
-    for (int i = 0; i < V(LANES); i++)
-        sum[i % 4] += lane[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int width = f64_LANES / 2; width > 1; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] += lane[i + width];
+    return lane[0] + lane[1];
+#else
+    typedef float half __attribute__((vector_size(VECTOR_BYTES / 2)));
+    half part[2];
+    memcpy(part, &v, VECTOR_BYTES);
+    return f64_lanes_sum(__builtin_convertvector(part[0], f64_vector) +
+                         __builtin_convertvector(part[1], f64_vector));
+#endif
 }
 INLINE V(real) V(lanes_max)(V(vector) v)
 {
