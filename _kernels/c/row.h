@@ -128,13 +128,13 @@ INLINE void V(leave_out)(V(chunk) *in, ptrdiff_t s, ptrdiff_t place)
     in->copied = s;
 }
 
-/* The largest of some groups; NaN counts for nothing */
+/* The largest of some groups; with NaN among them, any: that poisons the row */
 INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_groups)
 {
     V(vector) high[2] = {V(all)(-INFINITY), V(all)(-INFINITY)};
     for (; n_groups > 0; n_groups--, x += V(GROUP))
         for (int j = 0; j < 2; j++)
-            high[j] = V(max)(V(load)(x + j * V(LANES)), high[j]);
+            high[j] = V(max)(high[j], V(load)(x + j * V(LANES)));
     return V(max)(high[0], high[1]);
 }
 
@@ -232,7 +232,7 @@ INLINE void V(sum_span)(V(summing) *with, ptrdiff_t s, V(chunk_sums) *sums)
             }
         }
         for (int j = 0; j < 2; j++)
-            total.high[j] = V(max)(V(load)(ahead + c + j * V(LANES)), total.high[j]);
+            total.high[j] = V(max)(total.high[j], V(load)(ahead + c + j * V(LANES)));
         V(sum_group)(with, &total, x + c, gamma + c, with->keeps_exps ? exps + c : NULL);
     }
     sums->sum += total.sum[0] + total.sum[1];
