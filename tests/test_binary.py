@@ -174,6 +174,20 @@ def test_totals_of_many(backend, dtype, case, target_dtype, weights):
     assert in_place.tobytes() == grad.tobytes()
 
 
+def test_gradient_over_large_logits(backend):
+    """Too large for the cache, over the logits, and with blocks whose total is no plain sum."""
+    n = 2**23
+    logits = np.resize(np.cos(np.arange(9973, dtype=np.float32)), n)
+    logits[::4099], target = -np.inf, np.zeros(n, np.uint8)
+    logits[[5, -5]], target[[5, -5]] = np.inf, 1
+    options = {"reduction": "sum", "backend": backend}
+    total, grad = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert total == pytest.approx(ll.binary_cross_entropy_with_logits(logits, target, **options))
+    in_place = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, out=logits, **options)
+    assert in_place[0] == total
+    assert logits.tobytes() == grad.tobytes()
+
+
 def test_operands_of_any_stride(backend, dtype):
     """Every operand strided, reversed, broadcast or of bytes gives the same bits as a plain copy of it."""
     rng = np.random.default_rng(5)

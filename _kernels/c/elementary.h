@@ -5,17 +5,15 @@
  * 2^n. A scale 2^-k costs nothing then: k is subtracted from the constant. (A factor, not an addition to the
  * exponent of 2^f: that would turn NaN into numbers.)
  *
- * Two ways to f = x*log2(e) - n. Where x counts by itself, log2(e) is in two parts. In a row, where only
- * differences of logits count, one fused step f = x*LOG2E - n: it is exact but for its last bit, for the base
- * 2^LOG2E, which is e but for the rounding of LOG2E: 0.1 ulp for each nat below the largest, as long as all
- * of a row has one base.
+ * f = x*LOG2E - n in one fused step is exact but for its last bit, for the base 2^LOG2E, which is e but for
+ * the rounding of LOG2E: 0.1 ulp for each nat of x, in a row for each nat below the largest, as long as all
+ * of the row has one base.
  */
 #define V(name) PASTE(REAL, name)
 
 #ifdef REAL_IS_F64
 #define MAGIC 0x1.8p52
 #define LOG2E 0x1.71547652b82fep0
-#define LOG2E_REST 0x1.777d0ffda0d24p-56
 #define MANTISSA_BITS 52
 #define EXPONENT_BIAS 1023
 #define LN2_A 0x1.62e42fefa39efp-1
@@ -25,7 +23,6 @@
 #else
 #define MAGIC 0x1.8p23f
 #define LOG2E 0x1.715476p0f
-#define LOG2E_REST 0x1.4ae0cp-26f
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_A 0x1.62e43p-1f
@@ -167,28 +164,25 @@ INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale)
 
 /* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
  * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down
- * in a second product; else what is under 2^-125 (2^-1021) is that. */
+ * in a second product; else what is under 2^-125 (2^-1021) is that, and NaN becomes any number. */
 INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
 {
     const V(real) lowest = -(V(real))(EXPONENT_BIAS + (deep ? MANTISSA_BITS + 2 : -2)) * (V(real))0.6931472;
-    const V(real) magic = MAGIC + EXPONENT_BIAS + (deep ? (EXPONENT_BIAS + 1) / 2 : 0);
+    const V(real) magic = MAGIC + (deep ? EXPONENT_BIAS + (EXPONENT_BIAS + 1) / 2 : 0);
     V(vector) shifted[4];
     for (int j = 0; j < 4; j++)
         x[j] = V(max)(V(all)(lowest), x[j]);
     for (int j = 0; j < 4; j++)
         shifted[j] = V(fma)(x[j], V(all)(LOG2E), V(all)(magic));
+    for (int j = 0; j < 4; j++)
+        x[j] = V(fraction)(x[j], shifted[j] - magic, LOG2_BASE);
+    V(exp2_units)(x, 4, 0);
     for (int j = 0; j < 4; j++) {
-        V(vector) n = shifted[j] - magic;
-#ifdef VECTOR_FMA
-        x[j] = V(fma)(x[j], V(all)(LOG2E_REST), V(fma)(x[j], V(all)(LOG2E), -n));
-#else
-        x[j] = V(reduced)(x[j], n) * LOG2E;
-#endif
-    }
-    for (int j = 0; j < 4; j++) {
-        x[j] = V(exp2_unit)(x[j]) * (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS);
+        V(ivector) power = (V(ivector))shifted[j] << MANTISSA_BITS;
         if (deep)
-            x[j] *= sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64;
+            x[j] *= (V(vector))power * (sizeof(V(real)) == 8 ? (V(real))0x1p-512 : (V(real))0x1p-64);
+        else
+            x[j] = (V(vector))((V(ivector))x[j] + power);
     }
 }
 

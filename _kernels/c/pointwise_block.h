@@ -1,187 +1,7 @@
-/* A block of elements of the losses that have no classes, in one real type; included once for each.
- *
- * BCE with logits, with e = exp(-|x|), small = e/(1 + e), and q the sum of the weights `negative` and
- * `positive` of its two terms (1 - y, y and 1 when there are no others): slope = x < 0 ? -positive : negative
- *     loss = slope*x + q*log1p(e),   gradient = slope - sign(x)*q*small.
- * Where slope is 0 nothing cancels; where not, only what is small next to it.
- *
- * A total alone needs no logarithm of every element where q is 1: the sum of log1p(e) is log1p of one number
- * joined from all e, taken once in 64. This plain way knows no 0*inf = 0, may overflow, and forward alone
- * leaves subnormal numbers aside: a block whose total is no ordinary number is summed again with care. So
- * gradients, which may be to overwrite the logits, are made in a tile.
+/* A block of elements of the losses that have no classes, in one real type; included once for each: finds its
+ * operands, or makes them in a tile, and hands them to the loss.
  */
 #define V(name) PASTE(REAL, name)
-
-enum { V(QUAD) = 4 * V(LANES) };
-#ifdef REAL_IS_F64
-/* PLAIN: no weights, no smoothing, no losses of elements, targets and logits in place. CAREFUL: anything. */
-enum { CAREFUL, WEIGHTED, PLAIN };
-#endif
-
-/* Where the reals of an operand are: in place or in a tile, -1 for `step`; or one vector for all, 0. */
-typedef struct {
-    const V(real) *at;
-    ptrdiff_t step;
-} V(source);
-
-INLINE V(vector) V(get)(V(source) from, ptrdiff_t i) { return V(load)(from.at + (i & from.step)); }
-
-/* Whole quads of vectors. What lies behind the block's elements adds nothing to a total: x = -2^100, and all
- * else 0. */
-typedef struct {
-    const V(real) *x, *target;
-    V(source) weight, pos_weight, scale;
-    const uint8_t *bytes; /* the target where it is of bytes, each at most `largest`; else NULL */
-    int largest;
-    V(real) *loss, *out;  /* or NULL */
-    V(real) *stream;      /* where `out` goes around the cache, or NULL */
-    V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
-} V(operands);
-
-/* Bytes as reals, none above `largest` */
-INLINE V(vector) V(load_bytes)(const uint8_t *p, int largest)
-{
-#if defined VECTOR_X86 && VECTOR_BYTES >= 32 && !defined REAL_IS_F64
-#ifdef VECTOR_AVX512
-    __m128i bytes = _mm_min_epu8(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)largest));
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-#else
-    __m128i bytes = _mm_min_epu8(_mm_loadl_epi64((const __m128i *)p), _mm_set1_epi8((char)largest));
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-#endif
-#else
-    V(vector) reals;
-    for (int i = 0; i < V(LANES); i++)
-        reals[i] = p[i] < largest ? p[i] : largest;
-    return reals;
-#endif
-}
-
-/* (1 + a)*(1 + b) - 1, for a and b not negative as good as they are */
-INLINE V(vector) V(join)(V(vector) a, V(vector) b) { return V(fma)(a, b, a + b); }
-
-/* Results whose lines are complete go out while the next are made: a burst of them would let memory wait. */
-INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
-{
-    ptrdiff_t first = i - V(QUAD) + V(to_line)(stream);
-    for (int j = 0; i > 0 && j < 4; j++)
-        V(stream)(stream + first + j * V(LANES), V(load)(out + first + j * V(LANES)));
-}
-
-INLINE void V(prefetch)(const void *p, ptrdiff_t offset, int n_bytes)
-{
-    for (int line = 0; line < n_bytes; line += 64)
-        __builtin_prefetch((const char *)p + offset + PREFETCH_BYTES + line);
-}
-
-#define EACH for (int j = 0; j < 4; j++)
-
-/* Four vectors step by step; returns the sum of their losses, if PLAIN without log1p(e). */
-INLINE V(vector) V(bce_quad)(V(operands) at, ptrdiff_t i, int kind, int bytes, int with_out, V(vector) scale,
-                             V(vector) e[4])
-{
-    const V(vector) one = V(all)(1);
-    const V(ivector) minus = (V(ivector))V(all)(-(V(real))0);
-    V(vector) x[4], y[4], slope[4], q[4], weight[4];
-    EACH x[j] = V(load)(at.x + i + j * V(LANES));
-    EACH e[j] = (V(vector))((V(ivector))x[j] | minus);
-    V(exp_nonpositive)(e, kind != PLAIN || with_out);
-    EACH y[j] = bytes ? V(load_bytes)(at.bytes + i + j * V(LANES), at.largest)
-                      : V(load)(at.target + i + j * V(LANES));
-#ifdef VECTOR_FMA
-    if (kind == PLAIN && !with_out) { /* slope*x, in fewer steps */
-        EACH q[j] = V(fma)(-x[j], y[j], V(max)(x[j], V(all)(0)));
-        return (q[0] + q[1]) + (q[2] + q[3]);
-    }
-#endif
-    EACH
-    {
-        V(ivector) below = (V(ivector))x[j] >> (8 * (int)sizeof(V(real)) - 1);
-        if (kind == PLAIN)
-            slope[j] = (V(vector))((V(ivector))one & ~below) - y[j];
-        else {
-            V(vector) negative = one - y[j], positive = y[j];
-            if (kind == CAREFUL) { /* `negative` is no difference of rounded numbers */
-                negative = V(fma)(V(all)(at.keep), negative, V(all)(at.spread));
-                positive = V(fma)(V(all)(at.keep), positive, V(all)(at.spread));
-            }
-            positive *= V(get)(at.pos_weight, i + j * V(LANES));
-            weight[j] = V(get)(at.weight, i + j * V(LANES));
-            V(ivector) differ = ((V(ivector))negative ^ (V(ivector))-positive) & below;
-            slope[j] = (V(vector))((V(ivector))negative ^ differ);
-            q[j] = negative + positive;
-        }
-    }
-    if (with_out)
-        EACH
-        {
-            V(vector) small = (V(vector))((V(ivector))e[j] ^ ((V(ivector))x[j] & minus)) / (one + e[j]);
-            V(vector) grad = kind == PLAIN ? (slope[j] - small) * scale
-                                           : V(fma)(-q[j], small, slope[j]) *
-                                                 (V(get)(at.scale, i + j * V(LANES)) * weight[j]);
-            V(store)(at.out + i + j * V(LANES), grad);
-        }
-    if (kind == PLAIN)
-        return V(fma)(slope[0], x[0], slope[1] * x[1]) + V(fma)(slope[2], x[2], slope[3] * x[3]);
-    EACH e[j] = V(log1p_unit)(e[j]);
-    EACH
-    {
-        if (kind == CAREFUL)
-            x[j] = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight[j]), x[j]));
-        q[j] = weight[j] * V(fma)(q[j], e[j], slope[j] * x[j]);
-        if (at.loss)
-            V(store)(at.loss + i + j * V(LANES), q[j]);
-    }
-    return (q[0] + q[1]) + (q[2] + q[3]);
-}
-
-INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
-{
-    V(vector) few = V(all)(0), joined = few, scale = V(load)(at.scale.at);
-    V(long_sum) sum = {few, few, few};
-    for (ptrdiff_t i = 0, number = 0; i < n; i += V(QUAD), number++) {
-        V(vector) e[4];
-        V(prefetch)(at.x + i, 0, 4 * VECTOR_BYTES);
-        if (bytes)
-            V(prefetch)(at.bytes, i, V(QUAD));
-        else
-            V(prefetch)(at.target + i, 0, 4 * VECTOR_BYTES);
-        V(add_term)(&sum, V(bce_quad)(at, i, kind, bytes, with_out, scale, e), number);
-        if (with_out && at.stream)
-            V(drain)(at.stream, at.out, i);
-        if (kind != PLAIN)
-            continue;
-        few = V(join)(few, V(join)(V(join)(e[0], e[1]), V(join)(e[2], e[3])));
-        if (number % 4 == 3) { /* in short chains, for the sake of rounding */
-            joined = V(join)(joined, few);
-            few = V(all)(0);
-        }
-        if (number % 16 == 15) {
-            sum.chain += V(log1p_nonnegative)(joined);
-            joined = V(all)(0);
-        }
-    }
-    sum.chain += V(log1p_nonnegative)(V(join)(joined, few));
-    return V(lanes_sum)(V(whole)(&sum));
-}
-
-#define BCE(kind, bytes, with_out)                                                   \
-    static double V(bce_##kind##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
-    {                                                                                \
-        return V(bce_quads)(*at, n, kind, bytes, with_out);                          \
-    }
-BCE(CAREFUL, 0, 0)
-BCE(CAREFUL, 0, 1)
-BCE(WEIGHTED, 0, 0)
-BCE(WEIGHTED, 0, 1)
-BCE(PLAIN, 0, 0)
-BCE(PLAIN, 0, 1)
-#ifndef REAL_IS_F64
-BCE(WEIGHTED, 1, 0)
-BCE(WEIGHTED, 1, 1)
-BCE(PLAIN, 1, 0)
-BCE(PLAIN, 1, 1)
-#endif
 
 INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 {
@@ -275,15 +95,10 @@ static const V(real) *V(operand)(const array_view *view, ptrdiff_t first, ptrdif
 static V(source)
     V(coefficient)(const array_view *view, ptrdiff_t first, ptrdiff_t n, ptrdiff_t whole, V(real) *tile)
 {
-    static double one = 1;
-    static const array_view ones = {
-        .data = (char *)&one, .dtype = DTYPE_F64, .ndim = 1, .shape = {PTRDIFF_MAX}};
-    if (!view->data)
-        view = &ones;
     if (!V(is_number)(view))
         return (V(source)){V(operand)(view, first, n, whole, 0, tile), -1};
-    V(load_run)(view->dtype, view->data, 0, V(LANES), tile);
-    V(real) number = tile[0];
+    V(real) number = view->data ? (V(real))view_real(view, view->data) : 1;
+    V(store)(tile, V(all)(number));
     for (ptrdiff_t i = 0; n < whole && i < whole; i++)
         tile[i] = i < n ? number : 0;
     return (V(source)){tile, -(n < whole)};
@@ -300,20 +115,31 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
                                  ptrdiff_t whole, V(real) *target_tile, V(real) *loss_tile)
 {
     typedef double pass(const V(operands) *, ptrdiff_t);
-    static pass *const passes[3][2][2] = {{{V(bce_CAREFUL00), V(bce_CAREFUL01)}},
+    static pass *const passes[4][2][2] = {{{V(bce_CAREFUL00), V(bce_CAREFUL01)}},
 #ifdef REAL_IS_F64
                                           {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)}},
-                                          {{V(bce_PLAIN00), V(bce_PLAIN01)}}
+                                          {{V(bce_PLAIN00), V(bce_PLAIN01)}},
+                                          {{V(bce_HARD00)}}
 #else
                                           {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)},
                                            {V(bce_WEIGHTED10), V(bce_WEIGHTED11)}},
-                                          {{V(bce_PLAIN00), V(bce_PLAIN01)}, {V(bce_PLAIN10), V(bce_PLAIN11)}}
+                                          {{V(bce_PLAIN00), V(bce_PLAIN01)},
+                                           {V(bce_PLAIN10), V(bce_PLAIN11)}},
+                                          {{V(bce_HARD00)}, {V(bce_HARD10)}}
 #endif
     };
     int weighted = job->weight.data || job->pos_weight.data || at->loss || !V(is_number)(&job->scale);
     int kind = job->label_smoothing != 0 ? CAREFUL : weighted ? WEIGHTED : PLAIN;
-    double total = passes[kind][at->bytes != NULL][at->out != NULL](at, whole);
-    if (isfinite(total) && fabs(total) >= 0x1p-90)
+    double total = NAN, ordinary = 0x1p-90;
+    if (kind == WEIGHTED && !job->weight.data && !at->loss && !at->out && V(is_number)(&job->pos_weight)) {
+        double y = at->bytes ? at->bytes[0] : at->target[0]; /* if it is soft, others will be */
+        if (y == 0 || y == 1)
+            total = passes[HARD][at->bytes != NULL][0](at, whole);
+        ordinary *= fmax(1, at->pos_weight.at[0]);
+    }
+    if (isnan(total))
+        total = passes[kind][at->bytes != NULL][at->out != NULL](at, whole);
+    if (isfinite(total) && fabs(total) >= ordinary)
         return total;
     if (at->bytes)
         at->target = V(operand)(&job->target, first, n, whole, 0, target_tile);
@@ -341,8 +167,10 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
                       .out = job->out.data ? tile[6] : NULL,
                       .keep = (V(real))(1 - job->label_smoothing),
                       .spread = (V(real))(job->label_smoothing / 2)};
-    if (job->streams && n == whole && V(fits)(&job->out, first, n))
-        at.stream = (V(real) *)(job->out.data + view_offset(&job->out, first));
+    V(real) *stream = job->streams && n == whole && V(fits)(&job->out, first, n)
+                          ? (V(real) *)(job->out.data + view_offset(&job->out, first))
+                          : NULL;
+    at.stream = stream == at.x ? NULL : stream; /* the logits may be needed again */
     if (sizeof(V(real)) == sizeof(float) && (target->dtype == DTYPE_U8 || target->dtype == DTYPE_BOOL) &&
         target->data && !job->is_signed && job->kind == BCE_WITH_LOGITS && n == whole &&
         job->label_smoothing == 0 && V(last_stride)(target) == 1 && V(run_length)(target, first, n) == n) {
@@ -372,13 +200,13 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         V(store_items)(&job->loss, first, n, tile[5]);
     if (!job->out.data)
         return;
-    if (at.stream) {
-        ptrdiff_t head = V(to_line)(at.stream), done = head + n - V(QUAD);
-        V(stream_run)(at.stream, head, at.out);
-        V(stream_run)(at.stream + done, n - done, at.out + done);
+    if (stream) {
+        ptrdiff_t head = at.stream ? V(to_line)(stream) : n, done = at.stream ? head + n - V(QUAD) : n;
+        V(stream_run)(stream, head, at.out);
+        V(stream_run)(stream + done, n - done, at.out + done);
         fence();
     } else
         V(store_items)(&job->out, first, n, tile[6]);
 }
-#undef BCE
+#undef EACH
 #undef V

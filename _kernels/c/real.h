@@ -16,10 +16,10 @@
 #include "row_statistics.h"
 #include "row_results.h"
 #include "softmax_block.h"
+#include "pointwise_bce.h"
 #include "pointwise_block.h"
 #undef MAGIC
 #undef LOG2E
-#undef LOG2E_REST
 #undef MANTISSA_BITS
 #undef EXPONENT_BIAS
 #undef LN2_A

@@ -1,0 +1,271 @@
+/* Binary cross-entropy of logits, whole blocks of it, in one real type; included once for each.
+ *
+ * With e = exp(-|x|), small = e/(1 + e), and q the sum of the weights `negative` and `positive` of its two
+ * terms (1 - y, y and 1 when there are no others): slope = x < 0 ? -positive : negative
+ *     loss = slope*x + q*log1p(e),   gradient = slope - sign(x)*q*small.
+ * Where slope is 0 nothing cancels; where not, only what is small next to it.
+ *
+ * A total alone needs no logarithm of every element where q is 1: the sum of log1p(e) is log1p of one number
+ * joined from all e, taken once in 64 (and so by class where targets are 0 or 1 and the positive have one
+ * weight). This plain way knows no 0*inf = 0, may overflow, and forward alone leaves subnormal numbers aside:
+ * a block whose total is no ordinary number is summed again with care. So gradients, which may be to
+ * overwrite the logits, are made in a tile.
+ */
+#define V(name) PASTE(REAL, name)
+
+enum { V(QUAD) = 4 * V(LANES), V(PRODUCT) = 16 * V(QUAD), V(PRODUCTS) = BLOCK_ELEMENTS / V(PRODUCT) };
+#ifdef REAL_IS_F64
+/* PLAIN: no weights, no smoothing, no losses of elements. HARD: but for one `pos_weight`; targets 0 and 1, a
+ * total alone. CAREFUL: anything. */
+enum { CAREFUL, WEIGHTED, PLAIN, HARD };
+#endif
+
+/* Where the reals of an operand are: in place or in a tile, -1 for `step`; or one vector for all, 0. */
+typedef struct {
+    const V(real) *at;
+    ptrdiff_t step;
+} V(source);
+
+INLINE V(vector) V(get)(V(source) from, ptrdiff_t i) { return V(load)(from.at + (i & from.step)); }
+
+/* Whole quads of vectors. What lies behind the block's elements adds nothing to a total: x = -2^100, and all
+ * else 0. */
+typedef struct {
+    const V(real) *x, *target;
+    V(source) weight, pos_weight, scale;
+    const uint8_t *bytes; /* the target where it is of bytes, each at most `largest`; else NULL */
+    int largest;
+    V(real) *loss, *out;  /* or NULL */
+    V(real) *stream;      /* where `out` goes around the cache, or NULL */
+    V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
+} V(operands);
+
+/* Bytes as reals, none above `largest`, in two vectors */
+INLINE void V(load_bytes)(const uint8_t *p, int largest, V(vector) reals[2])
+{
+#if defined VECTOR_AVX512 && !defined REAL_IS_F64
+    __m256i bytes = _mm256_min_epu8(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8((char)largest));
+    reals[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(bytes)));
+    reals[1] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(bytes, 1)));
+#elif defined VECTOR_AVX2 && !defined REAL_IS_F64
+    /* All sixteen in either half, which takes its own of them: nothing has to cross. */
+    const __m256i own = _mm256_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 4, -1,
+                                         -1, -1, 5, -1, -1, -1, 6, -1, -1, -1, 7, -1, -1, -1);
+    __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8((char)largest));
+    reals[0] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, own));
+    reals[1] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, _mm256_or_si256(own, _mm256_set1_epi8(8))));
+#else
+    for (int i = 0; i < 2 * V(LANES); i++)
+        reals[i / V(LANES)][i % V(LANES)] = p[i] < largest ? p[i] : largest;
+#endif
+}
+
+INLINE void V(load_targets)(const V(operands) *at, ptrdiff_t i, int bytes, V(vector) y[4])
+{
+    for (int j = 0; j < 4; j += 2)
+        if (bytes)
+            V(load_bytes)(at->bytes + i + j * V(LANES), at->largest, y + j);
+        else {
+            y[j] = V(load)(at->target + i + j * V(LANES));
+            y[j + 1] = V(load)(at->target + i + (j + 1) * V(LANES));
+        }
+}
+
+/* Results whose lines are complete go out while the next are made: a burst of them would let memory wait. */
+INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
+{
+    ptrdiff_t first = i - V(QUAD) + V(to_line)(stream);
+    for (int j = 0; i > 0 && j < 4; j++)
+        V(stream)(stream + first + j * V(LANES), V(load)(out + first + j * V(LANES)));
+}
+
+INLINE void V(prefetch)(const void *p, ptrdiff_t offset, int n_bytes)
+{
+    for (int line = 0; line < n_bytes; line += 64)
+        __builtin_prefetch((const char *)p + offset + PREFETCH_BYTES + line);
+}
+
+INLINE void V(prefetch_operands)(const V(operands) *at, ptrdiff_t i, int bytes)
+{
+    V(prefetch)(at->x + i, 0, 4 * VECTOR_BYTES);
+    if (bytes)
+        V(prefetch)(at->bytes, i, V(QUAD));
+    else
+        V(prefetch)(at->target + i, 0, 4 * VECTOR_BYTES);
+}
+
+#define EACH for (int j = 0; j < 4; j++)
+
+/* All ones where x has a minus, and its sign bit alone */
+INLINE V(ivector) V(below)(V(vector) x) { return (V(ivector))x >> (8 * (int)sizeof(V(real)) - 1); }
+INLINE V(ivector) V(sign)(V(vector) x) { return (V(ivector))x & (V(ivector))V(all)(-(V(real))0); }
+INLINE V(vector) V(minus_abs)(V(vector) x)
+{
+    return (V(vector))((V(ivector))x | (V(ivector))V(all)(-(V(real))0));
+}
+
+/* sign(x)*e/(1 + e) */
+INLINE V(vector) V(signed_small)(V(vector) x, V(vector) e, V(vector) one_plus)
+{
+    return (V(vector))((V(ivector))e ^ V(sign)(x)) / one_plus;
+}
+
+/* Four vectors step by step; returns the sum of their losses. */
+INLINE V(vector) V(bce_quad)(const V(operands) *at, ptrdiff_t i, int kind, int bytes, int with_out)
+{
+    const V(vector) one = V(all)(1);
+    V(vector) x[4], y[4], e[4], slope[4], q[4], weight[4];
+    EACH x[j] = V(load)(at->x + i + j * V(LANES));
+    EACH e[j] = V(minus_abs)(x[j]);
+    V(exp_nonpositive)(e, 1);
+    V(load_targets)(at, i, bytes, y);
+    EACH
+    {
+        V(vector) negative = one - y[j], positive = y[j];
+        if (kind == CAREFUL) { /* `negative` is no difference of rounded numbers */
+            negative = V(fma)(V(all)(at->keep), negative, V(all)(at->spread));
+            positive = V(fma)(V(all)(at->keep), positive, V(all)(at->spread));
+        }
+        positive *= V(get)(at->pos_weight, i + j * V(LANES));
+        weight[j] = V(get)(at->weight, i + j * V(LANES));
+        V(ivector) differ = ((V(ivector))negative ^ (V(ivector))-positive) & V(below)(x[j]);
+        slope[j] = (V(vector))((V(ivector))negative ^ differ);
+        q[j] = negative + positive;
+    }
+    if (with_out)
+        EACH
+        {
+            V(vector) scale = V(get)(at->scale, i + j * V(LANES)) * weight[j];
+            V(vector) small = V(signed_small)(x[j], e[j], one + e[j]);
+            V(store)(at->out + i + j * V(LANES), V(fma)(-q[j], small, slope[j]) * scale);
+        }
+    EACH e[j] = V(log1p_unit)(e[j]);
+    EACH
+    {
+        if (kind == CAREFUL)
+            x[j] = V(keep)(V(nonzero)(slope[j]), V(keep)(V(nonzero)(weight[j]), x[j]));
+        q[j] = weight[j] * V(fma)(q[j], e[j], slope[j] * x[j]);
+        if (at->loss)
+            V(store)(at->loss + i + j * V(LANES), q[j]);
+    }
+    return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
+{
+    V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
+    for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
+        V(prefetch_operands)(&at, i, bytes);
+        V(add_term)(&sum, V(bce_quad)(&at, i, kind, bytes, with_out), i / V(QUAD));
+        if (with_out && at.stream)
+            V(drain)(at.stream, at.out, i);
+    }
+    return V(lanes_sum)(V(whole)(&sum));
+}
+
+/* What is left of a span once its e are joined: by class if HARD, else in the first */
+typedef struct {
+    V(vector) product[2][4];
+} V(joined);
+
+INLINE void V(join_to)(V(vector) *product, V(vector) one_plus, V(vector) e)
+{
+    *product = V(fma)(*product, one_plus, e);
+}
+
+/* PLAIN or HARD; NaN if not HARD after all */
+INLINE double V(bce_spans)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
+{
+    const V(vector) zero = V(all)(0), one = V(all)(1);
+    const V(vector) scale = V(load)(at.scale.at), pos_weight = V(load)(at.pos_weight.at);
+    V(long_sum) sum = {zero, zero, zero};
+    V(joined) products[V(PRODUCTS)];
+    V(ivector) soft = {0};
+    int n_spans = 0;
+    for (ptrdiff_t i = 0; i < n; n_spans++) {
+        ptrdiff_t end = n - i < V(PRODUCT) ? n : i + V(PRODUCT);
+        V(joined) span = {{{zero, zero, zero, zero}, {zero, zero, zero, zero}}};
+        for (; i < end; i += V(QUAD)) {
+            V(vector) x[4], y[4], e[4], slope[4];
+            V(mask) positive[4];
+            V(prefetch_operands)(&at, i, bytes);
+            V(load_targets)(&at, i, bytes, y);
+            EACH x[j] = V(load)(at.x + i + j * V(LANES));
+            V(vector) linear = zero; /* the sum of slope*x */
+            if (kind == HARD)
+                EACH
+                {
+                    soft |= (V(ivector))V(fma)(y[j], y[j], -y[j]);
+                    positive[j] = V(equal)(y[j], one);
+                    V(ivector) change = (V(ivector))pos_weight ^ (V(ivector))one;
+                    V(ivector) weight = (V(ivector))V(keep)(positive[j], (V(vector))change) ^ (V(ivector))one;
+                    V(ivector) minus = (V(ivector))V(keep)(positive[j], V(all)(-(V(real))0));
+                    V(vector) wrong = V(max)(zero, (V(vector))((V(ivector))x[j] ^ minus));
+                    linear = V(fma)((V(vector))weight, wrong, linear);
+                }
+            else if (with_out)
+                EACH
+                {
+                    slope[j] = (V(vector))((V(ivector))one & ~V(below)(x[j])) - y[j];
+                    linear = V(fma)(slope[j], x[j], linear);
+                }
+            else /* in fewer steps */
+                EACH linear += V(fma)(-x[j], y[j], V(max)(x[j], zero));
+            sum.chain += linear;
+            EACH e[j] = V(minus_abs)(x[j]);
+            V(exp_nonpositive)(e, with_out);
+            EACH
+            {
+                if (kind == HARD) {
+                    V(vector) part = V(keep)(positive[j], e[j]);
+                    V(join_to)(&span.product[1][j], one + part, part);
+                    e[j] -= part;
+                }
+                V(vector) one_plus = one + e[j];
+                V(join_to)(&span.product[0][j], one_plus, e[j]);
+                if (with_out)
+                    V(store)(at.out + i + j * V(LANES),
+                             (slope[j] - V(signed_small)(x[j], e[j], one_plus)) * scale);
+            }
+            if (with_out && at.stream)
+                V(drain)(at.stream, at.out, i);
+        }
+        V(fold)(&sum);
+        spans[n_spans] = span;
+    }
+    for (int k = 0; k < n_spans; k++) /* after all: one waits for no other */
+        for (int positive = 0; positive <= (kind == HARD); positive++) {
+            V(vector) *product = spans[k].product[positive];
+            for (int j = 1; j < 4; j++)
+                V(join_to)(product, one + product[j], product[j]);
+            V(vector) log = V(log1p_nonnegative)(*product);
+            sum.chain += positive ? pos_weight * log : log;
+        }
+    if (kind == HARD && V(any)(V(nonzero)((V(vector))soft)))
+        return NAN;
+    return V(lanes_sum)(V(whole)(&sum));
+}
+
+#define BCE(kind, bytes, with_out)                                                   \
+    static double V(bce_##kind##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
+    {                                                                                \
+        return kind >= PLAIN ? V(bce_spans)(*at, n, kind, bytes, with_out)           \
+                             : V(bce_quads)(*at, n, kind, bytes, with_out);          \
+    }
+BCE(CAREFUL, 0, 0)
+BCE(CAREFUL, 0, 1)
+BCE(WEIGHTED, 0, 0)
+BCE(WEIGHTED, 0, 1)
+BCE(PLAIN, 0, 0)
+BCE(PLAIN, 0, 1)
+BCE(HARD, 0, 0)
+#ifndef REAL_IS_F64
+BCE(WEIGHTED, 1, 0)
+BCE(WEIGHTED, 1, 1)
+BCE(PLAIN, 1, 0)
+BCE(PLAIN, 1, 1)
+BCE(HARD, 1, 0)
+#endif
+#undef BCE
+#undef V
