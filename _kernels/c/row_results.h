@@ -95,6 +95,11 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
     V(map_row) row = {V(all)((V(real))done->shift),        V(all)((V(real))done->factor),
                       V(all)((V(real))done->gamma_factor), V(all)((V(real))done->largest),
                       V(all)((V(real))done->log1p_others), V(exp_scale_of)(V(all)((V(real))done->exponent))};
+#ifndef REAL_IS_F64
+    if (maps_halves(job) && map_half_row(job, V(item)(logits, block->first + i, first), first, last - first,
+                                         done, &row, V(item)(out, block->first + i, first)))
+        return 0;
+#endif
     for (ptrdiff_t c = first, n; c < last; c += n) {
         V(real) *tile = block->out_tile;
         const V(real) *x = NULL, *gamma = NULL, *exps = done->is_live ? V(exps_of)(block, i, c) : NULL;
@@ -119,11 +124,6 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         char *to = V(item)(out, block->first + i, c);
         const V(exceptions) but = {{done->top - c, done->label - c},
                                    {(V(real))done->at_top, (V(real))done->at_label}};
-#ifndef REAL_IS_F64
-        if (exps && !gamma && out->itemsize == 2 && out->class_stride == 2 &&
-            store_scaled_halves(out->dtype, to, exps, n, row.factor, &but, job->streams))
-            continue;
-#endif
         if (done->is_live)
             V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
         else
