@@ -166,7 +166,7 @@ static int maps_halves(const softmax_job *job)
         return 0;
 #endif
     return x->itemsize == 2 && out->dtype == x->dtype && x->class_stride == 2 && out->class_stride == 2 &&
-           !job->lse_in.data && !job->gamma &&
+           job->n_classes >= HALF_CLASSES && !job->lse_in.data && !job->gamma &&
            (job->second_pass == SOFTMAX || (job->second_pass == GRADIENT && job->target_kind == LABELS));
 }
 

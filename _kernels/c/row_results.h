@@ -124,6 +124,11 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         char *to = V(item)(out, block->first + i, c);
         const V(exceptions) but = {{done->top - c, done->label - c},
                                    {(V(real))done->at_top, (V(real))done->at_label}};
+#ifndef REAL_IS_F64
+        if (exps && !gamma && out->itemsize == 2 && out->class_stride == 2 &&
+            store_scaled_halves(out->dtype, to, exps, n, row.factor, &but, job->streams))
+            continue;
+#endif
         if (done->is_live)
             V(row_map)(job->second_pass, x, exps, gamma, tile, n, &row);
         else

@@ -107,8 +107,8 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
     row_statistics row = {.largest = -INFINITY};
 #ifndef REAL_IS_F64
     half_following next_half = {.x = NULL};
-    int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && !job->gamma &&
-                   job->target_kind != PROBABILITIES;
+    int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
+                   !job->gamma && job->target_kind != PROBABILITIES;
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
         const char *item = V(item)(logits, block->first + i, c);
