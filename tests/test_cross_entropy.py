@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import oracle
 import pytest
-from cases import CLASSES, ROWS, VOCABULARIES, batch, frozen, unfilled, zoo
+from cases import CLASSES, ROWS, VOCABULARIES, batch, frozen, rng_for, unfilled, zoo
 from expected import batch_cross_entropy, zoo_cross_entropy, zoo_rows
 from ulp import assert_exact, result_dtype
 
@@ -114,6 +114,16 @@ def test_raw_values_where_forms_of_the_loss_break(backend, dtype, raw):
         loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
         assert_exact(loss, value)
         assert_exact(grad, gradient)
+
+
+def test_far_above_logits_that_are_all_positive(backend, dtype):
+    """Ones longer than a chunk of 16-bit logits, of which neither the largest nor a negative one tells."""
+    logits = (1 + np.abs(rng_for("positive").standard_normal((2, 8192)))).astype(dtype)
+    logits[:, 5] = 1e4
+    value, gradient = oracle.cross_entropy(logits, np.array([5, 6000]))
+    loss, grad = ll.cross_entropy_value_and_grad(logits, [5, 6000], reduction="none", backend=backend)
+    assert_exact(loss, value)
+    assert_exact(grad, gradient)
 
 
 def test_the_callers_floating_point_settings_have_no_say(backend, dtype):

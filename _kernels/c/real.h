@@ -9,6 +9,7 @@
 #include "row.h"
 #ifndef REAL_IS_F64
 #include "row_half.h"
+#include "half_map.h"
 #endif
 #include "transpose.h"
 #include "lanes.h"

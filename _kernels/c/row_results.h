@@ -98,6 +98,11 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
     V(map_row) row = {V(all)((V(real))done->shift),        V(all)((V(real))done->factor),
                       V(all)((V(real))done->gamma_factor), V(all)((V(real))done->largest),
                       V(all)((V(real))done->log1p_others), V(exp_scale_of)(V(all)((V(real))done->exponent))};
+#ifndef REAL_IS_F64
+    if (maps_halves(job) && map_half_row(job, V(item)(logits, block->first + i, first), first, last - first,
+                                         done, &row, V(item)(out, block->first + i, first)))
+        return 0;
+#endif
     for (ptrdiff_t c = first, n; c < last; c += n) {
         V(real) *tile = block->out_tile;
         const V(real) *x = NULL, *gamma = NULL, *exps = done->is_live ? V(exps_of)(block, i, c) : NULL;

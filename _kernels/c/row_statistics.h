@@ -106,17 +106,20 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
     row_statistics row = {.largest = -INFINITY};
 #ifndef REAL_IS_F64
-    int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && !job->gamma &&
-                   job->target_kind != PROBABILITIES;
+    half_following next_half = {.x = NULL};
+    int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
+                   !job->gamma && job->target_kind != PROBABILITIES;
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
         const char *item = V(item)(logits, block->first + i, c);
         V(real) *exps = V(exps_of)(block, i, c);
-        n = V(at_most)(end - c, V(CHUNK));
 #ifndef REAL_IS_F64
-        if (is_plain && !exps && add_halves(&row, logits->dtype, item, n))
+        n = V(at_most)(end - c, HALF_CHUNK);
+        if (is_plain && !exps &&
+            add_halves(&row, logits->dtype, item, n, c, V(at_most)(end - c - n, HALF_CHUNK), &next_half))
             continue;
 #endif
+        n = V(at_most)(end - c, V(CHUNK));
         const V(real) *x = V(run)(logits, item, logits->class_stride, n, block->x_tile);
         const V(real) *next = x + n;
         ptrdiff_t n_next = V(at_most)(end - c - n, V(CHUNK));

@@ -72,12 +72,16 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
     if (job->streams && job->keeps_exps && V(is_real)(&job->out) &&
         job->out.class_stride == (ptrdiff_t)sizeof(V(real)))
         block.writer = &writer;
+    int keeps_exps = job->keeps_exps;
+#ifndef REAL_IS_F64
+    keeps_exps = keeps_exps && !maps_halves(job);
+#endif
     ptrdiff_t first = number * job->block_rows, last = V(at_most)(job->n_rows, first + job->block_rows);
     for (int half = 0; first < last; first += job->rows_at_once, half = !half) {
         block.first = first;
         block.n = V(at_most)(last - first, job->rows_at_once);
         block.seen.x = NULL;
-        if (job->keeps_exps) { /* while those of the rows before are written */
+        if (keeps_exps) { /* while those of the rows before are written */
             block.scales = (chunk_scale *)scratch + half * (KEPT_SCALES_BYTES / 2 / sizeof(chunk_scale));
             block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES + (size_t)half * job->kept_bytes);
         }
