@@ -164,9 +164,9 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
     return V(lanes_sum)(V(whole)(&sum));
 }
 
-/* What is left of a span once its e are joined: by class if HARD, else in the first */
+/* What is left of a product once its e are joined: by class if HARD, else in the first */
 typedef struct {
-    V(vector) product[2][4];
+    V(vector) by_class[2][4];
 } V(joined);
 
 INLINE void V(join_to)(V(vector) *product, V(vector) one_plus, V(vector) e)
@@ -175,17 +175,17 @@ INLINE void V(join_to)(V(vector) *product, V(vector) one_plus, V(vector) e)
 }
 
 /* PLAIN or HARD; NaN if not HARD after all */
-INLINE double V(bce_spans)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
+INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
 {
     const V(vector) zero = V(all)(0), one = V(all)(1);
     const V(vector) scale = V(load)(at.scale.at), pos_weight = V(load)(at.pos_weight.at);
     V(long_sum) sum = {zero, zero, zero};
     V(joined) products[V(PRODUCTS)];
     V(ivector) soft = {0};
-    int n_spans = 0;
-    for (ptrdiff_t i = 0; i < n; n_spans++) {
+    int n_products = 0;
+    for (ptrdiff_t i = 0; i < n; n_products++) {
         ptrdiff_t end = n - i < V(PRODUCT) ? n : i + V(PRODUCT);
-        V(joined) span = {{{zero, zero, zero, zero}, {zero, zero, zero, zero}}};
+        V(joined) product = {{{zero, zero, zero, zero}, {zero, zero, zero, zero}}};
         for (; i < end; i += V(QUAD)) {
             V(vector) x[4], y[4], e[4], slope[4];
             V(mask) positive[4];
@@ -219,11 +219,11 @@ INLINE double V(bce_spans)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
             {
                 if (kind == HARD) {
                     V(vector) part = V(keep)(positive[j], e[j]);
-                    V(join_to)(&span.product[1][j], one + part, part);
+                    V(join_to)(&product.by_class[1][j], one + part, part);
                     e[j] -= part;
                 }
                 V(vector) one_plus = one + e[j];
-                V(join_to)(&span.product[0][j], one_plus, e[j]);
+                V(join_to)(&product.by_class[0][j], one_plus, e[j]);
                 if (with_out)
                     V(store)(at.out + i + j * V(LANES),
                              (slope[j] - V(signed_small)(x[j], e[j], one_plus)) * scale);
@@ -232,11 +232,11 @@ INLINE double V(bce_spans)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
                 V(drain)(at.stream, at.out, i);
         }
         V(fold)(&sum);
-        spans[n_spans] = span;
+        products[n_products] = product;
     }
-    for (int k = 0; k < n_spans; k++) /* after all: one waits for no other */
+    for (int k = 0; k < n_products; k++) /* after all: one waits for no other */
         for (int positive = 0; positive <= (kind == HARD); positive++) {
-            V(vector) *product = spans[k].product[positive];
+            V(vector) *product = products[k].by_class[positive];
             for (int j = 1; j < 4; j++)
                 V(join_to)(product, one + product[j], product[j]);
             V(vector) log = V(log1p_nonnegative)(*product);
@@ -250,7 +250,7 @@ INLINE double V(bce_spans)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
 #define BCE(kind, bytes, with_out)                                                   \
     static double V(bce_##kind##bytes##with_out)(const V(operands) *at, ptrdiff_t n) \
     {                                                                                \
-        return kind >= PLAIN ? V(bce_spans)(*at, n, kind, bytes, with_out)           \
+        return kind >= PLAIN ? V(bce_products)(*at, n, kind, bytes, with_out)        \
                              : V(bce_quads)(*at, n, kind, bytes, with_out);          \
     }
 BCE(CAREFUL, 0, 0)
