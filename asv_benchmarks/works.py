@@ -26,6 +26,7 @@ class Work:
     weighted: bool = False
     pos_weight: float = 0.0
     chart: bool = False
+    tolerance: float | None = None  # of what peers agree on, where their rounding is worse than usual
 
     @property
     def name(self):
@@ -60,7 +61,8 @@ WORKS = (
     Work(CROSS_ENTROPY, SHORT, 0.35, gradient=True),
     Work(CROSS_ENTROPY, IMAGE, 0.70),
     Work(CROSS_ENTROPY, IMAGE, 0.55, gradient=True),
-    Work(CROSS_ENTROPY, FEW, 0.70),
+    # float32 sums: over 8,000,000 classes PyTorch is off by 1.1e-4, logitloss by 3e-9 (against float64).
+    Work(CROSS_ENTROPY, FEW, 0.70, tolerance=3e-4),
     Work(CROSS_ENTROPY, LONG, 0.50, **BFLOAT16),
     Work(CROSS_ENTROPY, LONG, 0.50, dtype="float16"),
     Work(CROSS_ENTROPY, LONG, 0.40, gradient=True, **BFLOAT16),

@@ -162,23 +162,14 @@ INLINE void load_halves_f32(dtype_code dtype, const uint16_t *x, f32_vector *eve
 /* exp(x)*2^-k of numbers that are neither NaN nor far from k, in place */
 INLINE void exp_in_range(f32_vector x[4], f32_vector magic)
 {
-    f32_vector shifted[4], p[4];
+    f32_vector shifted[4];
     for (int j = 0; j < 4; j++)
         shifted[j] = f32_fma(x[j], f32_all(LOG2E), magic);
     for (int j = 0; j < 4; j++)
         x[j] = f32_fraction(x[j], shifted[j] - magic, LOG2_BASE);
+    f32_exp2_units(x, 4, 0);
     for (int j = 0; j < 4; j++)
-        p[j] = f32_fma(f32_all(0x1.5bda40p-10f), x[j], f32_all(0x1.3ce8acp-7f));
-    for (int j = 0; j < 4; j++)
-        p[j] = f32_fma(p[j], x[j], f32_all(0x1.c6b6d8p-5f));
-    for (int j = 0; j < 4; j++)
-        p[j] = f32_fma(p[j], x[j], f32_all(0x1.ebf9c2p-3f));
-    for (int j = 0; j < 4; j++)
-        p[j] = f32_fma(p[j], x[j], f32_all(0x1.62e42ap-1f));
-    for (int j = 0; j < 4; j++)
-        p[j] = f32_fma(p[j], x[j], f32_all(1));
-    for (int j = 0; j < 4; j++)
-        x[j] = (f32_vector)((f32_ivector)p[j] + ((f32_ivector)shifted[j] << MANTISSA_BITS));
+        x[j] = (f32_vector)((f32_ivector)x[j] + ((f32_ivector)shifted[j] << MANTISSA_BITS));
 }
 
 INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, float exponent,
