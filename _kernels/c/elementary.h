@@ -85,20 +85,27 @@ INLINE V(vector) V(exp2_unit)(V(vector) f)
     return p;
 }
 
-/* The same to 0.07 ulp, one term longer: for short rows, whose few terms' errors do not average out */
+/* The same to 0.07 ulp, one term longer: for short rows, whose few terms' errors do not average out. Of n <=
+ * 8 vectors, in place, step by step: the chain of one is longer than a processor looks ahead. */
+INLINE void V(exp2_units_fine)(V(vector) *f, int n)
+{
+#define STEP _Pragma("GCC unroll 8") for (int j = 0; j < n; j++)
+#ifdef REAL_IS_F64
+    STEP f[j] = V(exp2_unit)(f[j]);
+#else
+    V(vector) p[8];
+    STEP p[j] = V(fma)(V(all)(0x1.3eb2a0p-13f), f[j], V(all)(0x1.5f0b86p-10f));
+    STEP p[j] = V(fma)(p[j], f[j], V(all)(0x1.3b320ap-7f));
+    STEP p[j] = V(fma)(p[j], f[j], V(all)(0x1.c6af76p-5f));
+    STEP p[j] = V(fma)(p[j], f[j], V(all)(0x1.ebfbd6p-3f));
+    STEP p[j] = V(fma)(p[j], f[j], V(all)(0x1.62e430p-1f));
+    STEP f[j] = V(fma)(p[j], f[j], V(all)(1));
+#endif
+}
 INLINE V(vector) V(exp2_unit_fine)(V(vector) f)
 {
-#ifdef REAL_IS_F64
-    return V(exp2_unit)(f);
-#else
-    V(vector) p = V(all)(0x1.3eb2a0p-13f);
-    p = V(fma)(p, f, V(all)(0x1.5f0b86p-10f));
-    p = V(fma)(p, f, V(all)(0x1.3b320ap-7f));
-    p = V(fma)(p, f, V(all)(0x1.c6af76p-5f));
-    p = V(fma)(p, f, V(all)(0x1.ebfbd6p-3f));
-    p = V(fma)(p, f, V(all)(0x1.62e430p-1f));
-    return V(fma)(p, f, V(all)(1));
-#endif
+    V(exp2_units_fine)(&f, 1);
+    return f;
 }
 
 /* x*log2_base - n */
@@ -145,6 +152,18 @@ INLINE V(vector) V(exp_scaled_to)(V(vector) x, V(exp_scale) scale, int is_fine)
 INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 0); }
 INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale) { return V(exp_scaled_to)(x, scale, 1); }
 
+/* exp_fine of n <= 8 vectors, in place, step by step */
+INLINE void V(exps_fine)(V(vector) *x, V(exp_scale) scale, int n)
+{
+    V(vector) shifted[8];
+    STEP x[j] = V(max)(scale.floor, x[j]);
+    STEP shifted[j] = V(fma)(x[j], V(all)(LOG2E), scale.magic);
+    STEP x[j] = V(fraction)(x[j], shifted[j] - scale.magic, LOG2_BASE);
+    V(exp2_units_fine)(x, n);
+    STEP x[j] *= (V(vector))((V(ivector))shifted[j] << MANTISSA_BITS);
+}
+#undef STEP
+
 /* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
  * ahead. To the last subnormal number if `deep`, the power of two then made far above them and brought down
  * in a second product; else what is under 2^-125 (2^-1021) is that. */
@@ -172,46 +191,45 @@ INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
     }
 }
 
-/* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */
+/* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2; even and odd powers by themselves, for half
+ * the latency */
 INLINE V(vector) V(log1p_unit)(V(vector) t)
 {
-    V(vector) u = t - (V(real))0.5;
+    V(vector) u = t - (V(real))0.5, square = u * u;
 #ifdef REAL_IS_F64
-    V(vector) q = V(all)(-0x1.13788517c57adp-16);
-    q = V(fma)(q, u, V(all)(0x1.a559f644e23cbp-16));
-    q = V(fma)(q, u, V(all)(-0x1.1a86e5b7f73bep-16));
-    q = V(fma)(q, u, V(all)(0x1.cc425de24e74ap-16));
-    q = V(fma)(q, u, V(all)(-0x1.dd753a72cffc7p-15));
-    q = V(fma)(q, u, V(all)(0x1.7891983fc96f3p-14));
-    q = V(fma)(q, u, V(all)(-0x1.22096dd51788dp-13));
-    q = V(fma)(q, u, V(all)(0x1.cf98c8e149ef4p-13));
-    q = V(fma)(q, u, V(all)(-0x1.74d2ea026634p-12));
-    q = V(fma)(q, u, V(all)(0x1.2c73e06e26be4p-11));
-    q = V(fma)(q, u, V(all)(-0x1.e6f12ed14b88ep-11));
-    q = V(fma)(q, u, V(all)(0x1.8d3f99e229dp-10));
-    q = V(fma)(q, u, V(all)(-0x1.469c8b2ad1f49p-9));
-    q = V(fma)(q, u, V(all)(0x1.0f1192238ef22p-8));
-    q = V(fma)(q, u, V(all)(-0x1.c72c62f0cd62ap-8));
-    q = V(fma)(q, u, V(all)(0x1.83c50b0c3b617p-7));
-    q = V(fma)(q, u, V(all)(-0x1.50abf6cca9cbbp-6));
-    q = V(fma)(q, u, V(all)(0x1.2bec9fba5578ep-5));
-    q = V(fma)(q, u, V(all)(-0x1.1540afd54b032p-4));
-    q = V(fma)(q, u, V(all)(0x1.0f95b3dc0a107p-3));
-    q = V(fma)(q, u, V(all)(-0x1.2773a5da90bdbp-2));
-    q = V(fma)(q, u, V(all)(0x1.9f323ecbf984cp-1));
+    V(vector) even = V(all)(0x1.a559f644e23cbp-16), odd = V(all)(-0x1.13788517c57adp-16);
+    even = V(fma)(even, square, V(all)(0x1.cc425de24e74ap-16));
+    odd = V(fma)(odd, square, V(all)(-0x1.1a86e5b7f73bep-16));
+    even = V(fma)(even, square, V(all)(0x1.7891983fc96f3p-14));
+    odd = V(fma)(odd, square, V(all)(-0x1.dd753a72cffc7p-15));
+    even = V(fma)(even, square, V(all)(0x1.cf98c8e149ef4p-13));
+    odd = V(fma)(odd, square, V(all)(-0x1.22096dd51788dp-13));
+    even = V(fma)(even, square, V(all)(0x1.2c73e06e26be4p-11));
+    odd = V(fma)(odd, square, V(all)(-0x1.74d2ea026634p-12));
+    even = V(fma)(even, square, V(all)(0x1.8d3f99e229dp-10));
+    odd = V(fma)(odd, square, V(all)(-0x1.e6f12ed14b88ep-11));
+    even = V(fma)(even, square, V(all)(0x1.0f1192238ef22p-8));
+    odd = V(fma)(odd, square, V(all)(-0x1.469c8b2ad1f49p-9));
+    even = V(fma)(even, square, V(all)(0x1.83c50b0c3b617p-7));
+    odd = V(fma)(odd, square, V(all)(-0x1.c72c62f0cd62ap-8));
+    even = V(fma)(even, square, V(all)(0x1.2bec9fba5578ep-5));
+    odd = V(fma)(odd, square, V(all)(-0x1.50abf6cca9cbbp-6));
+    even = V(fma)(even, square, V(all)(0x1.0f95b3dc0a107p-3));
+    odd = V(fma)(odd, square, V(all)(-0x1.1540afd54b032p-4));
+    even = V(fma)(even, square, V(all)(0x1.9f323ecbf984cp-1));
+    odd = V(fma)(odd, square, V(all)(-0x1.2773a5da90bdbp-2));
 #else
-    V(vector) q = V(all)(-0x1.a93370p-9f);
-    q = V(fma)(q, u, V(all)(0x1.5848ccp-8f));
-    q = V(fma)(q, u, V(all)(-0x1.ba5cc0p-8f));
-    q = V(fma)(q, u, V(all)(0x1.7b53bcp-7f));
-    q = V(fma)(q, u, V(all)(-0x1.510612p-6f));
-    q = V(fma)(q, u, V(all)(0x1.2c1e28p-5f));
-    q = V(fma)(q, u, V(all)(-0x1.153fb2p-4f));
-    q = V(fma)(q, u, V(all)(0x1.0f9550p-3f));
-    q = V(fma)(q, u, V(all)(-0x1.2773a6p-2f));
-    q = V(fma)(q, u, V(all)(0x1.9f323ep-1f));
+    V(vector) even = V(all)(0x1.5848ccp-8f), odd = V(all)(-0x1.a93370p-9f);
+    even = V(fma)(even, square, V(all)(0x1.7b53bcp-7f));
+    odd = V(fma)(odd, square, V(all)(-0x1.ba5cc0p-8f));
+    even = V(fma)(even, square, V(all)(0x1.2c1e28p-5f));
+    odd = V(fma)(odd, square, V(all)(-0x1.510612p-6f));
+    even = V(fma)(even, square, V(all)(0x1.0f9550p-3f));
+    odd = V(fma)(odd, square, V(all)(-0x1.153fb2p-4f));
+    even = V(fma)(even, square, V(all)(0x1.9f323ep-1f));
+    odd = V(fma)(odd, square, V(all)(-0x1.2773a6p-2f));
 #endif
-    return t * q;
+    return t * V(fma)(odd, u, even);
 }
 
 /* log1p(t) for t >= 0, +inf included */
