@@ -67,9 +67,9 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++)
             power[c] = V(min)(ceiling, V(load)(x + c * x_stride));
-        V(exps_fine)(power, scale, n_classes < 5 ? n_classes : 5);
-        if (n_classes > 5)
-            V(exps_fine)(power + 5, scale, n_classes - 5);
+        const int half = n_classes > 5 ? (n_classes + 1) / 2 : n_classes; /* the registers hold five */
+        V(exps_fine)(power, scale, half);
+        V(exps_fine)(power + half, scale, n_classes - half);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
             V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
