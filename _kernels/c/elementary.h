@@ -57,7 +57,7 @@ INLINE V(vector) V(reduced)(V(vector) x, V(vector) n) { return ((x - n * LN2_1) 
 
 /* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding; one term longer
  * (`is_fine`) 0.07 ulp of float32: for short rows, whose few terms' errors do not average out. In place for
- * n vectors step by step, as the chain of one is longer than a processor looks ahead. */
+ * n <= 8 vectors step by step, as the chain of one is longer than a processor looks ahead. */
 #ifdef REAL_IS_F64
 static const double f64_exp2_terms[] = {0x1.e9d3fe3952179p-32, 0x1.e6063f7217bc6p-28, 0x1.b524fae627834p-24,
                                         0x1.62bfd47773353p-20, 0x1.ffcbfc670dcd4p-17, 0x1.430913096fd9fp-13,
@@ -72,12 +72,12 @@ static const float f32_exp2_fine_terms[] = {
 
 INLINE void V(polynomial)(const V(real) *terms, int n_terms, V(vector) *f, int n)
 {
-    V(vector) p[4];
+    V(vector) p[8];
     for (int j = 0; j < n; j++)
         p[j] = V(all)(terms[0]);
 #pragma GCC unroll 16
     for (int k = 1; k < n_terms; k++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < n; j++)
             p[j] = V(fma)(p[j], f[j], V(all)(terms[k]));
     for (int j = 0; j < n; j++)
@@ -134,11 +134,11 @@ INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
     return scale;
 }
 
-/* exp(x)*2^-k (in a row's base) of n vectors, in place but for a factor `power`; for x <= (k +
+/* exp(x)*2^-k (in a row's base) of n <= 8 vectors, in place but for a factor `power`; for x <= (k +
  * EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at NaN */
 INLINE void V(exp_parts)(V(vector) *x, V(vector) *power, int n, V(exp_scale) scale, int is_fine)
 {
-    V(vector) shifted[4];
+    V(vector) shifted[8];
     for (int j = 0; j < n; j++)
         x[j] = V(max)(scale.floor, x[j]);
     for (int j = 0; j < n; j++)
@@ -155,11 +155,17 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     V(exp_parts)(&x, &power, 1, scale, 0);
     return x * power;
 }
+INLINE void V(exps_fine)(V(vector) *x, V(exp_scale) scale, int n)
+{
+    V(vector) power[8];
+    V(exp_parts)(x, power, n, scale, 1);
+    for (int j = 0; j < n; j++)
+        x[j] *= power[j];
+}
 INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale)
 {
-    V(vector) power;
-    V(exp_parts)(&x, &power, 1, scale, 1);
-    return x * power;
+    V(exps_fine)(&x, scale, 1);
+    return x;
 }
 
 /* exp(x) of four vectors x <= 0, in place, step by step: the chain of one is longer than a processor looks
@@ -186,46 +192,45 @@ INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
     }
 }
 
-/* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2 */
+/* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2; even and odd powers by themselves, for half
+ * the latency */
 INLINE V(vector) V(log1p_unit)(V(vector) t)
 {
-    V(vector) u = t - (V(real))0.5;
+    V(vector) u = t - (V(real))0.5, square = u * u;
 #ifdef REAL_IS_F64
-    V(vector) q = V(all)(-0x1.13788517c57adp-16);
-    q = V(fma)(q, u, V(all)(0x1.a559f644e23cbp-16));
-    q = V(fma)(q, u, V(all)(-0x1.1a86e5b7f73bep-16));
-    q = V(fma)(q, u, V(all)(0x1.cc425de24e74ap-16));
-    q = V(fma)(q, u, V(all)(-0x1.dd753a72cffc7p-15));
-    q = V(fma)(q, u, V(all)(0x1.7891983fc96f3p-14));
-    q = V(fma)(q, u, V(all)(-0x1.22096dd51788dp-13));
-    q = V(fma)(q, u, V(all)(0x1.cf98c8e149ef4p-13));
-    q = V(fma)(q, u, V(all)(-0x1.74d2ea026634p-12));
-    q = V(fma)(q, u, V(all)(0x1.2c73e06e26be4p-11));
-    q = V(fma)(q, u, V(all)(-0x1.e6f12ed14b88ep-11));
-    q = V(fma)(q, u, V(all)(0x1.8d3f99e229dp-10));
-    q = V(fma)(q, u, V(all)(-0x1.469c8b2ad1f49p-9));
-    q = V(fma)(q, u, V(all)(0x1.0f1192238ef22p-8));
-    q = V(fma)(q, u, V(all)(-0x1.c72c62f0cd62ap-8));
-    q = V(fma)(q, u, V(all)(0x1.83c50b0c3b617p-7));
-    q = V(fma)(q, u, V(all)(-0x1.50abf6cca9cbbp-6));
-    q = V(fma)(q, u, V(all)(0x1.2bec9fba5578ep-5));
-    q = V(fma)(q, u, V(all)(-0x1.1540afd54b032p-4));
-    q = V(fma)(q, u, V(all)(0x1.0f95b3dc0a107p-3));
-    q = V(fma)(q, u, V(all)(-0x1.2773a5da90bdbp-2));
-    q = V(fma)(q, u, V(all)(0x1.9f323ecbf984cp-1));
+    V(vector) even = V(all)(0x1.a559f644e23cbp-16), odd = V(all)(-0x1.13788517c57adp-16);
+    even = V(fma)(even, square, V(all)(0x1.cc425de24e74ap-16));
+    odd = V(fma)(odd, square, V(all)(-0x1.1a86e5b7f73bep-16));
+    even = V(fma)(even, square, V(all)(0x1.7891983fc96f3p-14));
+    odd = V(fma)(odd, square, V(all)(-0x1.dd753a72cffc7p-15));
+    even = V(fma)(even, square, V(all)(0x1.cf98c8e149ef4p-13));
+    odd = V(fma)(odd, square, V(all)(-0x1.22096dd51788dp-13));
+    even = V(fma)(even, square, V(all)(0x1.2c73e06e26be4p-11));
+    odd = V(fma)(odd, square, V(all)(-0x1.74d2ea026634p-12));
+    even = V(fma)(even, square, V(all)(0x1.8d3f99e229dp-10));
+    odd = V(fma)(odd, square, V(all)(-0x1.e6f12ed14b88ep-11));
+    even = V(fma)(even, square, V(all)(0x1.0f1192238ef22p-8));
+    odd = V(fma)(odd, square, V(all)(-0x1.469c8b2ad1f49p-9));
+    even = V(fma)(even, square, V(all)(0x1.83c50b0c3b617p-7));
+    odd = V(fma)(odd, square, V(all)(-0x1.c72c62f0cd62ap-8));
+    even = V(fma)(even, square, V(all)(0x1.2bec9fba5578ep-5));
+    odd = V(fma)(odd, square, V(all)(-0x1.50abf6cca9cbbp-6));
+    even = V(fma)(even, square, V(all)(0x1.0f95b3dc0a107p-3));
+    odd = V(fma)(odd, square, V(all)(-0x1.1540afd54b032p-4));
+    even = V(fma)(even, square, V(all)(0x1.9f323ecbf984cp-1));
+    odd = V(fma)(odd, square, V(all)(-0x1.2773a5da90bdbp-2));
 #else
-    V(vector) q = V(all)(-0x1.a93370p-9f);
-    q = V(fma)(q, u, V(all)(0x1.5848ccp-8f));
-    q = V(fma)(q, u, V(all)(-0x1.ba5cc0p-8f));
-    q = V(fma)(q, u, V(all)(0x1.7b53bcp-7f));
-    q = V(fma)(q, u, V(all)(-0x1.510612p-6f));
-    q = V(fma)(q, u, V(all)(0x1.2c1e28p-5f));
-    q = V(fma)(q, u, V(all)(-0x1.153fb2p-4f));
-    q = V(fma)(q, u, V(all)(0x1.0f9550p-3f));
-    q = V(fma)(q, u, V(all)(-0x1.2773a6p-2f));
-    q = V(fma)(q, u, V(all)(0x1.9f323ep-1f));
+    V(vector) even = V(all)(0x1.5848ccp-8f), odd = V(all)(-0x1.a93370p-9f);
+    even = V(fma)(even, square, V(all)(0x1.7b53bcp-7f));
+    odd = V(fma)(odd, square, V(all)(-0x1.ba5cc0p-8f));
+    even = V(fma)(even, square, V(all)(0x1.2c1e28p-5f));
+    odd = V(fma)(odd, square, V(all)(-0x1.510612p-6f));
+    even = V(fma)(even, square, V(all)(0x1.0f9550p-3f));
+    odd = V(fma)(odd, square, V(all)(-0x1.153fb2p-4f));
+    even = V(fma)(even, square, V(all)(0x1.9f323ep-1f));
+    odd = V(fma)(odd, square, V(all)(-0x1.2773a6p-2f));
 #endif
-    return t * q;
+    return t * V(fma)(odd, u, even);
 }
 
 /* log1p(t) for t >= 0, +inf included */

@@ -26,7 +26,8 @@ typedef struct {
     const softmax_job *job;
     ptrdiff_t first, n, width; /* `width` is n in whole vectors */
     int all_live;
-    const V(real) *ahead; /* the next block's logits, if they are to be brought into the tile */
+    const V(real) *ahead;     /* the next block's logits, if they are to be brought into the tile */
+    const char *labels_ahead; /* the next block's */
     /* Of sums over the others: what they lose to rounding is kept apart. peak is the largest exponential. */
     V(real) ALIGNED largest[V(LANES_STRIDE)], peak[V(LANES_STRIDE)];
     V(real) ALIGNED sum[V(LANES_STRIDE)], sum_lost[V(LANES_STRIDE)], seen[V(LANES_STRIDE)];
@@ -40,6 +41,10 @@ typedef struct {
     V(real) ALIGNED label_entry[V(LANES_STRIDE)], top_entry[V(LANES_STRIDE)];
     V(bits) ALIGNED label[V(LANES_STRIDE)], top[V(LANES_STRIDE)]; /* label -1: ignored */
     V(exp_scale) exp_scale[V(LANES_STRIDE) / V(LANES)];
+    /* Of lanes_labels.h */
+    int some_plain;
+    V(real) ALIGNED is_plain[V(LANES_STRIDE)], plain_loss[V(LANES_STRIDE)];
+    V(real) ALIGNED plain_factor[V(LANES_STRIDE)], plain_entry[V(LANES_STRIDE)];
     double ALIGNED lse[V(LANES_STRIDE)], lse_in[V(LANES_STRIDE)];
     V(real) ALIGNED x_tile[V(LANES_TILE)], gamma_tile[V(LANES_TILE)];
 } V(lanes);
@@ -176,6 +181,8 @@ static int V(are_summed)(V(lanes) *rows)
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
         V(vector) is_summed = V(is_summed)(V(load)(rows->exponent + lane), V(load)(rows->largest + lane),
                                            V(load)(rows->seen + lane));
+        if (rows->some_plain)
+            is_summed = V(max)(is_summed, V(load)(rows->is_plain + lane));
         fewest = V(min)(fewest, is_summed);
         V(store)(rows->is_summed + lane, is_summed);
     }

@@ -13,6 +13,8 @@
 #endif
 #include "transpose.h"
 #include "lanes.h"
+#include "lanes_arrays.h"
+#include "lanes_labels.h"
 #include "lanes_block.h"
 #include "row_statistics.h"
 #include "row_results.h"

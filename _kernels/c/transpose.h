@@ -65,42 +65,53 @@ INLINE void V(store_pieces)(V(real) *p, ptrdiff_t stride, V(vector) v)
 static void V(rows_to_lanes)(const V(real) *x, ptrdiff_t stride, ptrdiff_t n_rows, ptrdiff_t n_classes,
                              V(real) *lanes, ptrdiff_t lanes_stride)
 {
-    ptrdiff_t i = 0;
-    for (; i + V(LANES) <= n_rows && n_classes >= V(PIECE); i += V(LANES)) {
-        const V(real) *from = x + i * stride;
-        for (ptrdiff_t c = 0; c < n_classes; c += V(PIECE)) {
+    ptrdiff_t whole = n_classes < V(PIECE) ? 0 : n_rows / V(LANES) *V(LANES), c = 0;
+    for (ptrdiff_t done = 0; done < n_classes && whole; done += V(PIECE)) {
+        c = done < n_classes - V(PIECE) ? done : n_classes - V(PIECE);
+        const V(real) *from = x + c;
+        V(real) *to = lanes + c * lanes_stride;
+        for (ptrdiff_t i = 0; i < whole; i += V(LANES), from += V(LANES) *stride) {
             V(vector) v[V(PIECE)];
-            c = c < n_classes - V(PIECE) ? c : n_classes - V(PIECE);
             for (int j = 0; j < V(PIECE); j++)
-                v[j] = V(load_pieces)(from + j * stride + c, V(PIECE) *stride);
+                v[j] = V(load_pieces)(from + j * stride, V(PIECE) *stride);
             V(transpose)(v);
             for (int j = 0; j < V(PIECE); j++)
-                V(store)(lanes + (c + j) * lanes_stride + i, v[j]);
+                V(store)(to + j * lanes_stride + i, v[j]);
         }
     }
-    for (; i < n_rows; i++)
-        for (ptrdiff_t c = 0; c < n_classes; c++)
+    for (ptrdiff_t i = whole; i < n_rows; i++)
+        for (c = 0; c < n_classes; c++)
             lanes[c * lanes_stride + i] = x[i * stride + c];
+}
+
+/* And back, times a factor of each row if that is not NULL */
+INLINE void V(lanes_to_rows_times)(const V(real) *lanes, ptrdiff_t lanes_stride, ptrdiff_t n_rows,
+                                   ptrdiff_t n_classes, V(real) *out, ptrdiff_t stride, const V(real) *factor)
+{
+    ptrdiff_t whole = n_classes < V(PIECE) ? 0 : n_rows / V(LANES) *V(LANES), c = 0;
+    for (ptrdiff_t done = 0; done < n_classes && whole; done += V(PIECE)) {
+        c = done < n_classes - V(PIECE) ? done : n_classes - V(PIECE);
+        const V(real) *from = lanes + c * lanes_stride;
+        V(real) *to = out + c;
+        for (ptrdiff_t i = 0; i < whole; i += V(LANES), to += V(LANES) *stride) {
+            V(vector) v[V(PIECE)];
+            for (int j = 0; j < V(PIECE); j++)
+                v[j] = V(load)(from + j * lanes_stride + i);
+            for (int j = 0; j < V(PIECE) &&factor; j++)
+                v[j] *= V(load)(factor + i);
+            V(transpose)(v);
+            for (int j = 0; j < V(PIECE); j++)
+                V(store_pieces)(to + j * stride, V(PIECE) *stride, v[j]);
+        }
+    }
+    for (ptrdiff_t i = whole; i < n_rows; i++)
+        for (c = 0; c < n_classes; c++)
+            out[i * stride + c] = lanes[c * lanes_stride + i] * (factor ? factor[i] : 1);
 }
 
 static void V(lanes_to_rows)(const V(real) *lanes, ptrdiff_t lanes_stride, ptrdiff_t n_rows,
                              ptrdiff_t n_classes, V(real) *out, ptrdiff_t stride)
 {
-    ptrdiff_t i = 0;
-    for (; i + V(LANES) <= n_rows && n_classes >= V(PIECE); i += V(LANES)) {
-        V(real) *to = out + i * stride;
-        for (ptrdiff_t c = 0; c < n_classes; c += V(PIECE)) {
-            V(vector) v[V(PIECE)];
-            c = c < n_classes - V(PIECE) ? c : n_classes - V(PIECE);
-            for (int j = 0; j < V(PIECE); j++)
-                v[j] = V(load)(lanes + (c + j) * lanes_stride + i);
-            V(transpose)(v);
-            for (int j = 0; j < V(PIECE); j++)
-                V(store_pieces)(to + j * stride + c, V(PIECE) *stride, v[j]);
-        }
-    }
-    for (; i < n_rows; i++)
-        for (ptrdiff_t c = 0; c < n_classes; c++)
-            out[i * stride + c] = lanes[c * lanes_stride + i];
+    V(lanes_to_rows_times)(lanes, lanes_stride, n_rows, n_classes, out, stride, NULL);
 }
 #undef V

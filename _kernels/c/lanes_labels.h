@@ -1,0 +1,244 @@
+/* The common loss of rows side by side, in one real type: labels, and no coefficients by class but the
+ * label's own; included once for each type.
+ *
+ * A row's loss is log1p(others/own): `own` is the exponential of its label's logit, `others` the sum of the
+ * rest, relative to the row's first logit. So neither its largest logit is sought nor its label's, and where
+ * the label is far ahead the loss keeps its relative precision. Rows whose exponentials leave the range where
+ * that holds (or hold NaN) go the general way (lanes_block.h).
+ */
+#define V(name) PASTE(REAL, name)
+
+/* Of more the sum would need more roundings than a result may. */
+enum { V(LABELS_MOST_CLASSES) = 3 * V(SWEEP) };
+
+INLINE V(vector) PASTE(V(take), REAL)(const V(real) *p) { return V(load)(p); }
+INLINE void PASTE(V(give), REAL)(V(real) *p, V(vector) v) { V(store)(p, v); }
+#ifndef REAL_IS_F64
+/* As many rows as a vector of doubles has lanes */
+typedef float f32_half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef float f32_unaligned_half
+    __attribute__((vector_size(VECTOR_BYTES / 2), aligned(sizeof(float)), may_alias));
+INLINE f64_vector f32_take_f64(const float *p)
+{
+    f32_half_vector half = *(const f32_unaligned_half *)p;
+    return __builtin_convertvector(half, f64_vector);
+}
+INLINE void f32_give_f64(float *p, f64_vector v)
+{
+    *(f32_unaligned_half *)p = __builtin_convertvector(v, f32_half_vector);
+}
+#endif
+
+static int V(has_plain_labels)(const softmax_job *job)
+{
+    return job->target_kind == LABELS && !job->gamma && job->z_loss == 0 && !job->lse_in.data &&
+           !job->lse.data && !job->hit.data && job->n_classes <= V(LABELS_MOST_CLASSES);
+}
+
+/* What is fetched meanwhile, for `each` lanes and every class a line */
+typedef struct {
+    const V(real) *at;
+    ptrdiff_t row_step, class_step, each;
+} V(fetch);
+
+/* What the rows' exponentials are relative to */
+static void V(scale_rows)(V(lanes) *rows, const V(real) *first)
+{
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES))
+        rows->exp_scale[lane / V(LANES)] = V(exp_scale_of)(V(first_exponent)(V(load)(first + lane)));
+}
+
+/* Add classes from first_class on to others (`sum`) and own (`peak`). The exponentials go to `e`, if not
+ * NULL; it may be x. */
+INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
+                          ptrdiff_t e_stride, int n_classes, ptrdiff_t first_class, V(fetch) next)
+{
+    next.at += first_class * next.class_step;
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+        V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
+        V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
+        V(vector) ceiling = scale.floor + V(all)((EXPONENT_BIAS * 2 - 2) * (V(real))0.6931);
+        V(ivector) own = V(all_bits)(0);
+        V(vector) power[V(SWEEP)];
+        if (lane % next.each == 0)
+#pragma GCC unroll 8
+            for (int c = 0; c < n_classes; c++)
+                __builtin_prefetch(next.at + lane * next.row_step + c * next.class_step);
+#pragma GCC unroll 8
+        for (int c = 0; c < n_classes; c++)
+            power[c] = V(min)(ceiling, V(load)(x + c * x_stride));
+        const int half = n_classes > 5 ? (n_classes + 1) / 2 : n_classes; /* the registers hold five */
+        V(exps_fine)(power, scale, half);
+        V(exps_fine)(power + half, scale, n_classes - half);
+#pragma GCC unroll 8
+        for (int c = 0; c < n_classes; c++) {
+            V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
+            if (e)
+                V(store)(e + c * e_stride + lane, power[c]);
+            own |= (V(ivector))V(keep)(is_label, power[c]);
+            power[c] = V(keep)(~is_label, power[c]);
+        }
+        /* In pairs, and pairs of these: a sum of few roundings, whichever is the largest */
+#pragma GCC unroll 4
+        for (int step = 1; step < n_classes; step *= 2)
+#pragma GCC unroll 8
+            for (int c = 0; c + step < n_classes; c += 2 * step)
+                power[c] += power[c + step];
+        V(vector) chain = power[0];
+        if (first_class > 0) {
+            own |= V(load_bits)((V(bits) *)rows->peak + lane);
+            chain += V(load)(rows->sum + lane);
+        }
+        V(store)(rows->peak + lane, (V(vector))own);
+        V(store)(rows->sum + lane, chain);
+    }
+}
+
+static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
+                          ptrdiff_t e_stride, V(fetch) next)
+{
+#define LABEL_SUMS(n)                                                            \
+    case n:                                                                      \
+        if (e)                                                                   \
+            V(label_sums)(rows, x, x_stride, e, e_stride, n, first_class, next); \
+        else                                                                     \
+            V(label_sums)(rows, x, x_stride, NULL, 0, n, first_class, next);     \
+        break
+    ptrdiff_t first_class = 0;
+    for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) { /* in spans as equal as can be */
+        ptrdiff_t n_spans = (left + V(SWEEP) - 1) / V(SWEEP);
+        n = (left + n_spans - 1) / n_spans;
+        switch (n) {
+            LABEL_SUMS(1);
+            LABEL_SUMS(2);
+            LABEL_SUMS(3);
+            LABEL_SUMS(4);
+            LABEL_SUMS(5);
+            LABEL_SUMS(6);
+            LABEL_SUMS(7);
+            LABEL_SUMS(8);
+        }
+        x += n * x_stride;
+        e = e ? e + n * e_stride : NULL;
+        first_class += n;
+    }
+#undef LABEL_SUMS
+}
+
+/* Where the exponentials say all: nothing too large or too small, and no NaN */
+INLINE V(mask) V(is_in_range)(V(vector) own, V(vector) whole)
+{
+    const V(real) most = sizeof(V(real)) == 8 ? (V(real))0x1p400 : (V(real))0x1p80;
+    const V(real) least = sizeof(V(real)) == 8 ? (V(real))0x1p-400 : (V(real))0x1p-40;
+    return V(greater)(V(all)(most), whole) & V(greater)(own, V(all)(least)) &
+           V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 2))));
+}
+
+/* Losses, their sum, and what the gradient needs; returns 0 if a row is out of range. */
+INLINE int V(finish_labels)(V(lanes) *rows, int is_weighted, int gradient, double *sum)
+{
+    V(vector) worst = V(all)(1);
+    f64_vector total = f64_all(0);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
+        __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize);
+        V(vector) others = V(load)(rows->sum + lane), own = V(load)(rows->peak + lane);
+        V(vector) whole = own + others;
+        V(mask) live = V(nonzero)(V(load)(rows->live + lane));
+        own = V(choose)(live, own, whole);
+        V(vector) is_plain = V(keep)(V(is_in_range)(own, whole), V(all)(1));
+        V(store)(rows->is_plain + lane, is_plain);
+        worst = V(min)(worst, is_plain);
+        V(vector) loss = V(keep)(live, V(log1p_nonnegative)(others / own));
+        if (is_weighted)
+            loss *= V(load)(rows->beta + lane);
+        V(store)(rows->loss + lane, loss);
+        V(real) ALIGNED losses[V(LANES)];
+        V(store)(losses, loss);
+        for (int i = 0; i < V(LANES); i += f64_LANES)
+            total += PASTE(V(take), f64)(losses + i);
+        if (gradient) {
+            V(vector) factor = V(load)(rows->scale + lane) / whole;
+            if (is_weighted)
+                factor *= V(load)(rows->beta + lane);
+            factor = V(keep)(live, factor);
+            V(store)(rows->factor + lane, factor);
+            V(store)(rows->label_entry + lane, -(others * factor));
+        }
+    }
+    *sum = f64_lanes_sum(total);
+    return !V(any)(V(equal)(worst, V(all)(0)));
+}
+
+/* Some rows are out of range: keep what was found for the others, whose result must not depend on them. */
+static void V(keep_plain)(V(lanes) *rows)
+{
+    size_t size = sizeof(V(real)) * (size_t)rows->width;
+    memcpy(rows->plain_loss, rows->loss, size);
+    memcpy(rows->plain_factor, rows->factor, size);
+    memcpy(rows->plain_entry, rows->label_entry, size);
+    rows->some_plain = 1;
+}
+
+/* And put it back; returns the sum of all losses. */
+static double V(restore_plain)(V(lanes) *rows)
+{
+    double total = 0;
+    for (ptrdiff_t i = 0; i < rows->n; i++) {
+        if (rows->is_plain[i] != 0) {
+            rows->loss[i] = rows->plain_loss[i];
+            rows->factor[i] = rows->plain_factor[i];
+            rows->label_entry[i] = rows->plain_entry[i];
+        }
+        total += rows->loss[i];
+    }
+    return total;
+}
+
+/* All of it but the gradient; returns 0 if a row is out of range. */
+static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
+{
+    const softmax_job *job = rows->job;
+    const char *label = job->target.data + view_offset(&job->target, rows->first);
+    const char *row = V(place)(&job->logits, rows->first, 0);
+    ptrdiff_t x_stride;
+    const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
+    V(scale_rows)(rows, x);
+    rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
+    V(fetch) next = {x + V(AHEAD), 1, x_stride, V(LINE)};
+    if (x == rows->x_tile)
+        next = (V(fetch)){(const V(real) *)(row + rows->n * V(last_stride)(&job->logits)), job->n_classes,
+                          V(LINE), V(LINE)};
+    V(sum_labels)(rows, x, x_stride, powers ? rows->x_tile : NULL, V(tile_stride)(rows), next);
+    if (job->beta)
+        return V(finish_labels)(rows, 1, powers, total);
+    return powers ? V(finish_labels)(rows, 0, 1, total) : V(finish_labels)(rows, 0, 0, total);
+}
+
+/* The gradients of rows with classes next to each other, from the exponentials in x_tile; returns 0 where
+ * they are not so. */
+static int V(put_gradients)(V(lanes) *rows)
+{
+    const array_view *out = &rows->job->out;
+    ptrdiff_t n_classes = rows->job->n_classes, stride = V(last_stride)(out) / (ptrdiff_t)sizeof(V(real));
+    int streams = rows->job->streams && stride == n_classes;
+    if (!V(is_real)(out) || out->class_stride != out->itemsize || n_classes < V(PIECE))
+        return 0;
+    for (ptrdiff_t done = 0, n; done < rows->n; done += n) {
+        V(real) *to = (V(real) *)V(place)(out, rows->first + done, 0);
+        V(real) *at = streams ? rows->gamma_tile : to;
+        n = V(run_length)(out, rows->first + done, rows->n - done);
+        V(lanes_to_rows_times)(rows->x_tile + done, V(tile_stride)(rows), n, n_classes, at, stride,
+                               rows->factor + done);
+        for (ptrdiff_t i = 0; i < n; i++) {
+            V(bits) label = rows->label[done + i];
+            if (label >= 0)
+                at[i * stride + label] = rows->label_entry[done + i];
+        }
+        if (streams)
+            V(stream_run)(to, n * n_classes, at);
+    }
+    if (streams)
+        fence();
+    return 1;
+}
+#undef V
