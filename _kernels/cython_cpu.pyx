@@ -261,7 +261,7 @@ cdef class Kernels:
             and not by_lanes
             and job.lse_in.data == NULL
         )
-        if job.keeps_exps and job.streams:
+        if job.streams and not by_lanes and (job.keeps_exps or job.second_pass == LOG_SOFTMAX):
             # While rows of a block are written, others are summed: not those that come last.
             job.rows_at_once = max(1, job.rows_at_once // 2)
             job.block_rows = job.rows_at_once * max(1, min(16, job.n_rows // (64 * job.rows_at_once)))

@@ -218,6 +218,7 @@ def test_results_too_large_for_the_cache(backend, dtype, n_classes):
     calls = {
         "gradient": lambda x, y, out: ll.cross_entropy_grad(x, y, reduction="sum", out=out, backend=backend),
         "softmax": lambda x, y, out: ll.softmax(x, axis=1, out=out, backend=backend),
+        "log_softmax": lambda x, y, out: ll.log_softmax(x, axis=1, out=out, backend=backend),
     }
     for name, call in calls.items():
         whole = call(logits, target, np.full_like(logits, 7))

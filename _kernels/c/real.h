@@ -7,9 +7,10 @@
 #include "tile.h"
 #include "writer.h"
 #include "row.h"
+#include "row_map.h"
 #ifndef REAL_IS_F64
 #include "row_half.h"
-#include "half_map.h"
+#include "row_half_map.h"
 #endif
 #include "transpose.h"
 #include "lanes.h"

@@ -3,8 +3,8 @@
  * add_chunk reads some classes once, as many as the first cache holds with ease. Their largest is known by
  * then: it was sought while the chunk before was summed, so memory and arithmetic work at the same time. If
  * it is the row's, its predecessor joins the others. Then the chunk's exponentials are added to the sum,
- * without a branch, and kept for the second pass where that is asked for. The group of vectors that holds the
- * largest is summed from a copy without it. row_map writes a result for each class.
+ * without a branch, span by span, and kept for the second pass where that is asked for. The span that holds
+ * the largest is summed from a copy without it.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -170,10 +170,12 @@ typedef struct {
     V(vector) sum, weight, gap;
 } V(chunk_sums);
 
+enum { V(WRITES_NOTHING), V(WRITES_EXPS), V(WRITES_LOGS) };
+
 /* What they are summed with, and the rows that are written meanwhile. The flags are constants to the
  * compiler: without gamma and exponentials to keep there is nothing of them in the loop. */
 typedef struct {
-    int has_gamma, keeps_exps, has_shift, writes;
+    int has_gamma, keeps_exps, has_shift, writes; /* WRITES_... */
     V(exp_scale) scale;
     V(vector) shift, reference;
     const V(chunk) *x, *gamma;
@@ -223,7 +225,7 @@ INLINE void V(sum_span)(V(summing) *with, ptrdiff_t s, V(chunk_sums) *sums)
             if (with->has_gamma)
                 __builtin_prefetch((const char *)(gamma + c) + PREFETCH_BYTES + line);
             if (with->writes && with->from != with->end) {
-                V(write_line)(&with->from, &with->to, with->writer->factor);
+                V(write_line)(&with->from, &with->to, &with->writer->entries, with->writes == V(WRITES_LOGS));
                 if (with->from == with->end) {
                     V(next_run)(with->writer);
                     with->from = with->writer->from, with->end = with->writer->end;
@@ -278,11 +280,12 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,    \
                                        .exps = exps, .next = next, .writer = writer});                      \
     }
-SUM_CHUNK(sum_plain, 0, 0, 0, 0)
-SUM_CHUNK(sum_kept, 0, 1, 0, 0)
-SUM_CHUNK(sum_and_write, 0, 1, 0, 1)
-SUM_CHUNK(sum_weighted, 1, 0, 0, 0)
-SUM_CHUNK(sum_anything, gamma != NULL, exps != NULL, 1, 0)
+SUM_CHUNK(sum_plain, 0, 0, 0, V(WRITES_NOTHING))
+SUM_CHUNK(sum_kept, 0, 1, 0, V(WRITES_NOTHING))
+SUM_CHUNK(sum_and_write, 0, 1, 0, V(WRITES_EXPS))
+SUM_CHUNK(sum_and_write_logs, 0, 0, 0, V(WRITES_LOGS))
+SUM_CHUNK(sum_weighted, 1, 0, 0, V(WRITES_NOTHING))
+SUM_CHUNK(sum_anything, gamma != NULL, exps != NULL, 1, V(WRITES_NOTHING))
 #undef SUM_CHUNK
 
 /* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
@@ -324,8 +327,8 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         V(sum_anything)(row, &x, gamma ? &weights : NULL, exps, seen, NULL);
     } else if (gamma) {
         V(sum_weighted)(row, &x, &weights, NULL, seen, NULL);
-    } else if (exps && writer && writer->from != writer->end) {
-        V(sum_and_write)(row, &x, NULL, exps, seen, writer);
+    } else if (writer && writer->from != writer->end) {
+        (exps ? V(sum_and_write) : V(sum_and_write_logs))(row, &x, NULL, exps, seen, writer);
     } else if (exps) {
         V(sum_kept)(row, &x, NULL, exps, seen, NULL);
     } else {
@@ -333,73 +336,5 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
     }
     if (exps && at >= 0) /* a larger one may come */
         exps[at] = V(exp_scaled)(V(all)(largest - (V(real))row->shift), V(row_scale)(row))[0];
-}
-
-/* What the second pass does to a class: factor, shift and scale as in row_softmax. */
-typedef struct {
-    V(vector) shift, factor, gamma_factor, largest, log1p_others;
-    V(exp_scale) scale;
-} V(map_row);
-
-/* One vector of the second pass; with has_exps, `x` holds not the logits but their exponentials, unscaled. */
-INLINE V(vector)
-    V(map_vector)(second_pass pass, int has_exps, V(vector) x, const V(real) *gamma, const V(map_row) *row)
-{
-    if (pass == LOG_SOFTMAX)
-        return (x - row->largest) - row->log1p_others;
-    V(vector) e = has_exps ? x : V(exp_scaled)(x - row->shift, row->scale);
-    if (pass == ENTROPY)
-        return V(keep)(V(nonzero)(e), e * ((row->largest - x) + row->log1p_others));
-    V(vector) p = e * row->factor;
-    return gamma ? p - V(load)(gamma) * row->gamma_factor : p;
-}
-
-INLINE void V(map_vectors)(second_pass pass, int has_exps, const V(real) *x, const V(real) *gamma,
-                           V(real) *out, ptrdiff_t n, const V(map_row) *row)
-{
-    ptrdiff_t c = 0;
-    ptrdiff_t whole = has_exps && !gamma ? n + V(LANES) - 1 : n; /* exponentials fill whole groups */
-    for (; c + V(LANES) <= whole; c += V(LANES))
-        V(store)(out + c, V(map_vector)(pass, has_exps, V(load)(x + c), gamma ? gamma + c : NULL, row));
-    if (c < n) {
-        V(real) ALIGNED rest[V(LANES)] = {0}, rest_gamma[V(LANES)] = {0};
-        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
-        if (gamma)
-            memcpy(rest_gamma, gamma + c, sizeof(V(real)) * (size_t)(n - c));
-        V(store)(rest, V(map_vector)(pass, has_exps, V(load)(rest), gamma ? rest_gamma : NULL, row));
-        memcpy(out + c, rest, sizeof(V(real)) * (size_t)(n - c));
-    }
-}
-
-/* Results of n classes to `out`, from their logits, or from their exponentials if those were kept */
-static void V(row_map)(second_pass pass, const V(real) *x, const V(real) *exps, const V(real) *gamma,
-                       V(real) *out, ptrdiff_t n, const V(map_row) *row)
-{
-    if (pass == LOG_SOFTMAX)
-        V(map_vectors)(LOG_SOFTMAX, 0, x, NULL, out, n, row);
-    else if (exps && gamma)
-        V(map_vectors)(GRADIENT, 1, exps, gamma, out, n, row);
-    else if (exps)
-        V(map_vectors)(GRADIENT, 1, exps, NULL, out, n, row);
-    else if (gamma)
-        V(map_vectors)(GRADIENT, 0, x, gamma, out, n, row);
-    else
-        V(map_vectors)(GRADIENT, 0, x, NULL, out, n, row);
-}
-
-/* The sum over n classes of the entropy's terms, scaled like the exponentials */
-static double V(row_entropy)(const V(real) *x, ptrdiff_t n, const V(map_row) *row)
-{
-    V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
-    ptrdiff_t c = 0;
-    for (; c + V(LANES) <= n; c += V(LANES))
-        V(add_term)(&sum, V(map_vector)(ENTROPY, 0, V(load)(x + c), NULL, row), c / V(LANES));
-    if (c < n) {
-        V(real) ALIGNED rest[V(LANES)];
-        V(store)(rest, V(all)(-INFINITY));
-        memcpy(rest, x + c, sizeof(V(real)) * (size_t)(n - c));
-        V(add_term)(&sum, V(map_vector)(ENTROPY, 0, V(load)(rest), NULL, row), 0);
-    }
-    return V(lanes_sum)(V(whole)(&sum));
 }
 #undef V

@@ -147,21 +147,26 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
     return entropy;
 }
 
-/* Leave the row to the writer, if it can be: its exponentials are kept and only need a factor. */
+/* Leave the row to the writer, if it can be: its exponentials are kept and only need a factor, or its logits
+ * are to be logarithms. */
 static int V(waits)(V(block) *block, ptrdiff_t i, const finished_row *done)
 {
     const softmax_job *job = block->job;
     V(writer) *writer = block->writer;
     int is_plain = (job->second_pass == GRADIENT && job->target_kind == LABELS && !job->gamma) ||
                    job->second_pass == SOFTMAX;
-    if (!writer || !is_plain || !done->is_live)
+    int is_log = job->second_pass == LOG_SOFTMAX;
+    if (!writer || !(is_plain || is_log) || !done->is_live)
         return 0;
-    for (ptrdiff_t c = 0; c < job->n_classes; c += V(CHUNK))
+    const V(real) *from = V(exps_of)(block, i, 0);
+    if (is_log)
+        from = (const V(real) *)(void *)V(item)(&job->logits, block->first + i, 0);
+    for (ptrdiff_t c = 0; c < job->n_classes && !is_log; c += V(CHUNK))
         if (V(relative_factor)(V(scale_of)(block, i, c), done) < 0x1p-60)
             return 0;
     writer->rows[writer->n_rows++] =
-        (V(waiting_row)){(V(real) *)(void *)V(item)(&job->out, block->first + i, 0), V(exps_of)(block, i, 0),
-                         V(scale_of)(block, i, 0), *done};
+        (V(waiting_row)){(V(real) *)(void *)V(item)(&job->out, block->first + i, 0), from,
+                         is_log ? NULL : V(scale_of)(block, i, 0), is_log, *done};
     return 1;
 }
 

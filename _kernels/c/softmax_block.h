@@ -69,7 +69,9 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
     writer.n_classes = job->n_classes;
     writer.n_rows = writer.row = writer.c = writer.n_started = 0;
     writer.from = writer.end = NULL;
-    if (job->streams && job->keeps_exps && V(is_real)(&job->out) &&
+    int is_log = job->second_pass == LOG_SOFTMAX && V(is_real)(&job->logits) &&
+                 job->logits.class_stride == (ptrdiff_t)sizeof(V(real));
+    if (job->streams && (job->keeps_exps || is_log) && V(is_real)(&job->out) &&
         job->out.class_stride == (ptrdiff_t)sizeof(V(real)))
         block.writer = &writer;
     int keeps_exps = job->keeps_exps;
