@@ -92,13 +92,10 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct kernel_table:
         const char *isa
         block_function softmax_block, part_statistics, part_second_pass
-        block_function pointwise_block
+        block_function label_weight_block, pointwise_block
 
     const kernel_table *const *logitloss_tables()
     ptrdiff_t lanes_rows(const softmax_job *job)
-    void label_weight_block(
-        const void *job, ptrdiff_t block, void *scratch, block_result *result
-    ) noexcept nogil
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
 
@@ -308,7 +305,7 @@ cdef class Kernels:
         job.block_rows = BLOCK_ELEMENTS
         job.ignore_index = ignore_index
         job.beta = address(weight)
-        found = run(&job, label_weight_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
+        found = run(&job, self.table.label_weight_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
         return found.total, found.first_bad
 
     def nll(

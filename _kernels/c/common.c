@@ -117,19 +117,6 @@ ptrdiff_t lanes_rows(const softmax_job *job)
     return most < 64 ? 64 : most / 64 * 64;
 }
 
-void label_weight_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
-{
-    (void)scratch;
-    const softmax_job *job = softmax;
-    int64_t labels[BLOCK_ELEMENTS];
-    ptrdiff_t n = block_labels(job, block, labels, result);
-    for (ptrdiff_t i = 0; i < n; i++)
-        if (labels[i] != job->ignore_index) {
-            result->counted++;
-            result->total += job->beta ? job->beta[labels[i]] : 1;
-        }
-}
-
 void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
     (void)scratch;

@@ -107,7 +107,8 @@ typedef struct {
     block_function softmax_block; /* of a softmax_job */
     /* Of a job with parts: before that block, and after it if there is a second pass */
     block_function part_statistics, part_second_pass;
-    block_function pointwise_block; /* of a pointwise_job */
+    block_function label_weight_block; /* of a softmax_job: of its target alone */
+    block_function pointwise_block;    /* of a pointwise_job */
 } kernel_table;
 
 /* The tables that this processor can run, best first, ended by NULL. */
@@ -121,7 +122,6 @@ ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int6
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);
 double view_real(const array_view *view, const char *item);
 void put_real(const array_view *view, char *item, double value);
-void label_weight_block(const void *job, ptrdiff_t block, void *scratch, block_result *result);
 void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result);
 
 #endif

@@ -52,22 +52,33 @@ static ptrdiff_t V(labels_run)(const softmax_job *job, const char *from, ptrdiff
 #undef LABELS_RUN
 #undef LABELS_OF
 
-/* Returns how many rows count, or -1 if a label is bad. */
-static ptrdiff_t V(read_labels)(V(lanes) *rows)
+/* Labels of n rows from `first` on; returns how many rows count, or -1 if a label is bad. */
+static ptrdiff_t V(lane_labels)(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, V(bits) *to,
+                                V(real) *live)
 {
-    const array_view *target = &rows->job->target;
-    ptrdiff_t counted = rows->n;
-    for (ptrdiff_t done = 0, n; done < rows->n; done += n) {
-        const char *from = target->data + view_offset(target, rows->first + done);
-        n = V(run_length)(target, rows->first + done, rows->n - done);
-        ptrdiff_t n_ignored =
-            V(labels_run)(rows->job, from, V(last_stride)(target), n, rows->label + done, rows->live + done);
+    const array_view *target = &job->target;
+    ptrdiff_t counted = n;
+    for (ptrdiff_t done = 0, run; done < n; done += run) {
+        const char *from = target->data + view_offset(target, first + done);
+        run = V(run_length)(target, first + done, n - done);
+        ptrdiff_t n_ignored = V(labels_run)(job, from, V(last_stride)(target), run, to + done, live + done);
         if (n_ignored < 0)
             return -1;
         counted -= n_ignored;
     }
     return counted;
 }
+
+#ifndef REAL_IS_F64
+/* Of a whole block how many count, or -1 */
+static ptrdiff_t V(count_labels)(const softmax_job *job, ptrdiff_t block)
+{
+    V(bits) ALIGNED label[BLOCK_ELEMENTS];
+    V(real) ALIGNED live[BLOCK_ELEMENTS];
+    ptrdiff_t first = block * job->block_rows, left = job->n_rows - first;
+    return V(lane_labels)(job, first, left < job->block_rows ? left : job->block_rows, label, live);
+}
+#endif
 
 /* Numbers by row, `otherwise` where there are none */
 static void V(read_numbers)(const V(lanes) *rows, const array_view *view, V(real) otherwise, V(real) *to)
@@ -90,7 +101,7 @@ static ptrdiff_t V(prepare)(V(lanes) *rows)
     const softmax_job *job = rows->job;
     ptrdiff_t counted = rows->n;
     if (job->target_kind == LABELS) {
-        counted = V(read_labels)(rows);
+        counted = V(lane_labels)(rows->job, rows->first, rows->n, rows->label, rows->live);
     } else {
         memset(rows->label, -1, sizeof *rows->label * (size_t)rows->n);
         for (ptrdiff_t i = 0; i < rows->n; i++)

@@ -40,6 +40,28 @@ static void part_second_pass(const void *job, ptrdiff_t block, void *scratch, bl
         f32_softmax_part(job, block, 1);
 }
 
+/* What a mean divides by: the counted labels' weights. */
+static void label_weight_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
+{
+    (void)scratch;
+    const softmax_job *job = softmax;
+    int64_t labels[BLOCK_ELEMENTS];
+    if (!job->beta && job->n_classes <= INT32_MAX) {
+        ptrdiff_t n_counted = f32_count_labels(job, block);
+        if (n_counted >= 0) {
+            result->counted = n_counted;
+            result->total = (double)n_counted;
+            return;
+        }
+    }
+    ptrdiff_t n = block_labels(job, block, labels, result);
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (labels[i] != job->ignore_index) {
+            result->counted++;
+            result->total += job->beta ? job->beta[labels[i]] : 1;
+        }
+}
+
 /* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */
 static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
@@ -55,5 +77,5 @@ static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, blo
 #define STRING_(text) #text
 #define STRING(text) STRING_(text)
 
-const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA), softmax_block, part_statistics,
-                                                  part_second_pass, pointwise_block};
+const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA),      softmax_block,      part_statistics,
+                                                  part_second_pass, label_weight_block, pointwise_block};
