@@ -132,8 +132,10 @@ def markdown(results, in_order=False):
     """Return README's figures: the machine, the chart, a line for each work, the worst of each check."""
     found = [figures(work, in_order) for work in results["works"]]
     peers = [name for name in TITLES if not name.startswith(OURS) and any(name in f.factor for f in found)]
+    repeats = results["repeats"]
+    runs = "one run" if repeats == 1 else f"each of {repeats} runs"
     lines = [
-        f"Medians of {results['rounds']} rounds in each of {results['repeats']} runs; "
+        f"Medians of {results['rounds']} rounds in {runs}; "
         + "; ".join(f"{name}: {value}" for name, value in results["machine"].items())
         + ".",
         "",
