@@ -194,42 +194,29 @@ INLINE void V(exp_nonpositive)(V(vector) x[4], int deep)
 
 /* log1p(t) for 0 <= t <= 1, as t times a polynomial in t - 1/2; even and odd powers by themselves, for half
  * the latency */
+#ifdef REAL_IS_F64
+static const double f64_log1p_terms[] = {
+    -0x1.13788517c57adp-16, 0x1.a559f644e23cbp-16, -0x1.1a86e5b7f73bep-16, 0x1.cc425de24e74ap-16,
+    -0x1.dd753a72cffc7p-15, 0x1.7891983fc96f3p-14, -0x1.22096dd51788dp-13, 0x1.cf98c8e149ef4p-13,
+    -0x1.74d2ea026634p-12,  0x1.2c73e06e26be4p-11, -0x1.e6f12ed14b88ep-11, 0x1.8d3f99e229dp-10,
+    -0x1.469c8b2ad1f49p-9,  0x1.0f1192238ef22p-8,  -0x1.c72c62f0cd62ap-8,  0x1.83c50b0c3b617p-7,
+    -0x1.50abf6cca9cbbp-6,  0x1.2bec9fba5578ep-5,  -0x1.1540afd54b032p-4,  0x1.0f95b3dc0a107p-3,
+    -0x1.2773a5da90bdbp-2,  0x1.9f323ecbf984cp-1};
+#else
+static const float f32_log1p_terms[] = {-0x1.a93370p-9f, 0x1.5848ccp-8f, -0x1.ba5cc0p-8f, 0x1.7b53bcp-7f,
+                                        -0x1.510612p-6f, 0x1.2c1e28p-5f, -0x1.153fb2p-4f, 0x1.0f9550p-3f,
+                                        -0x1.2773a6p-2f, 0x1.9f323ep-1f};
+#endif
+
 INLINE V(vector) V(log1p_unit)(V(vector) t)
 {
-    V(vector) u = t - (V(real))0.5, square = u * u;
-#ifdef REAL_IS_F64
-    V(vector) even = V(all)(0x1.a559f644e23cbp-16), odd = V(all)(-0x1.13788517c57adp-16);
-    even = V(fma)(even, square, V(all)(0x1.cc425de24e74ap-16));
-    odd = V(fma)(odd, square, V(all)(-0x1.1a86e5b7f73bep-16));
-    even = V(fma)(even, square, V(all)(0x1.7891983fc96f3p-14));
-    odd = V(fma)(odd, square, V(all)(-0x1.dd753a72cffc7p-15));
-    even = V(fma)(even, square, V(all)(0x1.cf98c8e149ef4p-13));
-    odd = V(fma)(odd, square, V(all)(-0x1.22096dd51788dp-13));
-    even = V(fma)(even, square, V(all)(0x1.2c73e06e26be4p-11));
-    odd = V(fma)(odd, square, V(all)(-0x1.74d2ea026634p-12));
-    even = V(fma)(even, square, V(all)(0x1.8d3f99e229dp-10));
-    odd = V(fma)(odd, square, V(all)(-0x1.e6f12ed14b88ep-11));
-    even = V(fma)(even, square, V(all)(0x1.0f1192238ef22p-8));
-    odd = V(fma)(odd, square, V(all)(-0x1.469c8b2ad1f49p-9));
-    even = V(fma)(even, square, V(all)(0x1.83c50b0c3b617p-7));
-    odd = V(fma)(odd, square, V(all)(-0x1.c72c62f0cd62ap-8));
-    even = V(fma)(even, square, V(all)(0x1.2bec9fba5578ep-5));
-    odd = V(fma)(odd, square, V(all)(-0x1.50abf6cca9cbbp-6));
-    even = V(fma)(even, square, V(all)(0x1.0f95b3dc0a107p-3));
-    odd = V(fma)(odd, square, V(all)(-0x1.1540afd54b032p-4));
-    even = V(fma)(even, square, V(all)(0x1.9f323ecbf984cp-1));
-    odd = V(fma)(odd, square, V(all)(-0x1.2773a5da90bdbp-2));
-#else
-    V(vector) even = V(all)(0x1.5848ccp-8f), odd = V(all)(-0x1.a93370p-9f);
-    even = V(fma)(even, square, V(all)(0x1.7b53bcp-7f));
-    odd = V(fma)(odd, square, V(all)(-0x1.ba5cc0p-8f));
-    even = V(fma)(even, square, V(all)(0x1.2c1e28p-5f));
-    odd = V(fma)(odd, square, V(all)(-0x1.510612p-6f));
-    even = V(fma)(even, square, V(all)(0x1.0f9550p-3f));
-    odd = V(fma)(odd, square, V(all)(-0x1.153fb2p-4f));
-    even = V(fma)(even, square, V(all)(0x1.9f323ep-1f));
-    odd = V(fma)(odd, square, V(all)(-0x1.2773a6p-2f));
-#endif
+    const V(real) *terms = V(log1p_terms);
+    V(vector) u = t - (V(real))0.5, square = u * u, odd = V(all)(terms[0]), even = V(all)(terms[1]);
+#pragma GCC unroll 16
+    for (int k = 2; k < (int)(sizeof V(log1p_terms) / sizeof *terms); k += 2) {
+        odd = V(fma)(odd, square, V(all)(terms[k]));
+        even = V(fma)(even, square, V(all)(terms[k + 1]));
+    }
     return t * V(fma)(odd, u, even);
 }
 
