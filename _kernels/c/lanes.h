@@ -144,6 +144,13 @@ INLINE void V(sum_some)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(
     }
 }
 
+/* Of the classes left as many as the next sweep takes: sweeps are as equal as can be. */
+INLINE ptrdiff_t V(classes_of_sweep)(ptrdiff_t left)
+{
+    ptrdiff_t n_sweeps = (left + V(SWEEP) - 1) / V(SWEEP);
+    return (left + n_sweeps - 1) / n_sweeps;
+}
+
 static void V(sum_classes)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
                            ptrdiff_t e_stride, ptrdiff_t n_classes, ptrdiff_t first_class)
 {
@@ -154,9 +161,8 @@ static void V(sum_classes)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride,
         else                                                             \
             V(sum_some)(rows, x, x_stride, NULL, 0, n, first_class);     \
         break
-    for (ptrdiff_t left = n_classes, n; left > 0; left -= n) { /* in spans as equal as can be */
-        ptrdiff_t n_spans = (left + V(SWEEP) - 1) / V(SWEEP);
-        n = (left + n_spans - 1) / n_spans;
+    for (ptrdiff_t left = n_classes, n; left > 0; left -= n) {
+        n = V(classes_of_sweep)(left);
         switch (n) {
             SUM_SOME(1);
             SUM_SOME(2);

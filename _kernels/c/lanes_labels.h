@@ -105,9 +105,8 @@ static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
             V(label_sums)(rows, x, x_stride, NULL, 0, n, first_class, next);     \
         break
     ptrdiff_t first_class = 0;
-    for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) { /* in spans as equal as can be */
-        ptrdiff_t n_spans = (left + V(SWEEP) - 1) / V(SWEEP);
-        n = (left + n_spans - 1) / n_spans;
+    for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) {
+        n = V(classes_of_sweep)(left);
         switch (n) {
             LABEL_SUMS(1);
             LABEL_SUMS(2);
