@@ -10,9 +10,7 @@
 
 enum {
     V(GROUP) = 2 * V(LANES),
-    V(IN_SPAN) = 8, /* groups: what one chain of additions adds up */
-    V(SPAN) = V(IN_SPAN) *V(GROUP),
-    V(SPANS) = (V(CHUNK) + V(SPAN) - 1) / V(SPAN),
+    V(CHAIN) = 8, /* groups: what one chain of additions adds up */
     /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
      * normal number still are. */
     V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
@@ -34,7 +32,8 @@ INLINE V(exp_scale) V(row_scale)(const row_statistics *row)
 INLINE void V(raise_largest)(row_statistics *row, V(real) largest, ptrdiff_t top, double top_weight)
 {
     row_statistics next = {.largest = largest, .top = top, .top_weight = top_weight};
-    if (row->largest > -INFINITY && row->shift == 0 && fabs(largest) <= DIRECT &&
+    int is_first = row->largest == -INFINITY && row->sum.sum == 0; /* not NaN either */
+    if (!is_first && row->shift == 0 && fabs(largest) <= DIRECT &&
         largest * LOG2_BASE - V(HEADROOM) <= row->exponent + MARGIN) {
         next.exponent = row->exponent;
     } else if (fabs(largest) <= DIRECT) {
@@ -43,7 +42,7 @@ INLINE void V(raise_largest)(row_statistics *row, V(real) largest, ptrdiff_t top
         next.shift = largest;
         next.exponent = -V(HEADROOM);
     }
-    if (row->largest == -INFINITY && row->sum.sum == 0) /* not NaN either */
+    if (is_first)
         *row = next;
     else
         merge(row, &next, LOG2_BASE);
@@ -57,117 +56,111 @@ static int V(has_nan)(const V(real) *x, ptrdiff_t n)
     return found;
 }
 
-/* A chunk as spans of at most eight groups, and if it ends within a group, one more of that last group: it
- * ends with the chunk, and `filler` stands for what the group before it holds. The row's largest is left out:
- * its span is a copy with `filler` in its place. */
+/* A chunk as runs of whole groups: those before the group that holds the row's largest and those after it,
+ * then copies of what ends within a group, filled up with `filler`, and of that group with `filler` in the
+ * place of the largest. */
+typedef struct {
+    const V(real) *from;
+    ptrdiff_t at, n; /* where it starts in the chunk, and how many reals it has */
+} V(run_of_groups);
+
 typedef struct {
     const V(real) *x;
-    ptrdiff_t n, n_groups, n_spans, copied; /* whole groups; all spans; the span that is a copy, or n_spans */
     V(real) filler;
-    V(real) ALIGNED last_group[V(GROUP)], copy[V(SPAN)];
+    ptrdiff_t n, n_whole, n_runs; /* n_whole: reals in whole groups */
+    V(run_of_groups) runs[4];
+    V(real) *last; /* the last group */
+    V(real) ALIGNED end[2 * V(GROUP)], copy[V(GROUP)];
 } V(chunk);
 
-INLINE ptrdiff_t V(spans_of)(ptrdiff_t n_groups) { return (n_groups + V(IN_SPAN) - 1) / V(IN_SPAN); }
-
-INLINE const V(real) *V(original)(const V(chunk) *in, ptrdiff_t s)
+INLINE void V(copy_group)(V(real) *to, const V(real) *x)
 {
-    return s * V(IN_SPAN) < in->n_groups ? in->x + s * V(SPAN) : in->last_group;
+    for (int j = 0; j < V(GROUP); j += V(LANES))
+        V(store)(to + j, V(load)(x + j));
 }
 
-INLINE const V(real) *V(span)(const V(chunk) *in, ptrdiff_t s)
-{
-    return s == in->copied ? in->copy : V(original)(in, s);
-}
-
-/* Of whole groups those in span s; none or less in what follows them */
-INLINE ptrdiff_t V(groups_in)(ptrdiff_t n_groups, ptrdiff_t s)
-{
-    ptrdiff_t left = n_groups - s * V(IN_SPAN);
-    return left < V(IN_SPAN) ? left : V(IN_SPAN);
-}
-
-/* Where span s starts in the chunk */
-INLINE ptrdiff_t V(start_of)(const V(chunk) *in, ptrdiff_t s)
-{
-    if (s * V(IN_SPAN) < in->n_groups)
-        return s * V(SPAN);
-    return in->n_groups ? in->n - V(GROUP) : 0;
-}
-
-/* A copy of n reals but for those numbered from ... to - 1 */
-INLINE void V(copy_without)(V(real) *copy, const V(real) *x, ptrdiff_t n, ptrdiff_t from, ptrdiff_t to,
-                            V(real) filler)
-{
-    V(vector) low = V(all)((V(real))from), high = V(all)((V(real))to), number = V(numbers)();
-    for (ptrdiff_t c = 0; c < n; c += V(LANES), number += V(LANES)) {
-        V(mask) out = V(not_below)(number, low) & V(greater)(high, number);
-        V(store)(copy + c, V(choose)(out, V(all)(filler), V(load)(x + c)));
-    }
-}
-
-static void V(split)(V(chunk) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
+static void V(begin_chunk)(V(chunk) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
 {
     ptrdiff_t left = n % V(GROUP);
     in->x = x;
     in->n = n;
+    in->n_whole = n - left;
     in->filler = filler;
-    in->n_groups = n / V(GROUP);
-    in->n_spans = in->copied = V(spans_of)(in->n_groups) + (left != 0);
-    if (in->n_groups)
-        V(copy_without)(in->last_group, x + n - V(GROUP), V(GROUP), 0, V(GROUP) - left, filler);
-    for (int j = 0; j < V(GROUP) &&!in->n_groups; j++)
-        in->last_group[j] = j < left ? x[j] : filler;
+    in->last = in->end + V(GROUP) - left;
+    if (n >= V(GROUP))
+        V(copy_group)(in->end, x + n - V(GROUP));
+    else
+        memcpy(in->last, x, sizeof *x * (size_t)n);
+    for (int j = 0; j < V(GROUP); j += V(LANES))
+        V(store)(in->end + V(GROUP) + j, V(all)(filler));
 }
 
-/* Leave out the real at `place` of span s. */
-INLINE void V(leave_out)(V(chunk) *in, ptrdiff_t s, ptrdiff_t place)
+/* The chunk's runs without the real at `at`, which is -1 for none */
+static void V(split)(V(chunk) *in, ptrdiff_t at)
 {
-    ptrdiff_t n_groups = V(groups_in)(in->n_groups, s);
-    V(copy_without)(in->copy, V(original)(in, s), V(GROUP) *(n_groups > 0 ? n_groups : 1), place, place + 1,
-                    in->filler);
-    in->copied = s;
+    V(run_of_groups) *run = in->runs;
+    ptrdiff_t hole = at & -(ptrdiff_t)V(GROUP);
+    if (at >= in->n_whole)
+        in->last[at - hole] = in->filler;
+    if (at < 0 || at >= in->n_whole) {
+        *run++ = (V(run_of_groups)){in->x, 0, in->n_whole};
+    } else {
+        ptrdiff_t after = hole + V(GROUP);
+        *run++ = (V(run_of_groups)){in->x, 0, hole};
+        *run++ = (V(run_of_groups)){in->x + after, after, in->n_whole - after};
+        V(copy_group)(in->copy, in->x + hole);
+        in->copy[at - hole] = in->filler;
+        *run++ = (V(run_of_groups)){in->copy, hole, V(GROUP)};
+    }
+    if (in->n_whole < in->n)
+        *run++ = (V(run_of_groups)){in->last, in->n_whole, V(GROUP)};
+    in->n_runs = run - in->runs;
 }
 
-/* The largest of some groups; with NaN among them, any: that poisons the row */
-INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n_groups)
+/* The largest of n reals, whole groups; with NaN among them, any: that poisons the row */
+INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n)
 {
     V(vector) high[2] = {V(all)(-INFINITY), V(all)(-INFINITY)};
-    for (; n_groups > 0; n_groups--, x += V(GROUP))
+    for (ptrdiff_t c = 0; c < n; c += V(GROUP))
         for (int j = 0; j < 2; j++)
-            high[j] = V(max)(high[j], V(load)(x + j * V(LANES)));
+            high[j] = V(max)(high[j], V(load)(x + c + j * V(LANES)));
     return V(max)(high[0], high[1]);
 }
 
-/* The largest of each span of a chunk to come, once the chunk before it is summed: so memory and arithmetic
- * work at the same time. */
+/* The largest of a chunk to come, but for what follows its n reals in whole groups; sought while the chunk
+ * before it is summed, so that memory and arithmetic work at the same time. */
 typedef struct {
     const V(real) *x;
-    ptrdiff_t n_groups;
-    V(vector) highest[V(SPANS)];
+    ptrdiff_t n;
+    V(vector) highest;
 } V(following);
 
-/* The place of `value`, which is there, among groups: without a branch on where */
-INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n_groups, V(real) value)
+/* The place of `value`, which is there unless the last group has it, among n reals, whole groups */
+INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n, V(real) value)
 {
-    enum { AT_ONCE = 64 / V(GROUP) }; /* groups: a bit for each real */
-    ptrdiff_t at = 0;
-    for (ptrdiff_t g = n_groups > 0 ? (n_groups - 1) / AT_ONCE * AT_ONCE : 0; g >= 0; g -= AT_ONCE) {
-        uint64_t found = 0;
-        for (ptrdiff_t k = 0; k < AT_ONCE && (g + k < n_groups || g + k == 0); k++)
-            for (int j = 0; j < 2; j++)
-                found |= V(lane_bits)(V(equal)(V(load)(x + (g + k) * V(GROUP) + j * V(LANES)), V(all)(value)))
-                         << (k * V(GROUP) + j * V(LANES));
-        at = found ? g * V(GROUP) + __builtin_ctzll(found) : at;
+    enum { AT_ONCE = 8 }; /* vectors */
+    ptrdiff_t c = 0;
+    for (; c + AT_ONCE * V(LANES) <= n; c += AT_ONCE * V(LANES)) {
+        V(mask) found = V(equal)(V(load)(x + c), V(all)(value));
+        for (int j = 1; j < AT_ONCE; j++)
+            found |= V(equal)(V(load)(x + c + j * V(LANES)), V(all)(value));
+        if (V(any)(found))
+            break;
     }
-    return at;
+    for (; c < n; c += V(LANES)) {
+        uint64_t found = V(lane_bits)(V(equal)(V(load)(x + c), V(all)(value)));
+        if (found)
+            return c + __builtin_ctzll(found);
+    }
+    return n;
 }
 
-/* What goes through a span, and through a chunk */
+/* What goes through a chain of additions, and through a chunk */
 typedef struct {
-    V(vector) sum[2], weight[2], gap[2], high[2];
-} V(span_sums);
+    V(vector) sum[2], weight[2], gap[2];
+} V(chain_sums);
 typedef struct {
-    V(vector) sum, weight, gap;
+    V(vector) sum, weight, gap, high[2];
 } V(chunk_sums);
 
 enum { V(WRITES_NOTHING), V(WRITES_EXPS), V(WRITES_LOGS) };
@@ -179,14 +172,14 @@ typedef struct {
     V(exp_scale) scale;
     V(vector) shift, reference;
     const V(chunk) *x, *gamma;
+    const V(real) *ahead; /* the chunk to come, if it has as many whole groups */
     V(real) *exps;
-    V(following) *next;
     V(writer) *writer;
     const V(real) *from, *end;
     V(real) *to;
 } V(summing);
 
-INLINE void V(sum_group)(const V(summing) *with, V(span_sums) *total, const V(real) *x, const V(real) *gamma,
+INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, const V(real) *x, const V(real) *gamma,
                          V(real) *exps)
 {
     V(vector) p[2], power[2];
@@ -207,19 +200,25 @@ INLINE void V(sum_group)(const V(summing) *with, V(span_sums) *total, const V(re
     }
 }
 
-/* Add span s. */
-INLINE void V(sum_span)(V(summing) *with, ptrdiff_t s, V(chunk_sums) *sums)
+INLINE void V(fold_chain)(V(chunk_sums) *sums, V(chain_sums) *chain)
 {
-    const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
-    const V(real) *x = V(span)(with->x, s), *gamma = with->has_gamma ? V(span)(with->gamma, s) : x,
-                  *ahead = x;
-    V(real) *exps = with->keeps_exps ? with->exps + V(start_of)(with->x, s) : NULL;
-    ptrdiff_t n_groups = V(groups_in)(with->x->n_groups, s);
-    V(span_sums) total = {{zero, zero}, {zero, zero}, {zero, zero}, {low, low}};
-    if (n_groups > 0 && V(groups_in)(with->next->n_groups, s) == n_groups)
-        ahead = with->next->x + s * V(SPAN);
-    n_groups = n_groups > 0 ? n_groups : 1;
-    for (ptrdiff_t c = 0; c < n_groups * V(GROUP); c += V(GROUP)) {
+    const V(vector) zero = V(all)(0);
+    sums->sum += chain->sum[0] + chain->sum[1];
+    sums->weight += chain->weight[0] + chain->weight[1];
+    sums->gap += chain->gap[0] + chain->gap[1];
+    *chain = (V(chain_sums)){{zero, zero}, {zero, zero}, {zero, zero}};
+}
+
+/* Add a run. */
+INLINE void V(sum_run)(V(summing) *with, ptrdiff_t r, V(chunk_sums) *sums)
+{
+    const V(vector) zero = V(all)(0);
+    const V(run_of_groups) *run = with->x->runs + r;
+    const V(real) *x = run->from, *gamma = with->has_gamma ? with->gamma->runs[r].from : x;
+    const V(real) *ahead = with->ahead ? with->ahead + (run->at < with->x->n_whole ? run->at : 0) : x;
+    V(real) *exps = with->keeps_exps ? with->exps + run->at : NULL;
+    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
+    for (ptrdiff_t c = 0, n = run->n; c < n; c += V(GROUP)) {
         for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64) {
             __builtin_prefetch((const char *)(ahead + c) + PREFETCH_BYTES + line);
             if (with->has_gamma)
@@ -234,36 +233,30 @@ INLINE void V(sum_span)(V(summing) *with, ptrdiff_t s, V(chunk_sums) *sums)
             }
         }
         for (int j = 0; j < 2; j++)
-            total.high[j] = V(max)(total.high[j], V(load)(ahead + c + j * V(LANES)));
-        V(sum_group)(with, &total, x + c, gamma + c, with->keeps_exps ? exps + c : NULL);
+            sums->high[j] = V(max)(sums->high[j], V(load)(ahead + c + j * V(LANES)));
+        V(sum_group)(with, &chain, x + c, gamma + c, with->keeps_exps ? exps + c : NULL);
+        if (__builtin_expect(c % (V(CHAIN) *V(GROUP)) == 0, 0))
+            V(fold_chain)(sums, &chain);
     }
-    sums->sum += total.sum[0] + total.sum[1];
-    sums->weight += total.weight[0] + total.weight[1];
-    sums->gap += total.gap[0] + total.gap[1];
-    if (ahead != x)
-        with->next->highest[s] = V(max)(total.high[0], total.high[1]);
+    V(fold_chain)(sums, &chain);
 }
 
 /* Add a chunk to the row. */
-INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
+INLINE void V(sum_chunk)(row_statistics *row, V(following) *next, V(summing) with)
 {
-    const V(vector) zero = V(all)(0);
-    V(chunk_sums) sums = {zero, zero, zero};
-    const V(chunk) *x = with.x;
-    V(following) *next = with.next;
+    const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
+    V(chunk_sums) sums = {zero, zero, zero, {low, low}};
     with.scale = V(row_scale)(row);
     with.shift = V(all)((V(real))row->shift);
     with.reference = V(all)((V(real))row->largest);
+    with.ahead = next->n == with.x->n_whole && next->n ? next->x : NULL;
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
-    /* The last first: exponentials it keeps of the group before it are written over. */
-    for (ptrdiff_t i = 0; i < x->n_spans; i++)
-        V(sum_span)(&with, i ? i - 1 : x->n_spans - 1, &sums);
+    for (ptrdiff_t r = 0; r < with.x->n_runs; r++)
+        V(sum_run)(&with, r, &sums);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    for (ptrdiff_t s = 0; s < V(spans_of)(next->n_groups); s++)
-        if (V(groups_in)(next->n_groups, s) != V(groups_in)(x->n_groups, s))
-            next->highest[s] = V(highest)(next->x + s * V(SPAN), V(groups_in)(next->n_groups, s));
+    next->highest = with.ahead ? V(max)(sums.high[0], sums.high[1]) : V(highest)(next->x, next->n);
     add(&row->sum, V(lanes_sum)(sums.sum));
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
@@ -277,8 +270,9 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
                                                   const V(chunk) *gamma, V(real) *exps, V(following) *next, \
                                                   V(writer) *writer)                                        \
     {                                                                                                       \
-        V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,    \
-                                       .exps = exps, .next = next, .writer = writer});                      \
+        V(sum_chunk)(row, next,                                                                             \
+                     (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,         \
+                                  .exps = exps, .writer = writer});                                         \
     }
 SUM_CHUNK(sum_plain, 0, 0, 0, V(WRITES_NOTHING))
 SUM_CHUNK(sum_kept, 0, 1, 0, V(WRITES_NOTHING))
@@ -295,34 +289,28 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
                          ptrdiff_t n_next, V(writer) *writer)
 {
     V(chunk) x, weights;
-    V(split)(&x, logits, n, -INFINITY);
-    ptrdiff_t n_whole = V(spans_of)(x.n_groups), at = -1;
-    if (seen->x != logits || seen->n_groups != x.n_groups)
-        for (ptrdiff_t s = 0; s < n_whole; s++)
-            seen->highest[s] = V(highest)(logits + s * V(SPAN), V(groups_in)(x.n_groups, s));
-    V(vector) highest = n_whole < x.n_spans ? V(highest)(x.last_group, 1) : V(all)(-INFINITY);
-    for (ptrdiff_t s = 0; s < n_whole; s++)
-        highest = V(max)(highest, seen->highest[s]);
-    V(real) largest = V(lanes_max)(highest);
+    ptrdiff_t at = -1;
+    V(begin_chunk)(&x, logits, n, -INFINITY);
     if (gamma)
-        V(split)(&weights, gamma, n, 0);
+        V(begin_chunk)(&weights, gamma, n, 0);
+    if (seen->x != logits || seen->n != x.n_whole)
+        seen->highest = V(highest)(logits, x.n_whole);
+    V(real) largest = V(lanes_max)(V(max)(seen->highest, V(highest)(x.last, V(GROUP))));
     if (largest > row->largest) {
-        uint64_t found = (uint64_t)1 << n_whole; /* if in none of these, then in the last group */
-        for (ptrdiff_t s = 0; s < n_whole; s++)
-            found |= (uint64_t)V(any)(V(equal)(seen->highest[s], V(all)(largest))) << s;
-        ptrdiff_t s = __builtin_ctzll(found),
-                  place = V(place_of)(V(span)(&x, s), V(groups_in)(x.n_groups, s), largest);
-        at = V(start_of)(&x, s) + place;
-        V(leave_out)(&x, s, place);
-        if (gamma)
-            V(leave_out)(&weights, s, place);
+        at = V(place_of)(logits, x.n_whole, largest);
+        if (at == x.n_whole)
+            at += V(place_of)(x.last, V(GROUP), largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
-    seen->x = n_next >= V(GROUP) ? next : NULL;
-    seen->n_groups = n_next / V(GROUP);
+    V(split)(&x, at);
+    if (gamma)
+        V(split)(&weights, at);
+    seen->x = next;
+    seen->n = n_next - n_next % V(GROUP);
     if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
+        seen->n = 0;
     } else if (row->shift != 0 || (gamma && exps)) {
         V(sum_anything)(row, &x, gamma ? &weights : NULL, exps, seen, NULL);
     } else if (gamma) {

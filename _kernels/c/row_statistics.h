@@ -99,14 +99,15 @@ INLINE void *V(part)(const softmax_job *job, ptrdiff_t row, ptrdiff_t part)
     return (char *)job->parts + (row * (V(n_parts)(job) + 1) + part) * PART_BYTES;
 }
 
-static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part)
+static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row_statistics *row)
 {
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits;
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
-    row_statistics row = {.largest = -INFINITY};
+    begin(row);
 #ifndef REAL_IS_F64
-    half_following next_half = {.x = NULL};
+    half_following next_half;
+    next_half.x = NULL;
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
                    !job->gamma && job->target_kind != PROBABILITIES;
 #endif
@@ -116,7 +117,7 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
 #ifndef REAL_IS_F64
         n = V(at_most)(end - c, HALF_CHUNK);
         if (is_plain && !exps &&
-            add_halves(&row, logits->dtype, item, n, c, V(at_most)(end - c - n, HALF_CHUNK), &next_half))
+            add_halves(row, logits->dtype, item, n, c, V(at_most)(end - c - n, HALF_CHUNK), &next_half))
             continue;
 #endif
         n = V(at_most)(end - c, V(CHUNK));
@@ -132,27 +133,25 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
             for (ptrdiff_t line = 0; line < n * logits->class_stride; line += 64)
                 __builtin_prefetch(item + n * logits->class_stride + line);
         }
-        V(add_chunk)(&row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
+        V(add_chunk)(row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
                      n_next, block->writer);
         if (exps)
-            *V(scale_of)(block, i, c) = (chunk_scale){row.shift, row.exponent};
+            *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
     }
-    return row;
 }
 
 static void V(find_row)(V(block) *block, ptrdiff_t i)
 {
     const softmax_job *job = block->job;
+    row_statistics *row = block->statistics + i, found;
     for (ptrdiff_t part = 0; part < V(n_parts)(job); part++) {
-        row_statistics found;
+        row_statistics *to = part ? &found : row;
         if (job->parts)
-            memcpy(&found, V(part)(job, block->first + i, part), sizeof found);
+            memcpy(to, V(part)(job, block->first + i, part), sizeof *to);
         else
-            found = V(part_statistics)(block, i, part);
+            V(part_statistics)(block, i, part, to);
         if (part)
-            merge(block->statistics + i, &found, LOG2_BASE);
-        else
-            block->statistics[i] = found;
+            merge(row, &found, LOG2_BASE);
     }
 }
 

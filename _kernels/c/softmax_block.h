@@ -112,7 +112,8 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
         V(map_classes)(&block, 0, &done, part * SEGMENT, V(at_most)(job->n_classes, (part + 1) * SEGMENT));
         fence();
     } else {
-        row_statistics row = V(part_statistics)(&block, 0, part);
+        row_statistics row;
+        V(part_statistics)(&block, 0, part, &row);
         memcpy(V(part)(job, block.first, part), &row, sizeof row);
     }
 }

@@ -37,6 +37,16 @@ INLINE void add_all(compensated *total, const compensated *more)
 
 INLINE double value_of(const compensated *total) { return total->sum + total->lost; }
 
+/* A row of no classes yet; item by item, as a compiler may do the whole at a byte's pace */
+INLINE void begin(row_statistics *row)
+{
+    const compensated zero = {0, 0};
+    row->largest = -INFINITY;
+    row->shift = row->exponent = row->top_weight = 0;
+    row->sum = row->weight = row->gap = zero;
+    row->top = 0;
+}
+
 /* What the second pass needs of one row: an entry is p*factor - gamma*gamma_factor, p = exp(x -
  * shift)*2^-exponent, but for the label's and the largest's. */
 typedef struct {
