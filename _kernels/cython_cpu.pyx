@@ -45,7 +45,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES, SEGMENT, PART_BYTES
+    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES, PAGE, SEGMENT, PART_BYTES
 
     ctypedef struct array_view:
         char *data
@@ -263,7 +263,7 @@ cdef class Kernels:
             job.rows_at_once = max(1, job.rows_at_once // 2)
             job.block_rows = job.rows_at_once * max(1, min(16, job.n_rows // (64 * job.rows_at_once)))
         # Rows' exponentials in whole groups of vectors
-        job.kept_bytes = in_lines(job.rows_at_once * (row_bytes + 256))
+        job.kept_bytes = in_lines(job.rows_at_once * (row_bytes + 256)) + PAGE
         job.keeps_exps = job.keeps_exps and job.kept_bytes <= KEEP_BYTES
         job.parts = NULL
         if (

@@ -55,14 +55,24 @@
 INLINE V(vector) V(reduced)(V(vector) x, V(vector) n) { return ((x - n * LN2_1) - n * LN2_2) - n * LN2_3; }
 #endif
 
-/* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp (0.1 ulp of float64) before rounding; one term longer
- * (`is_fine`) 0.07 ulp of float32: for short rows, whose few terms' errors do not average out. In place for
- * n <= 8 vectors step by step, as the chain of one is longer than a processor looks ahead. */
+/* 2^f for |f| <= 1/2, minimax: relative error 0.8 ulp before rounding; one term longer (`is_fine`) 0.07 ulp
+ * (0.02 of float64): for short rows, whose few terms' errors do not average out. */
 #ifdef REAL_IS_F64
-static const double f64_exp2_terms[] = {0x1.e9d3fe3952179p-32, 0x1.e6063f7217bc6p-28, 0x1.b524fae627834p-24,
-                                        0x1.62bfd47773353p-20, 0x1.ffcbfc670dcd4p-17, 0x1.430913096fd9fp-13,
-                                        0x1.5d87fe78a5276p-10, 0x1.3b2ab6fba1ddap-7,  0x1.c6b08d704a0c2p-5,
-                                        0x1.ebfbdff82c598p-3,  0x1.62e42fefa39efp-1,  1};
+static const double f64_exp2_terms[] = {0x1.e3a76cecb450bp-28,
+                                        0x1.b671aae394b99p-24,
+                                        0x1.62c148885ff7cp-20,
+                                        0x1.ffcb58d33d341p-17,
+                                        0x1.4309126bad01ap-13,
+                                        0x1.5d87fe9b8b9c2p-10,
+                                        0x1.3b2ab6fbd6e65p-7,
+                                        0x1.c6b08d703e198p-5,
+                                        0x1.ebfbdff82c431p-3,
+                                        0x1.62e42fefa3a12p-1,
+                                        1};
+static const double f64_exp2_fine_terms[] = {
+    0x1.e80e102deef7fp-32, 0x1.e611a244666eap-28, 0x1.b5260e1e7251fp-24, 0x1.62bfcddd35308p-20,
+    0x1.ffcbfbf896b77p-17, 0x1.4309130c01a37p-13, 0x1.5d87fe78b3bfdp-10, 0x1.3b2ab6fba11f3p-7,
+    0x1.c6b08d704a0d4p-5,  0x1.ebfbdff82c59cp-3,  0x1.62e42fefa39efp-1,  1};
 #else
 static const float f32_exp2_terms[] = {0x1.5bda40p-10f, 0x1.3ce8acp-7f, 0x1.c6b6d8p-5f,
                                        0x1.ebf9c2p-3f,  0x1.62e42ap-1f, 1};
@@ -70,36 +80,37 @@ static const float f32_exp2_fine_terms[] = {
     0x1.3eb2a0p-13f, 0x1.5f0b86p-10f, 0x1.3b320ap-7f, 0x1.c6af76p-5f, 0x1.ebfbd6p-3f, 0x1.62e430p-1f, 1};
 #endif
 
+/* In place for n <= 8 vectors step by step, as the chain of one is longer than a processor looks ahead. Many
+ * terms go even and odd powers by themselves, for half the latency. */
 INLINE void V(polynomial)(const V(real) *terms, int n_terms, V(vector) *f, int n)
 {
-    V(vector) p[8];
-    for (int j = 0; j < n; j++)
-        p[j] = V(all)(terms[0]);
+    const int at_once = n_terms > 8 ? 2 : 1;
+    V(vector) p[2][8], step[8];
+    for (int j = 0; j < n; j++) {
+        step[j] = at_once == 2 ? f[j] * f[j] : f[j];
+        p[0][j] = V(all)(terms[0]);
+        p[1][j] = V(all)(terms[1]);
+    }
 #pragma GCC unroll 16
-    for (int k = 1; k < n_terms; k++)
+    for (int k = at_once; k < n_terms; k++)
 #pragma GCC unroll 8
         for (int j = 0; j < n; j++)
-            p[j] = V(fma)(p[j], f[j], V(all)(terms[k]));
+            p[k % at_once][j] = V(fma)(p[k % at_once][j], step[j], V(all)(terms[k]));
     for (int j = 0; j < n; j++)
-        f[j] = p[j];
+        f[j] = at_once == 2 ? V(fma)(p[n_terms % 2][j], f[j], p[1 - n_terms % 2][j]) : p[0][j];
 }
 
 INLINE void V(exp2_units)(V(vector) *f, int n, int is_fine)
 {
-#ifdef REAL_IS_F64
-    (void)is_fine;
-    f64_polynomial(f64_exp2_terms, 12, f, n);
-#else
     if (is_fine)
-        f32_polynomial(f32_exp2_fine_terms, 7, f, n);
+        V(polynomial)(V(exp2_fine_terms), sizeof V(exp2_fine_terms) / sizeof(V(real)), f, n);
     else
-        f32_polynomial(f32_exp2_terms, 6, f, n);
-#endif
+        V(polynomial)(V(exp2_terms), sizeof V(exp2_terms) / sizeof(V(real)), f, n);
 }
 
 INLINE V(vector) V(exp2_unit)(V(vector) f)
 {
-    V(exp2_units)(&f, 1, 0);
+    V(exp2_units)(&f, 1, sizeof(V(real)) == 8);
     return f;
 }
 

@@ -16,6 +16,7 @@ enum {
     BLOCK_ROWS = 64,
     BLOCK_ELEMENTS = 2048,
     KEPT_SCALES_BYTES = 1 << 15,
+    PAGE = 4096,
     SEGMENT = 1 << 18,
     PART_BYTES = 128
 };
@@ -82,7 +83,7 @@ typedef struct {
     array_view scale, lse_in, loss, lse, hit, out;
     void *parts;            /* of rows that threads share, or NULL */
     ptrdiff_t rows_at_once; /* of a block; their exponentials are kept in the scratch, */
-    size_t kept_bytes;      /* in two halves of so many bytes, */
+    size_t kept_bytes;      /* in two halves of so many bytes, a page to spare in each, */
     int keeps_exps;         /* or not */
     int streams;            /* `out` is too large for the cache: write around it */
 } softmax_job;

@@ -68,7 +68,7 @@ typedef struct {
     const V(real) *x;
     V(real) filler;
     ptrdiff_t n, n_whole, n_runs; /* n_whole: reals in whole groups */
-    V(run_of_groups) runs[4];
+    V(run_of_groups) runs[5];
     V(real) *last; /* the last group */
     V(real) ALIGNED end[2 * V(GROUP)], copy[V(GROUP)];
 } V(chunk);
@@ -95,19 +95,30 @@ static void V(begin_chunk)(V(chunk) *in, const V(real) *x, ptrdiff_t n, V(real) 
         V(store)(in->end + V(GROUP) + j, V(all)(filler));
 }
 
+/* A run of the chunk itself, in two if it goes past `cut` */
+INLINE V(run_of_groups) *V(add_run)(V(run_of_groups) *run, const V(real) *x, ptrdiff_t at, ptrdiff_t end,
+                                    ptrdiff_t cut)
+{
+    if (at < cut && cut < end) {
+        *run++ = (V(run_of_groups)){x + at, at, cut - at};
+        at = cut;
+    }
+    *run = (V(run_of_groups)){x + at, at, end - at};
+    return run + (at < end);
+}
+
 /* The chunk's runs without the real at `at`, which is -1 for none */
-static void V(split)(V(chunk) *in, ptrdiff_t at)
+static void V(split)(V(chunk) *in, ptrdiff_t at, ptrdiff_t cut)
 {
     V(run_of_groups) *run = in->runs;
     ptrdiff_t hole = at & -(ptrdiff_t)V(GROUP);
     if (at >= in->n_whole)
         in->last[at - hole] = in->filler;
     if (at < 0 || at >= in->n_whole) {
-        *run++ = (V(run_of_groups)){in->x, 0, in->n_whole};
+        run = V(add_run)(run, in->x, 0, in->n_whole, cut);
     } else {
-        ptrdiff_t after = hole + V(GROUP);
-        *run++ = (V(run_of_groups)){in->x, 0, hole};
-        *run++ = (V(run_of_groups)){in->x + after, after, in->n_whole - after};
+        run = V(add_run)(run, in->x, 0, hole, cut);
+        run = V(add_run)(run, in->x, hole + V(GROUP), in->n_whole, cut);
         V(copy_group)(in->copy, in->x + hole);
         in->copy[at - hole] = in->filler;
         *run++ = (V(run_of_groups)){in->copy, hole, V(GROUP)};
@@ -172,8 +183,8 @@ typedef struct {
     V(exp_scale) scale;
     V(vector) shift, reference;
     const V(chunk) *x, *gamma;
-    const V(real) *ahead; /* the chunk to come, if it has as many whole groups */
     V(real) *exps;
+    V(following) *next;
     V(writer) *writer;
     const V(real) *from, *end;
     V(real) *to;
@@ -215,7 +226,9 @@ INLINE void V(sum_run)(V(summing) *with, ptrdiff_t r, V(chunk_sums) *sums)
     const V(vector) zero = V(all)(0);
     const V(run_of_groups) *run = with->x->runs + r;
     const V(real) *x = run->from, *gamma = with->has_gamma ? with->gamma->runs[r].from : x;
-    const V(real) *ahead = with->ahead ? with->ahead + (run->at < with->x->n_whole ? run->at : 0) : x;
+    int is_ahead = run->at < with->next->n;
+    const V(real) *ahead = is_ahead ? with->next->x + run->at : x;
+    const V(vector) high[2] = {sums->high[0], sums->high[1]};
     V(real) *exps = with->keeps_exps ? with->exps + run->at : NULL;
     V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
     for (ptrdiff_t c = 0, n = run->n; c < n; c += V(GROUP)) {
@@ -239,24 +252,27 @@ INLINE void V(sum_run)(V(summing) *with, ptrdiff_t r, V(chunk_sums) *sums)
             V(fold_chain)(sums, &chain);
     }
     V(fold_chain)(sums, &chain);
+    for (int j = 0; j < 2 && !is_ahead; j++)
+        sums->high[j] = high[j];
 }
 
 /* Add a chunk to the row. */
-INLINE void V(sum_chunk)(row_statistics *row, V(following) *next, V(summing) with)
+INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
 {
     const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
     V(chunk_sums) sums = {zero, zero, zero, {low, low}};
     with.scale = V(row_scale)(row);
     with.shift = V(all)((V(real))row->shift);
     with.reference = V(all)((V(real))row->largest);
-    with.ahead = next->n == with.x->n_whole && next->n ? next->x : NULL;
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
     for (ptrdiff_t r = 0; r < with.x->n_runs; r++)
         V(sum_run)(&with, r, &sums);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    next->highest = with.ahead ? V(max)(sums.high[0], sums.high[1]) : V(highest)(next->x, next->n);
+    ptrdiff_t seen = with.x->n_whole < with.next->n ? with.x->n_whole : with.next->n;
+    with.next->highest =
+        V(max)(V(max)(sums.high[0], sums.high[1]), V(highest)(with.next->x + seen, with.next->n - seen));
     add(&row->sum, V(lanes_sum)(sums.sum));
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
@@ -270,9 +286,8 @@ INLINE void V(sum_chunk)(row_statistics *row, V(following) *next, V(summing) wit
                                                   const V(chunk) *gamma, V(real) *exps, V(following) *next, \
                                                   V(writer) *writer)                                        \
     {                                                                                                       \
-        V(sum_chunk)(row, next,                                                                             \
-                     (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,         \
-                                  .exps = exps, .writer = writer});                                         \
+        V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,    \
+                                       .exps = exps, .next = next, .writer = writer});                      \
     }
 SUM_CHUNK(sum_plain, 0, 0, 0, V(WRITES_NOTHING))
 SUM_CHUNK(sum_kept, 0, 1, 0, V(WRITES_NOTHING))
@@ -302,11 +317,11 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
             at += V(place_of)(x.last, V(GROUP), largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
-    V(split)(&x, at);
-    if (gamma)
-        V(split)(&weights, at);
     seen->x = next;
     seen->n = n_next - n_next % V(GROUP);
+    V(split)(&x, at, seen->n);
+    if (gamma)
+        V(split)(&weights, at, seen->n);
     if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;

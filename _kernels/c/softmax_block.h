@@ -29,6 +29,8 @@ static int V(do_rows)(V(block) *block, block_result *result)
     }
     if (block->known_lse)
         V(find_target_logits)(block);
+    if (block->writer)
+        V(write_lead)(block->writer, V(item)(&job->logits, block->first, 0));
     V(find_statistics)(block);
     if (!block->known_lse) /* now that the rows are in the cache */
         V(find_target_logits)(block);
@@ -85,7 +87,9 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
         block.seen.x = NULL;
         if (keeps_exps) { /* while those of the rows before are written */
             block.scales = (chunk_scale *)scratch + half * (KEPT_SCALES_BYTES / 2 / sizeof(chunk_scale));
-            block.exps = (V(real) *)((char *)scratch + KEPT_SCALES_BYTES + (size_t)half * job->kept_bytes);
+            char *exps = (char *)scratch + KEPT_SCALES_BYTES + (size_t)half * job->kept_bytes;
+            exps += bytes_to(exps, V(item)(&job->logits, first, 0), (1 + 2 * half) * APART);
+            block.exps = (V(real) *)(void *)exps;
         }
         if (!V(do_rows)(&block, result))
             break;
