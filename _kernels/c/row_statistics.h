@@ -108,7 +108,8 @@ static row_statistics V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t
 #ifndef REAL_IS_F64
     half_following next_half = {.x = NULL};
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
-                   !job->gamma && job->target_kind != PROBABILITIES;
+                   !job->gamma && job->target_kind != PROBABILITIES &&
+                   job->second_pass != ENTROPY; /* in which errors cancel that both passes share */
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
         const char *item = V(item)(logits, block->first + i, c);
