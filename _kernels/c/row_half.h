@@ -78,22 +78,47 @@ typedef struct {
     uint16_t largest, smallest;
 } half_range;
 
+/* The largest lane, as int16 */
+INLINE int16_t half_lanes_high(half_vector v)
+{
+#ifdef VECTOR_X86
+    typedef int16_t eight __attribute__((vector_size(16)));
+    eight part[VECTOR_BYTES / 16], high;
+    memcpy(part, &v, sizeof part);
+    high = part[0];
+    for (int i = 1; i < VECTOR_BYTES / 16; i++)
+        high = (eight)_mm_max_epi16((__m128i)high, (__m128i)part[i]);
+    return (int16_t)(_mm_extract_epi16(_mm_minpos_epu16((__m128i)(high ^ 0x7fff)), 0) ^ 0x7fff);
+#else
+    int16_t high = v[0];
+    for (int i = 1; i < VECTOR_BYTES / 2; i++)
+        high = v[i] > high ? v[i] : high;
+    return high;
+#endif
+}
+
+INLINE int half_any(half_vector mask)
+{
+#if defined VECTOR_AVX512
+    return _mm512_test_epi16_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined VECTOR_AVX2
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    return half_lanes_high(~mask + 1) > 0;
+#endif
+}
+
 /* Of n >= HALF_GROUP numbers, what was not swept of them included */
 static half_range range_of_halves(half_following *chunk)
 {
-    enum { LANES = VECTOR_BYTES / 2 };
-    int16_t high[LANES], highest = INT16_MIN, lowest = INT16_MAX;
-    uint16_t far[LANES], farthest = 0;
+    const half_vector flip = (half_vector){0} + INT16_MIN;
+    int16_t lowest = INT16_MAX;
     for (; chunk->swept + HALF_GROUP <= chunk->n; chunk->swept += HALF_GROUP)
         sweep_group(&chunk->sweep, chunk->x + chunk->swept);
     if (chunk->n % HALF_GROUP)
         sweep_group(&chunk->sweep, chunk->x + chunk->n - HALF_GROUP);
-    memcpy(high, &chunk->sweep.high, sizeof high);
-    memcpy(far, &chunk->sweep.far, sizeof far);
-    for (int i = 0; i < LANES; i++) {
-        highest = high[i] > highest ? high[i] : highest;
-        farthest = far[i] > farthest ? far[i] : farthest;
-    }
+    int16_t highest = half_lanes_high(chunk->sweep.high);
+    uint16_t farthest = (uint16_t)(half_lanes_high(chunk->sweep.far ^ flip) ^ INT16_MIN);
     if (highest >= 0 && farthest > INT16_MAX)
         return (half_range){(uint16_t)highest, farthest};
     /* Of one sign: what is nearest to 0 is lowest as int16. */
@@ -105,15 +130,15 @@ static half_range range_of_halves(half_following *chunk)
                         farthest > INT16_MAX ? farthest : (uint16_t)lowest};
 }
 
-/* Where the number of these bits, which is there, first stands */
+/* Where the number of these bits, which is there, first stands among n >= HALF_GROUP */
 static ptrdiff_t find_half(const uint16_t *x, ptrdiff_t n, uint16_t bits)
 {
     uint16_t same = (bits & 0x7fff) ? bits : bits ^ 0x8000; /* zeros are equal */
+    half_vector a = (half_vector){0} + (int16_t)bits, b = (half_vector){0} + (int16_t)same;
     ptrdiff_t c = 0;
-    for (int found = 0; c + HALF_GROUP <= n; c += HALF_GROUP) {
-        for (int j = 0; j < HALF_GROUP; j++)
-            found |= (x[c + j] == bits) | (x[c + j] == same);
-        if (found)
+    for (; c + HALF_GROUP <= n; c += HALF_GROUP) {
+        half_vector low = half_load(x + c), high = half_load(x + c + VECTOR_BYTES / 2);
+        if (half_any((low == a) | (low == b) | (high == a) | (high == b)))
             break;
     }
     while (x[c] != bits && x[c] != same)
@@ -175,11 +200,19 @@ INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magi
 static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t from, ptrdiff_t top,
                               double exponent)
 {
+    enum { LANES = VECTOR_BYTES / 2 };
+    const half_vector none = (half_vector){0} + (int16_t)(dtype == DTYPE_F16 ? 0xfc00 : 0xff80); /* -inf */
     uint16_t ALIGNED some[HALF_GROUP];
     f32_exp_scale scale = f32_exp_scale_of(f32_all((float)exponent));
     f32_vector sum = f32_all(0);
-    for (int i = 0; i < HALF_GROUP; i++)
-        some[i] = (i < from) | (i == top) ? (dtype == DTYPE_F16 ? 0xfc00 : 0xff80) : x[i];
+    half_vector number;
+    for (int i = 0; i < LANES; i++)
+        number[i] = (int16_t)i;
+    for (int j = 0; j < HALF_GROUP; j += LANES, number += LANES) {
+        half_vector out = (number < (int16_t)from) | (number == (int16_t)top);
+        half_vector kept = (half_load(x + j) & ~out) | (none & out);
+        memcpy(some + j, &kept, sizeof kept);
+    }
     for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
         f32_vector e[2], power[2];
         load_halves_f32(dtype, some + j, e, e + 1);
