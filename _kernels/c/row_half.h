@@ -267,12 +267,12 @@ SUM_HALVES(sum_float16s, DTYPE_F16)
 #undef SUM_HALVES
 
 /* Of a row of fewer classes too much is its ends and its largest: it is converted to float32 as a whole. */
-enum { HALF_CLASSES = 4096 };
+enum { HALF_CLASSES = 512 };
 
 /* Add a chunk to the row, if it is of this kind; returns whether it was. `next` is it, what was swept of it,
- * and then the n_next logits after it. */
+ * and then the n_next logits to come. */
 static int add_halves(row_statistics *row, dtype_code dtype, const char *logits, ptrdiff_t n,
-                      ptrdiff_t first_class, ptrdiff_t n_next, half_following *next)
+                      ptrdiff_t first_class, const char *next_logits, ptrdiff_t n_next, half_following *next)
 {
     const uint16_t *x = (const uint16_t *)(const void *)logits;
     ptrdiff_t top = -1;
@@ -295,7 +295,8 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
         top = find_half(x, n, range.largest);
         f32_raise_largest(row, largest, first_class + top, 0);
     }
-    *next = n_next >= HALF_SPAN ? following(x + n, n_next) : following(x, n);
+    *next = n_next >= HALF_SPAN ? following((const uint16_t *)(const void *)next_logits, n_next)
+                                : following(x, n);
     double (*sum)(const uint16_t *, ptrdiff_t, double, half_following *) =
         dtype == DTYPE_F16 ? sum_float16s : sum_bfloats;
     ptrdiff_t n_groups = n / HALF_GROUP, rest = n % HALF_GROUP;
