@@ -1,23 +1,20 @@
 /* Rows of contiguous float16 or bfloat16, most of their chunks: those of numbers that are neither infinite
  * nor far below the row's largest.
  *
- * Their order as numbers is that of their bits, but for the sign, so three sweeps of small integers tell the
+ * Their order as numbers is that of their bits, but for the sign, so two sweeps of small integers tell the
  * largest, the smallest, and whether there is NaN; a chunk is swept while the one before it is summed. Then
- * nothing has to be guarded against in the sum: the logits are converted in registers, and the exponent is
- * added to that of 2^f. A group of vectors goes step by step, as the chain of one is longer than a processor
- * looks ahead.
+ * nothing has to be guarded against in the sum: the logits are converted in registers, in one flat loop.
  */
 typedef int16_t half_vector __attribute__((vector_size(VECTOR_BYTES)));
 
 typedef int16_t half_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
 
-enum { HALF_GROUP = 4 * f32_LANES, HALF_CHUNK = 2048 };
+enum { HALF_GROUP = 4 * f32_LANES, HALF_SPAN = 8 * HALF_GROUP, HALF_CHUNK = 4096 };
 
-/* By lane, as int16 but for the last */
+/* By lane */
 typedef struct {
-    half_vector high; /* the largest number if there is one with a positive sign */
-    half_vector low;  /* else the largest is this one; the smallest if there is none with a negative sign */
-    half_vector far;  /* else the smallest is this one, as uint16 */
+    half_vector high; /* as int16: the largest number if there is one with a positive sign */
+    half_vector far;  /* as uint16: the smallest if there is one with a negative sign */
 } half_sweep;
 
 INLINE half_vector half_load(const uint16_t *x) { return *(const half_unaligned *)x; }
@@ -30,18 +27,6 @@ INLINE half_vector half_high(half_vector a, half_vector b)
     return (half_vector)_mm256_max_epi16((__m256i)a, (__m256i)b);
 #else
     half_vector mask = a > b;
-    return (mask & a) | (~mask & b);
-#endif
-}
-
-INLINE half_vector half_low(half_vector a, half_vector b)
-{
-#if defined VECTOR_AVX512
-    return (half_vector)_mm512_min_epi16((__m512i)a, (__m512i)b);
-#elif defined VECTOR_AVX2
-    return (half_vector)_mm256_min_epi16((__m256i)a, (__m256i)b);
-#else
-    half_vector mask = a < b;
     return (mask & a) | (~mask & b);
 #endif
 }
@@ -60,71 +45,100 @@ INLINE half_vector half_far(half_vector a, half_vector b)
 
 INLINE void sweep_group(half_sweep *sweep, const uint16_t *x)
 {
-    half_vector bits[2] = {half_load(x), half_load(x + VECTOR_BYTES / 2)};
-    sweep->high = half_high(sweep->high, half_high(bits[0], bits[1]));
-    sweep->low = half_low(sweep->low, half_low(bits[0], bits[1]));
-    sweep->far = half_far(sweep->far, half_far(bits[0], bits[1]));
-}
-
-static half_sweep sweep_of_none(void)
-{
-    half_vector none = {0};
-    return (half_sweep){none + INT16_MIN, none + INT16_MAX, none};
+    for (int j = 0; j < 2; j++) {
+        half_vector bits = half_load(x + j * (VECTOR_BYTES / 2));
+        sweep->high = half_high(sweep->high, bits);
+        sweep->far = half_far(sweep->far, bits);
+    }
 }
 
 /* The chunk that follows, and what is swept of it */
 typedef struct {
-    const uint16_t *x, *swept, *last; /* where the next group and the last one start */
+    const uint16_t *x;
+    ptrdiff_t n, swept; /* where the next group starts */
     half_sweep sweep;
 } half_following;
 
-INLINE void sweep_along(half_following *next)
-{
-    sweep_group(&next->sweep, next->swept);
-    next->swept = next->swept < next->last ? next->swept + HALF_GROUP : next->last;
-}
-
 static half_following following(const uint16_t *x, ptrdiff_t n)
 {
-    return (half_following){x, x, x + (n / HALF_GROUP - 1) * HALF_GROUP, sweep_of_none()};
+    half_vector none = {0};
+    return (half_following){x, n, 0, {none + INT16_MIN, none}};
+}
+
+/* Where to sweep n numbers more. What it has not all of is swept later; meanwhile its first are again. */
+INLINE const uint16_t *sweep_ahead(half_following *next, ptrdiff_t n)
+{
+    if (next->swept + n > next->n)
+        return next->x;
+    next->swept += n;
+    return next->x + next->swept - n;
 }
 
 typedef struct {
     uint16_t largest, smallest;
 } half_range;
 
-static half_range range_of_halves(const half_sweep *sweep, const uint16_t *rest, ptrdiff_t n_rest)
+/* The largest lane, as int16 */
+INLINE int16_t half_lanes_high(half_vector v)
 {
-    enum { LANES = VECTOR_BYTES / 2 };
-    int16_t high[LANES], low[LANES], highest = INT16_MIN, lowest = INT16_MAX;
-    uint16_t far[LANES], farthest = 0;
-    memcpy(high, &sweep->high, sizeof high);
-    memcpy(low, &sweep->low, sizeof low);
-    memcpy(far, &sweep->far, sizeof far);
-    for (int i = 0; i < LANES; i++) {
-        highest = high[i] > highest ? high[i] : highest;
-        lowest = low[i] < lowest ? low[i] : lowest;
-        farthest = far[i] > farthest ? far[i] : farthest;
-    }
-    for (ptrdiff_t i = 0; i < n_rest; i++) {
-        int16_t bits = (int16_t)rest[i];
-        highest = bits > highest ? bits : highest;
-        lowest = bits < lowest ? bits : lowest;
-        farthest = rest[i] > farthest ? rest[i] : farthest;
-    }
-    return (half_range){(uint16_t)(highest >= 0 ? highest : lowest),
-                        lowest < 0 ? farthest : (uint16_t)lowest};
+#ifdef VECTOR_X86
+    typedef int16_t eight __attribute__((vector_size(16)));
+    eight part[VECTOR_BYTES / 16], high;
+    memcpy(part, &v, sizeof part);
+    high = part[0];
+    for (int i = 1; i < VECTOR_BYTES / 16; i++)
+        high = (eight)_mm_max_epi16((__m128i)high, (__m128i)part[i]);
+    return (int16_t)(_mm_extract_epi16(_mm_minpos_epu16((__m128i)(high ^ 0x7fff)), 0) ^ 0x7fff);
+#else
+    int16_t high = v[0];
+    for (int i = 1; i < VECTOR_BYTES / 2; i++)
+        high = v[i] > high ? v[i] : high;
+    return high;
+#endif
 }
 
-/* Where the number of these bits, which is there, first stands */
+INLINE int half_any(half_vector mask)
+{
+#if defined VECTOR_AVX512
+    return _mm512_test_epi16_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined VECTOR_AVX2
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    return half_lanes_high(~mask + 1) > 0;
+#endif
+}
+
+/* Of n >= HALF_GROUP numbers, what was not swept of them included */
+static half_range range_of_halves(half_following *chunk)
+{
+    const half_vector flip = (half_vector){0} + INT16_MIN;
+    int16_t lowest = INT16_MAX;
+    for (; chunk->swept + HALF_GROUP <= chunk->n; chunk->swept += HALF_GROUP)
+        sweep_group(&chunk->sweep, chunk->x + chunk->swept);
+    if (chunk->n % HALF_GROUP)
+        sweep_group(&chunk->sweep, chunk->x + chunk->n - HALF_GROUP);
+    int16_t highest = half_lanes_high(chunk->sweep.high);
+    uint16_t farthest = (uint16_t)(half_lanes_high(chunk->sweep.far ^ flip) ^ INT16_MIN);
+    if (highest >= 0 && farthest > INT16_MAX)
+        return (half_range){(uint16_t)highest, farthest};
+    /* Of one sign: what is nearest to 0 is lowest as int16. */
+    for (ptrdiff_t c = 0; c < chunk->n; c++) {
+        int16_t bits = (int16_t)chunk->x[c];
+        lowest = bits < lowest ? bits : lowest;
+    }
+    return (half_range){highest >= 0 ? (uint16_t)highest : (uint16_t)lowest,
+                        farthest > INT16_MAX ? farthest : (uint16_t)lowest};
+}
+
+/* Where the number of these bits, which is there, first stands among n >= HALF_GROUP */
 static ptrdiff_t find_half(const uint16_t *x, ptrdiff_t n, uint16_t bits)
 {
     uint16_t same = (bits & 0x7fff) ? bits : bits ^ 0x8000; /* zeros are equal */
+    half_vector a = (half_vector){0} + (int16_t)bits, b = (half_vector){0} + (int16_t)same;
     ptrdiff_t c = 0;
-    for (int found = 0; c + HALF_GROUP <= n; c += HALF_GROUP) {
-        for (int j = 0; j < HALF_GROUP; j++)
-            found |= (x[c + j] == bits) | (x[c + j] == same);
-        if (found)
+    for (; c + HALF_GROUP <= n; c += HALF_GROUP) {
+        half_vector low = half_load(x + c), high = half_load(x + c + VECTOR_BYTES / 2);
+        if (half_any((low == a) | (low == b) | (high == a) | (high == b)))
             break;
     }
     while (x[c] != bits && x[c] != same)
@@ -159,88 +173,118 @@ INLINE void load_halves_f32(dtype_code dtype, const uint16_t *x, f32_vector *eve
     *odd = (f32_vector)(pairs & (int32_t)0xffff0000);
 }
 
-/* exp(x)*2^-k of numbers that are neither NaN nor far from k, in place */
-INLINE void exp_in_range(f32_vector x[4], f32_vector magic)
+/* 2^f for |f| <= 1/2 as HALF_UNIT times a polynomial whose first coefficient is 1, which saves a product:
+ * relative error 1.3*2^-24 before rounding */
+static const float half_exp2_terms[] = {0x1.d2691ep+2f, 0x1.4e7740p+5f, 0x1.69df16p+7f, 0x1.050a6ep+9f,
+                                        0x1.789a32p+9f};
+#define HALF_UNIT 0x1.5c09c9e0c3326p-10
+
+/* exp(x)*2^-k/HALF_UNIT of two vectors, in place but for a factor `power` */
+INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magic)
 {
-    f32_vector shifted[4];
-    for (int j = 0; j < 4; j++)
-        shifted[j] = f32_fma(x[j], f32_all(LOG2E), magic);
-    for (int j = 0; j < 4; j++)
-        x[j] = f32_fraction(x[j], shifted[j] - magic, LOG2_BASE);
-    f32_exp2_units(x, 4, 0);
-    for (int j = 0; j < 4; j++)
-        x[j] = (f32_vector)((f32_ivector)x[j] + ((f32_ivector)shifted[j] << MANTISSA_BITS));
+    f32_vector f[2];
+    for (int j = 0; j < 2; j++)
+        power[j] = f32_fma(x[j], f32_all(LOG2E), magic);
+    for (int j = 0; j < 2; j++)
+        f[j] = f32_fraction(x[j], power[j] - magic, LOG2_BASE);
+    for (int j = 0; j < 2; j++)
+        power[j] = (f32_vector)((f32_ivector)power[j] << MANTISSA_BITS);
+    for (int j = 0; j < 2; j++)
+        x[j] = f[j] + half_exp2_terms[0];
+    for (int k = 1; k < 5; k++)
+        for (int j = 0; j < 2; j++)
+            x[j] = f32_fma(x[j], f[j], f32_all(half_exp2_terms[k]));
 }
 
-INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, float exponent,
+/* The sum of exp(x)*2^-exponent of a group from number `from` on, but for that at `top` */
+static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t from, ptrdiff_t top,
+                              double exponent)
+{
+    enum { LANES = VECTOR_BYTES / 2 };
+    const half_vector none = (half_vector){0} + (int16_t)(dtype == DTYPE_F16 ? 0xfc00 : 0xff80); /* -inf */
+    uint16_t ALIGNED some[HALF_GROUP];
+    f32_exp_scale scale = f32_exp_scale_of(f32_all((float)exponent));
+    f32_vector sum = f32_all(0);
+    half_vector number;
+    for (int i = 0; i < LANES; i++)
+        number[i] = (int16_t)i;
+    for (int j = 0; j < HALF_GROUP; j += LANES, number += LANES) {
+        half_vector out = (number < (int16_t)from) | (number == (int16_t)top);
+        half_vector kept = (half_load(x + j) & ~out) | (none & out);
+        memcpy(some + j, &kept, sizeof kept);
+    }
+    for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
+        f32_vector e[2], power[2];
+        load_halves_f32(dtype, some + j, e, e + 1);
+        for (int k = 0; k < 2; k++)
+            e[k] = f32_max(scale.floor, e[k]);
+        half_exp_parts(e, power, scale.magic);
+        for (int k = 0; k < 2; k++)
+            sum += e[k] * power[k];
+    }
+    return HALF_UNIT * f32_lanes_sum(sum);
+}
+
+/* The same of whole groups; as many of what follows are swept. */
+INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, double exponent,
                          half_following *following)
 {
-    f32_vector zero = f32_all(0), magic = f32_all(MAGIC - exponent);
-    f32_chained_sum sum = {zero, zero};
-    half_following next = *following;
-    for (ptrdiff_t g = 0; g < n_groups; g++, x += HALF_GROUP) {
-        f32_vector e[4];
-        for (size_t line = 0; line < 2 * HALF_GROUP; line += 64)
-            __builtin_prefetch((const char *)x + PREFETCH_BYTES + line);
-        sweep_along(&next);
-        load_halves_f32(dtype, x, e, e + 1);
-        load_halves_f32(dtype, x + 2 * f32_LANES, e + 2, e + 3);
-        exp_in_range(e, magic);
-        f32_chain(&sum, (e[0] + e[1]) + (e[2] + e[3]), g);
+    const f32_vector zero = f32_all(0), magic = f32_exp_scale_of(f32_all((float)exponent)).magic;
+    f32_vector sum = zero;
+    half_sweep sweep = following->sweep;
+    for (ptrdiff_t n = n_groups * HALF_GROUP; n > 0; n -= HALF_SPAN) {
+        f32_vector chain[2] = {zero, zero};
+        const uint16_t *end = x + (n < HALF_SPAN ? n : HALF_SPAN);
+        const uint16_t *ahead = sweep_ahead(following, end - x);
+#pragma GCC unroll 1
+        for (; x < end; x += HALF_GROUP, ahead += HALF_GROUP) {
+            for (size_t line = 0; line < 2 * HALF_GROUP; line += 64)
+                __builtin_prefetch((const char *)x + PREFETCH_BYTES + line);
+            sweep_group(&sweep, ahead);
+            for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
+                f32_vector e[2], power[2];
+                load_halves_f32(dtype, x + j, e, e + 1);
+                half_exp_parts(e, power, magic);
+                for (int k = 0; k < 2; k++)
+                    chain[k] = f32_fma(e[k], power[k], chain[k]);
+            }
+        }
+        sum += chain[0] + chain[1];
     }
-    *following = next;
-    return f32_lanes_sum(sum.sum + sum.chain);
+    following->sweep = sweep;
+    return HALF_UNIT * f32_lanes_sum(sum);
 }
 
-static __attribute__((noinline)) double sum_bfloats(const uint16_t *x, ptrdiff_t n_groups, float exponent,
-                                                    half_following *next)
-{
-    return sum_halves(DTYPE_BF16, x, n_groups, exponent, next);
-}
-
-static __attribute__((noinline)) double sum_float16s(const uint16_t *x, ptrdiff_t n_groups, float exponent,
-                                                     half_following *next)
-{
-    return sum_halves(DTYPE_F16, x, n_groups, exponent, next);
-}
-
-/* At most a group, without the logit at `top` */
-static double sum_few_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n, ptrdiff_t top, float exponent)
-{
-    float ALIGNED lane[HALF_GROUP];
-    f32_exp_scale scale = f32_exp_scale_of(f32_all(exponent));
-    f32_vector sum = f32_all(0);
-    for (int j = 0; j < HALF_GROUP; j += f32_LANES)
-        f32_store(lane + j, f32_all(-INFINITY));
-    f32_load_run(dtype, (const char *)x, 2, n, lane);
-    if (top >= 0 && top < n)
-        lane[top] = -INFINITY;
-    for (int j = 0; j < HALF_GROUP; j += f32_LANES)
-        sum += f32_exp_scaled(f32_load(lane + j), scale);
-    return f32_lanes_sum(sum);
-}
+/* Functions of their own, so that each has the registers to itself */
+#define SUM_HALVES(name, dtype)                                                                          \
+    static __attribute__((noinline)) double name(const uint16_t *x, ptrdiff_t n_groups, double exponent, \
+                                                 half_following *next)                                   \
+    {                                                                                                    \
+        return sum_halves(dtype, x, n_groups, exponent, next);                                           \
+    }
+SUM_HALVES(sum_bfloats, DTYPE_BF16)
+SUM_HALVES(sum_float16s, DTYPE_F16)
+#undef SUM_HALVES
 
 /* Of a row of fewer classes too much is its ends and its largest: it is converted to float32 as a whole. */
-enum { HALF_CLASSES = 4096 };
+enum { HALF_CLASSES = 512 };
 
 /* Add a chunk to the row, if it is of this kind; returns whether it was. `next` is it, what was swept of it,
- * and then the n_next logits after it. */
+ * and then the n_next logits to come. */
 static int add_halves(row_statistics *row, dtype_code dtype, const char *logits, ptrdiff_t n,
-                      ptrdiff_t first_class, ptrdiff_t n_next, half_following *next)
+                      ptrdiff_t first_class, const char *next_logits, ptrdiff_t n_next, half_following *next)
 {
     const uint16_t *x = (const uint16_t *)(const void *)logits;
-    ptrdiff_t n_groups = n / HALF_GROUP, top = -1;
+    ptrdiff_t top = -1;
 #ifndef VECTOR_X86
     if (dtype == DTYPE_F16)
         return 0;
 #endif
+    if (n < HALF_GROUP)
+        return 0;
     if (next->x != x)
         *next = following(x, n);
-    while (n_groups && next->swept < next->last)
-        sweep_along(next);
-    if (n_groups)
-        sweep_along(next);
-    half_range range = range_of_halves(&next->sweep, x + n_groups * HALF_GROUP, n % HALF_GROUP);
+    half_range range = range_of_halves(next);
     float largest = half_value(dtype, range.largest), smallest = half_value(dtype, range.smallest);
     double exponent = rint(fmax(largest, row->largest) * LOG2_BASE) - f32_HEADROOM;
     next->x = NULL;
@@ -251,22 +295,22 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
         top = find_half(x, n, range.largest);
         f32_raise_largest(row, largest, first_class + top, 0);
     }
-    double (*sum)(const uint16_t *, ptrdiff_t, float, half_following *) =
+    *next = n_next >= HALF_SPAN ? following((const uint16_t *)(const void *)next_logits, n_next)
+                                : following(x, n);
+    double (*sum)(const uint16_t *, ptrdiff_t, double, half_following *) =
         dtype == DTYPE_F16 ? sum_float16s : sum_bfloats;
-    float k = (float)row->exponent;
+    ptrdiff_t n_groups = n / HALF_GROUP, rest = n % HALF_GROUP;
     ptrdiff_t whole = top >= 0 && top / HALF_GROUP < n_groups ? top / HALF_GROUP : n_groups;
-    *next = n_next >= HALF_GROUP ? following(x + n, n_next) : following(x, HALF_GROUP);
-    if (whole)
-        add(&row->sum, sum(x, whole, k, next));
+    add(&row->sum, sum(x, whole, row->exponent, next));
     if (whole < n_groups) {
         const uint16_t *group = x + whole * HALF_GROUP;
-        add(&row->sum, sum_few_halves(dtype, group, HALF_GROUP, top - whole * HALF_GROUP, k));
-        add(&row->sum, sum(group + HALF_GROUP, n_groups - whole - 1, k, next));
+        add(&row->sum, sum_some_halves(dtype, group, 0, top % HALF_GROUP, row->exponent));
+        add(&row->sum, sum(group + HALF_GROUP, n_groups - whole - 1, row->exponent, next));
     }
-    if (n % HALF_GROUP)
-        add(&row->sum,
-            sum_few_halves(dtype, x + n_groups * HALF_GROUP, n % HALF_GROUP, top - n_groups * HALF_GROUP, k));
-    if (n_next < HALF_GROUP)
+    if (rest)
+        add(&row->sum, sum_some_halves(dtype, x + n - HALF_GROUP, HALF_GROUP - rest, top - (n - HALF_GROUP),
+                                       row->exponent));
+    if (n_next < HALF_SPAN)
         next->x = NULL;
     return 1;
 }

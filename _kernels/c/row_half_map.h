@@ -113,14 +113,15 @@ INLINE void map_halves(dtype_code dtype, int is_exact, int streams, const uint16
                        const half_map *map, char *to)
 {
     ptrdiff_t c = streams ? -(uintptr_t)to % 64 / 2 : 0;
-    const ptrdiff_t *at = map->but.at;
+    const half_map local = *map; /* which no store can change */
+    const ptrdiff_t *at = local.but.at;
     c = c < n ? c : n;
     if (c)
         map_few_halves(dtype, is_exact, x, c, map, 0, to);
     for (; c + HALF_GROUP <= n; c += HALF_GROUP) {
         half_vector entries[2];
         if ((size_t)(at[0] - c) < HALF_GROUP || (size_t)(at[1] - c) < HALF_GROUP ||
-            map_half_group(dtype, is_exact, x + c, map, entries)) {
+            map_half_group(dtype, is_exact, x + c, &local, entries)) {
             map_few_halves(dtype, is_exact, x + c, HALF_GROUP, map, c, to + 2 * c);
             continue;
         }

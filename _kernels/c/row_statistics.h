@@ -18,6 +18,9 @@ typedef struct {
     V(real) *exps;
     chunk_scale *scales;
     V(following) seen; /* of the chunk or row to come */
+#ifndef REAL_IS_F64
+    half_following seen_half;
+#endif
     V(writer) *writer; /* of the rows before, or NULL */
 } V(block);
 
@@ -106,19 +109,22 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
     begin(row);
 #ifndef REAL_IS_F64
-    half_following next_half;
-    next_half.x = NULL;
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
-                   !job->gamma && job->target_kind != PROBABILITIES;
+                   !job->gamma && job->target_kind != PROBABILITIES &&
+                   job->second_pass != ENTROPY; /* in which errors cancel that both passes share */
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
         const char *item = V(item)(logits, block->first + i, c);
         V(real) *exps = V(exps_of)(block, i, c);
 #ifndef REAL_IS_F64
         n = V(at_most)(end - c, HALF_CHUNK);
-        if (is_plain && !exps &&
-            add_halves(row, logits->dtype, item, n, c, V(at_most)(end - c - n, HALF_CHUNK), &next_half))
-            continue;
+        if (is_plain && !exps) {
+            int is_last = c + n == job->n_classes && i + 1 < block->n;
+            const char *next = is_last ? V(item)(logits, block->first + i + 1, 0) : item + 2 * n;
+            ptrdiff_t n_next = V(at_most)(is_last ? job->n_classes : end - c - n, HALF_CHUNK);
+            if (add_halves(row, logits->dtype, item, n, c, next, n_next, &block->seen_half))
+                continue;
+        }
 #endif
         n = V(at_most)(end - c, V(CHUNK));
         const V(real) *x = V(run)(logits, item, logits->class_stride, n, block->x_tile);

@@ -55,6 +55,9 @@ static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(b
     block->out_tile = tile[2];
     block->exps = NULL;
     block->seen.x = NULL;
+#ifndef REAL_IS_F64
+    block->seen_half.x = NULL;
+#endif
     block->writer = NULL;
 }
 
