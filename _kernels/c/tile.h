@@ -6,13 +6,13 @@
  */
 #define V(name) PASTE(REAL, name)
 
+static const dtype_code V(dtype) = sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32;
 enum {
-    V(DTYPE) = sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32,
     V(LINE) = 64 / sizeof(V(real)),
     V(CHUNK) = 4096 / sizeof(V(real)) /* a tile */
 };
 
-INLINE int V(is_real)(const array_view *view) { return view->dtype == V(DTYPE); }
+INLINE int V(is_real)(const array_view *view) { return view->dtype == V(dtype); }
 
 /* Whether every second real is of the array, along its classes */
 INLINE int V(has_seconds)(const array_view *view)
@@ -101,7 +101,7 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
     ptrdiff_t done = dtype == DTYPE_F16 && stride == 2 ? load_halves(from, n, to) : 0;
     from += 2 * done, to += done, n -= done;
 #endif
-    if (dtype == V(DTYPE) &&stride == 2 * (ptrdiff_t)sizeof(V(real)) && n > V(LANES)) {
+    if (dtype == V(dtype) &&stride == 2 * (ptrdiff_t)sizeof(V(real)) && n > V(LANES)) {
         V(load_seconds)((const V(real) *)from, n, to);
         return;
     }
