@@ -250,8 +250,6 @@ cdef class Kernels:
         by_lanes = job.block_rows > 0
         if not by_lanes:
             job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
-            if job.logits.class_stride != job.logits.itemsize:
-                job.block_rows = BLOCK_ROWS
         job.rows_at_once = job.block_rows
         job.keeps_exps = (
             (job.second_pass == GRADIENT or job.second_pass == SOFTMAX)
@@ -266,11 +264,7 @@ cdef class Kernels:
         job.kept_bytes = in_lines(job.rows_at_once * (row_bytes + 256)) + PAGE
         job.keeps_exps = job.keeps_exps and job.kept_bytes <= KEEP_BYTES
         job.parts = NULL
-        if (
-            job.n_classes > SEGMENT
-            and job.n_rows < FEW_ROWS
-            and job.logits.class_stride == job.logits.itemsize
-        ):
+        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and not by_lanes:
             return self.run_parts(job, num_threads)
         return run(
             job, self.table.softmax_block, job.n_rows, job.block_rows,

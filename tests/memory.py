@@ -70,6 +70,15 @@ def every_third(array):
     return view
 
 
+def every_second_class(array):
+    """What lies between is NaN, or a label no row has; nothing follows the last item."""
+    filler = np.nan if array.dtype.kind not in "iub" else 77
+    wide = np.full((*array.shape[:-1], max(2 * array.shape[-1] - 1, 0)), filler, array.dtype)
+    view = wide[..., ::2]
+    view[...] = array
+    return view
+
+
 def padded_rows(array):
     """Rows contiguous, but further apart than they are long, as a slice of a wider array is."""
     if array.ndim == 0:
@@ -101,6 +110,7 @@ LAYOUTS = {
     "reversed_rows": reversed_rows,
     "reversed_classes": reversed_classes,
     "every_third": every_third,
+    "every_second_class": every_second_class,
     "padded_rows": padded_rows,
     "read_only": read_only,
     "unaligned_start": unaligned_start,

@@ -216,6 +216,20 @@ def test_operands_of_any_stride(backend, dtype):
             assert contiguous[1].tobytes() == expected[1].tobytes()
 
 
+@pytest.mark.parametrize(("kind", "soft"), [(np.uint8, 3), (np.float32, 0.25)])
+def test_one_soft_target_among_hard_ones(backend, dtype, kind, soft):
+    logits = batch((96, 32), dtype)[0].reshape(-1)
+    target = (np.arange(logits.size) % 3 == 0).astype(kind)
+    target[1500] = soft
+    for weight in (1.0, 2.5):
+        value, gradient = oracle.bce_with_logits(logits, target, pos_weight=weight)
+        loss, grad = ll.binary_cross_entropy_with_logits_value_and_grad(
+            logits, target, pos_weight=weight, reduction="sum", backend=backend
+        )
+        assert loss == pytest.approx(float(np.sum(value.value)), rel=1e-6)
+        assert_exact(grad, gradient)
+
+
 def test_upstream_gradient(backend, dtype):
     logits, _ = batch((7, 37), dtype)
     target, upstream = np.arange(7 * 37).reshape(7, 37) % 2, np.linspace(-2, 2, 7 * 37).reshape(7, 37)

@@ -56,6 +56,23 @@ def test_cross_entropy(backend, dtype, side, n_classes):
         assert_exact(logits, gradient)
 
 
+@pytest.mark.parametrize("n_classes", [*CLASSES, 2345])
+def test_classes_apart(backend, dtype, side, n_classes):
+    source, target = batch((3, n_classes), dtype)
+    value, gradient = batch_cross_entropy((3, n_classes), dtype)
+    for step in (2, -1):
+        wide = np.full((3, abs(step) * (n_classes - 1) + 1), np.nan, dtype)
+        wide[:, ::step] = source
+        whole = guarded(wide, side=side)
+        logits = whole[:, ::step]
+        loss, grad = ll.cross_entropy_value_and_grad(logits, target, reduction="none", backend=backend)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+        ll.cross_entropy_grad(logits, target, reduction="none", out=logits, backend=backend)
+        assert_exact(logits, gradient)
+        assert step == -1 or np.isnan(whole[:, 1::2].astype(float)).all()
+
+
 @pytest.mark.parametrize("n_classes", CLASSES)
 def test_probabilities(backend, dtype, side, n_classes):
     shape = (3, n_classes)

@@ -97,7 +97,7 @@ def test_out(backend, dtype, layout, shape):
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("layout", ["every_third", "padded_rows"])
+@pytest.mark.parametrize("layout", ["every_third", "every_second_class", "padded_rows"])
 def test_out_leaves_what_lies_between_alone(backend, dtype, layout):
     logits, target = batch((5, 33), dtype)
     out = LAYOUTS[layout](np.zeros((5, 33), dtype))
@@ -231,9 +231,11 @@ def test_results_too_large_for_the_cache(backend, dtype, n_classes):
         assert np.array_equal(whole, in_place, equal_nan=True), name
 
 
-def test_few_rows_longer_than_a_thread_takes(backend, dtype):
+@pytest.mark.parametrize("layout", ["contiguous", "every_second_class"])
+def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
     """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""
     logits, target = batch((2, 2**18 + 77), dtype)
+    logits = LAYOUTS[layout](logits)
     options = {"backend": backend, "label_smoothing": 0.1}
     value, grad = ll.cross_entropy_value_and_grad(logits, target, num_threads=1, **options)
     expected = oracle.cross_entropy(logits, target, label_smoothing=0.1)[0].value

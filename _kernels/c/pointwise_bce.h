@@ -15,9 +15,9 @@
 
 enum { V(QUAD) = 4 * V(LANES), V(PRODUCT) = 16 * V(QUAD), V(PRODUCTS) = BLOCK_ELEMENTS / V(PRODUCT) };
 #ifdef REAL_IS_F64
-/* PLAIN: no weights, no smoothing, no losses of elements. HARD: but for one `pos_weight`; targets 0 and 1, a
- * total alone. CAREFUL: anything. */
-enum { CAREFUL, WEIGHTED, PLAIN, HARD };
+/* PLAIN: no weights, no smoothing, no losses of elements. HARD: targets 0 and 1 besides. BY_CLASS: the same,
+ * but for one `pos_weight`. CAREFUL: anything. */
+enum { CAREFUL, WEIGHTED, PLAIN, HARD, BY_CLASS };
 #endif
 
 /* Where the reals of an operand are: in place or in a tile, -1 for `step`; or one vector for all, 0. */
@@ -58,6 +58,33 @@ INLINE void V(load_bytes)(const uint8_t *p, int largest, V(vector) reals[2])
 #else
     for (int i = 0; i < 2 * V(LANES); i++)
         reals[i / V(LANES)][i % V(LANES)] = p[i] < largest ? p[i] : largest;
+#endif
+}
+
+/* A minus where the target is 1; `soft` collects bits of targets that are neither 0 nor 1. */
+INLINE void V(load_sign)(V(vector) y, V(vector) *minus, V(ivector) *soft)
+{
+    *soft |= (V(ivector))V(fma)(y, y, -y);
+    *minus = V(keep)(V(equal)(y, V(all)(1)), V(all)(-(V(real))0));
+}
+
+/* The same of bytes, in two vectors */
+INLINE void V(load_signs)(const uint8_t *p, int largest, V(vector) minus[2], V(ivector) *soft)
+{
+#if defined VECTOR_AVX2 && !defined REAL_IS_F64
+    const __m256i own = _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1,
+                                         -1, 4, -1, -1, -1, 5, -1, -1, -1, 6, -1, -1, -1, 7);
+    __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8((char)largest));
+    *soft |= (V(ivector))_mm256_and_si256(bytes, _mm256_set1_epi8(~1));
+    bytes = _mm256_slli_epi32(bytes, 7);
+    minus[0] = (V(vector))_mm256_shuffle_epi8(bytes, own);
+    minus[1] = (V(vector))_mm256_shuffle_epi8(bytes, _mm256_or_si256(own, _mm256_set1_epi8(8)));
+#else
+    V(vector) y[2];
+    V(load_bytes)(p, largest, y);
+    for (int j = 0; j < 2; j++)
+        V(load_sign)(y[j], minus + j, soft);
 #endif
 }
 
@@ -103,6 +130,22 @@ INLINE V(ivector) V(sign)(V(vector) x) { return (V(ivector))x & (V(ivector))V(al
 INLINE V(vector) V(minus_abs)(V(vector) x)
 {
     return (V(vector))((V(ivector))x | (V(ivector))V(all)(-(V(real))0));
+}
+
+/* a where there is a minus in `sign`, else b */
+INLINE V(vector) V(by_sign)(V(vector) sign, V(vector) a, V(vector) b)
+{
+#if defined VECTOR_AVX2
+#ifdef REAL_IS_F64
+    return _mm256_blendv_pd(b, a, sign);
+#else
+    return _mm256_blendv_ps(b, a, sign);
+#endif
+#elif defined VECTOR_AVX512
+    return V(choose)(V(equal_bits)(V(below)(sign), V(all_bits)(-1)), a, b);
+#else
+    return V(choose)(V(below)(sign), a, b);
+#endif
 }
 
 /* sign(x)*e/(1 + e) */
@@ -164,7 +207,7 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
     return V(lanes_sum)(V(whole)(&sum));
 }
 
-/* What is left of a product once its e are joined: by class if HARD, else in the first */
+/* What is left of a product once its e are joined: by class if BY_CLASS, else in the first */
 typedef struct {
     V(vector) by_class[2][4];
 } V(joined);
@@ -174,7 +217,9 @@ INLINE void V(join_to)(V(vector) *product, V(vector) one_plus, V(vector) e)
     *product = V(fma)(*product, one_plus, e);
 }
 
-/* PLAIN or HARD; NaN if not HARD after all */
+/* Of targets 0 and 1, z = x with its sign changed for 1: loss = max(z, 0) + log1p(e), each times the class's
+ * weight, and gradient = sigmoid(z), times that weight and 1 or -1. PLAIN, HARD or BY_CLASS; NaN if the
+ * targets are not hard after all */
 INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, int with_out)
 {
     const V(vector) zero = V(all)(0), one = V(all)(1);
@@ -188,21 +233,28 @@ INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, 
         V(joined) product = {{{zero, zero, zero, zero}, {zero, zero, zero, zero}}};
         for (; i < end; i += V(QUAD)) {
             V(vector) x[4], y[4], e[4], slope[4];
-            V(mask) positive[4];
             V(prefetch_operands)(&at, i, bytes);
-            V(load_targets)(&at, i, bytes, y);
+            if (kind == PLAIN)
+                V(load_targets)(&at, i, bytes, y);
+            else /* y is a sign */
+                for (int j = 0; j < 4; j += 2)
+                    if (bytes)
+                        V(load_signs)(at.bytes + i + j * V(LANES), at.largest, y + j, &soft);
+                    else
+                        for (int k = j; k < j + 2; k++)
+                            V(load_sign)(V(load)(at.target + i + k * V(LANES)), y + k, &soft);
             EACH x[j] = V(load)(at.x + i + j * V(LANES));
+            EACH e[j] = V(minus_abs)(x[j]);
             V(vector) linear = zero; /* the sum of slope*x */
-            if (kind == HARD)
+            if (kind >= HARD)
                 EACH
                 {
-                    soft |= (V(ivector))V(fma)(y[j], y[j], -y[j]);
-                    positive[j] = V(equal)(y[j], one);
-                    V(ivector) change = (V(ivector))pos_weight ^ (V(ivector))one;
-                    V(ivector) weight = (V(ivector))V(keep)(positive[j], (V(vector))change) ^ (V(ivector))one;
-                    V(ivector) minus = (V(ivector))V(keep)(positive[j], V(all)(-(V(real))0));
-                    V(vector) wrong = V(max)(zero, (V(vector))((V(ivector))x[j] ^ minus));
-                    linear = V(fma)((V(vector))weight, wrong, linear);
+                    x[j] = (V(vector))((V(ivector))x[j] ^ (V(ivector))y[j]);
+                    V(vector) wrong = V(max)(zero, x[j]);
+                    if (kind == BY_CLASS)
+                        linear = V(fma)(V(by_sign)(y[j], pos_weight, one), wrong, linear);
+                    else
+                        linear += wrong;
                 }
             else if (with_out)
                 EACH
@@ -213,20 +265,26 @@ INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, 
             else /* in fewer steps */
                 EACH linear += V(fma)(-x[j], y[j], V(max)(x[j], zero));
             sum.chain += linear;
-            EACH e[j] = V(minus_abs)(x[j]);
             V(exp_nonpositive)(e, with_out);
             EACH
             {
-                if (kind == HARD) {
-                    V(vector) part = V(keep)(positive[j], e[j]);
+                V(vector) one_plus = one + e[j], grad;
+                if (with_out && kind == PLAIN)
+                    grad = (slope[j] - V(signed_small)(x[j], e[j], one_plus)) * scale;
+                else if (with_out) {
+                    V(vector) own = kind == HARD ? scale : V(by_sign)(y[j], pos_weight * scale, scale);
+                    grad = V(by_sign)(x[j], e[j], one) / one_plus * own;
+                    grad = (V(vector))((V(ivector))grad ^ (V(ivector))y[j]);
+                }
+                if (with_out)
+                    V(store)(at.out + i + j * V(LANES), grad);
+                if (kind == BY_CLASS) {
+                    V(vector) part = V(by_sign)(y[j], e[j], zero);
                     V(join_to)(&product.by_class[1][j], one + part, part);
                     e[j] -= part;
+                    one_plus = one + e[j];
                 }
-                V(vector) one_plus = one + e[j];
                 V(join_to)(&product.by_class[0][j], one_plus, e[j]);
-                if (with_out)
-                    V(store)(at.out + i + j * V(LANES),
-                             (slope[j] - V(signed_small)(x[j], e[j], one_plus)) * scale);
             }
             if (with_out && at.stream)
                 V(drain)(at.stream, at.out, i);
@@ -235,16 +293,17 @@ INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, 
         products[n_products] = product;
     }
     for (int k = 0; k < n_products; k++) /* after all: one waits for no other */
-        for (int positive = 0; positive <= (kind == HARD); positive++) {
+        for (int positive = 0; positive <= (kind == BY_CLASS); positive++) {
             V(vector) *product = products[k].by_class[positive];
             for (int j = 1; j < 4; j++)
                 V(join_to)(product, one + product[j], product[j]);
             V(vector) log = V(log1p_nonnegative)(*product);
             sum.chain += positive ? pos_weight * log : log;
         }
-    if (kind == HARD && V(any)(V(nonzero)((V(vector))soft)))
-        return NAN;
-    return V(lanes_sum)(V(whole)(&sum));
+    V(bits) is_soft = 0;
+    for (int j = 0; j < V(LANES); j++)
+        is_soft |= soft[j];
+    return is_soft ? NAN : V(lanes_sum)(V(whole)(&sum));
 }
 
 #define BCE(kind, bytes, with_out)                                                   \
@@ -259,13 +318,17 @@ BCE(WEIGHTED, 0, 0)
 BCE(WEIGHTED, 0, 1)
 BCE(PLAIN, 0, 0)
 BCE(PLAIN, 0, 1)
-BCE(HARD, 0, 0)
+BCE(HARD, 0, 1)
+BCE(BY_CLASS, 0, 0)
+BCE(BY_CLASS, 0, 1)
 #ifndef REAL_IS_F64
 BCE(WEIGHTED, 1, 0)
 BCE(WEIGHTED, 1, 1)
 BCE(PLAIN, 1, 0)
 BCE(PLAIN, 1, 1)
-BCE(HARD, 1, 0)
+BCE(HARD, 1, 1)
+BCE(BY_CLASS, 1, 0)
+BCE(BY_CLASS, 1, 1)
 #endif
 #undef BCE
 #undef V

@@ -115,26 +115,32 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
                                  ptrdiff_t whole, V(real) *target_tile, V(real) *loss_tile)
 {
     typedef double pass(const V(operands) *, ptrdiff_t);
-    static pass *const passes[4][2][2] = {{{V(bce_CAREFUL00), V(bce_CAREFUL01)}},
+    static pass *const passes[5][2][2] = {{{V(bce_CAREFUL00), V(bce_CAREFUL01)}},
 #ifdef REAL_IS_F64
                                           {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)}},
                                           {{V(bce_PLAIN00), V(bce_PLAIN01)}},
-                                          {{V(bce_HARD00)}}
+                                          {{NULL, V(bce_HARD01)}},
+                                          {{V(bce_BY_CLASS00), V(bce_BY_CLASS01)}}
 #else
                                           {{V(bce_WEIGHTED00), V(bce_WEIGHTED01)},
                                            {V(bce_WEIGHTED10), V(bce_WEIGHTED11)}},
                                           {{V(bce_PLAIN00), V(bce_PLAIN01)},
                                            {V(bce_PLAIN10), V(bce_PLAIN11)}},
-                                          {{V(bce_HARD00)}, {V(bce_HARD10)}}
+                                          {{NULL, V(bce_HARD01)}, {NULL, V(bce_HARD11)}},
+                                          {{V(bce_BY_CLASS00), V(bce_BY_CLASS01)},
+                                           {V(bce_BY_CLASS10), V(bce_BY_CLASS11)}}
 #endif
     };
     int weighted = job->weight.data || job->pos_weight.data || at->loss || !V(is_number)(&job->scale);
     int kind = job->label_smoothing != 0 ? CAREFUL : weighted ? WEIGHTED : PLAIN;
     double total = NAN, ordinary = 0x1p-90;
-    if (kind == WEIGHTED && !job->weight.data && !at->loss && !at->out && V(is_number)(&job->pos_weight)) {
+    int one_weight = !job->weight.data && !at->loss && V(is_number)(&job->pos_weight) &&
+                     (!at->out || V(is_number)(&job->scale));
+    int hard = kind == WEIGHTED && one_weight ? BY_CLASS : kind == PLAIN && at->out ? HARD : 0;
+    if (hard) {
         double y = at->bytes ? at->bytes[0] : at->target[0]; /* if it is soft, others will be */
         if (y == 0 || y == 1)
-            total = passes[HARD][at->bytes != NULL][0](at, whole);
+            total = passes[hard][at->bytes != NULL][at->out != NULL](at, whole);
         ordinary *= fmax(1, at->pos_weight.at[0]);
     }
     if (isnan(total))

@@ -4,6 +4,7 @@
 #include "statistics.h"
 #endif
 #include "finish.h"
+#include "transpose.h"
 #include "tile.h"
 #include "writer.h"
 #include "row.h"
@@ -12,7 +13,6 @@
 #include "row_half.h"
 #include "row_half_map.h"
 #endif
-#include "transpose.h"
 #include "lanes.h"
 #include "lanes_arrays.h"
 #include "lanes_labels.h"

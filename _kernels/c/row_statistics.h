@@ -128,19 +128,18 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
 #endif
         n = V(at_most)(end - c, V(CHUNK));
         const V(real) *x = V(run)(logits, item, logits->class_stride, n, block->x_tile);
-        const V(real) *next = x + n;
+        const char *next = item + n * logits->class_stride;
         ptrdiff_t n_next = V(at_most)(end - c - n, V(CHUNK));
         if (n_next == 0 && part == 0 && i + 1 < block->n) {
-            next = (const V(real) *)V(item)(logits, block->first + i + 1, 0);
+            next = V(item)(logits, block->first + i + 1, 0);
             n_next = V(at_most)(job->n_classes, V(CHUNK));
         }
-        if (x == block->x_tile) { /* the sum's own prefetches go by the logits of float32 */
+        if (x == block->x_tile && !V(has_seconds)(logits)) { /* the sum's own prefetches go by reals */
+            V(prefetch_run)(next, logits->class_stride, n_next);
             n_next = 0;
-            for (ptrdiff_t line = 0; line < n * logits->class_stride; line += 64)
-                __builtin_prefetch(item + n * logits->class_stride + line);
         }
-        V(add_chunk)(row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen, next,
-                     n_next, block->writer);
+        V(add_chunk)(row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen,
+                     (const V(real) *)next, n_next, block->writer);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
     }

@@ -6,21 +6,39 @@
  */
 #define V(name) PASTE(REAL, name)
 
-enum { V(LINE) = 64 / sizeof(V(real)) };
+static const dtype_code V(dtype) = sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32;
+enum {
+    V(LINE) = 64 / sizeof(V(real)),
+    V(CHUNK) = 4096 / sizeof(V(real)) /* a tile */
+};
 
-INLINE int V(is_real)(const array_view *view)
+INLINE int V(is_real)(const array_view *view) { return view->dtype == V(dtype); }
+
+/* Whether every second real is of the array, along its classes */
+INLINE int V(has_seconds)(const array_view *view)
 {
-    return view->dtype == (sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32);
+    return V(is_real)(view) && view->class_stride == 2 * (ptrdiff_t)sizeof(V(real));
 }
 
-#define RUN(type, convert)                                                    \
-    do {                                                                      \
-        if (stride == (ptrdiff_t)sizeof(type))                                \
-            for (ptrdiff_t i = 0; i < n; i++)                                 \
-                to[i] = (V(real))convert(((const type *)from)[i]);            \
-        else                                                                  \
-            for (ptrdiff_t i = 0; i < n; i++)                                 \
-                to[i] = (V(real))convert(*(const type *)(from + i * stride)); \
+#define APART(type, convert, distance) \
+    for (ptrdiff_t i = 0; i < n; i++)  \
+    to[i] = (V(real))convert(*(const type *)(from + i * (distance)))
+#define RUN(type, convert)                                 \
+    do {                                                   \
+        if (stride == (ptrdiff_t)sizeof(type))             \
+            APART(type, convert, (ptrdiff_t)sizeof(type)); \
+        else                                               \
+            APART(type, convert, stride);                  \
+    } while (0)
+/* Distances that compilers have instructions for, in vectors */
+#define FLOATS(type, convert)                                  \
+    do {                                                       \
+        if (stride == 2 * (ptrdiff_t)sizeof(type))             \
+            APART(type, convert, 2 * (ptrdiff_t)sizeof(type)); \
+        else if (stride == -(ptrdiff_t)sizeof(type))           \
+            APART(type, convert, -(ptrdiff_t)sizeof(type));    \
+        else                                                   \
+            RUN(type, convert);                                \
     } while (0)
 
 #if defined VECTOR_X86 && !defined REAL_IS_F64
@@ -41,18 +59,57 @@ static ptrdiff_t store_halves(char *to, ptrdiff_t n, const float *from)
 }
 #endif
 
+/* Of each two reals the first (second) */
+INLINE V(vector) V(every_second)(const V(real) *p, int second)
+{
+    V(vector) a = V(load_pieces)(p, 2 * V(PIECE)), b = V(load_pieces)(p + V(PIECE), 2 * V(PIECE));
+#if defined REAL_IS_F64
+    return second ? V(interleave_high)(a, b) : V(interleave_low)(a, b);
+#elif defined VECTOR_AVX512
+    return second ? _mm512_shuffle_ps(a, b, 0xdd) : _mm512_shuffle_ps(a, b, 0x88);
+#elif defined VECTOR_AVX2
+    return second ? _mm256_shuffle_ps(a, b, 0xdd) : _mm256_shuffle_ps(a, b, 0x88);
+#else
+    return (V(vector)){a[second], a[2 + second], b[second], b[2 + second]};
+#endif
+}
+
+/* n > LANES reals, one left out after each but the last. The next tile's memory is fetched meanwhile, its
+ * second half: the first is left to what is done with this tile, for memory would let a burst wait. */
+static void V(load_seconds)(const V(real) *from, ptrdiff_t n, V(real) *to)
+{
+    for (ptrdiff_t i = 0; i < n - V(LANES); i += V(LANES)) {
+        __builtin_prefetch(from + i + 3 * V(CHUNK));
+        V(store)(to + i, V(every_second)(from + 2 * i, 0));
+    }
+    V(store)(to + n - V(LANES), V(every_second)(from + 2 * (n - V(LANES))-1, 1));
+}
+
+/* Each line that holds one of n items, `stride` bytes apart */
+INLINE void V(prefetch_run)(const char *from, ptrdiff_t stride, ptrdiff_t n)
+{
+    ptrdiff_t a_line = stride < 0 ? -64 : 64, step = labs(stride) < 64 ? a_line : stride;
+    for (ptrdiff_t at = 0; labs(at) < labs(n * stride); at += step)
+        __builtin_prefetch(from + at);
+}
+
 /* n items from `from` on, `stride` bytes apart */
-static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, ptrdiff_t n, V(real) *to)
+static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, ptrdiff_t n,
+                        V(real) *restrict to)
 {
 #if defined VECTOR_X86 && !defined REAL_IS_F64
     ptrdiff_t done = dtype == DTYPE_F16 && stride == 2 ? load_halves(from, n, to) : 0;
     from += 2 * done, to += done, n -= done;
 #endif
+    if (dtype == V(dtype) &&stride == 2 * (ptrdiff_t)sizeof(V(real)) && n > V(LANES)) {
+        V(load_seconds)((const V(real) *)from, n, to);
+        return;
+    }
     switch (dtype) {
-    case DTYPE_F16: RUN(uint16_t, half_to_float); break;
-    case DTYPE_BF16: RUN(uint16_t, bfloat_to_float); break;
-    case DTYPE_F32: RUN(float, ); break;
-    case DTYPE_F64: RUN(double, ); break;
+    case DTYPE_F16: FLOATS(uint16_t, half_to_float); break;
+    case DTYPE_BF16: FLOATS(uint16_t, bfloat_to_float); break;
+    case DTYPE_F32: FLOATS(float, ); break;
+    case DTYPE_F64: FLOATS(double, ); break;
     case DTYPE_BOOL: RUN(uint8_t, !!); break;
     case DTYPE_I8: RUN(int8_t, ); break;
     case DTYPE_U8: RUN(uint8_t, ); break;
@@ -64,7 +121,9 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
     case DTYPE_U64: RUN(uint64_t, ); break;
     }
 }
+#undef FLOATS
 #undef RUN
+#undef APART
 
 #define RUN(type, convert)                                           \
     do {                                                             \

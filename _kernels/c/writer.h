@@ -6,8 +6,6 @@
  */
 #define V(name) PASTE(REAL, name)
 
-enum { V(CHUNK) = 4096 / sizeof(V(real)) };
-
 /* The entries that are not as the others: `value` at `at`, counted like the classes around it */
 typedef struct {
     ptrdiff_t at[2];
