@@ -199,7 +199,8 @@ static double V(label_total)(V(lanes) *rows)
             ratio[i] = lane + i * V(LANES) < rows->width ? V(load)(rows->loss + lane + i * V(LANES)) : zero;
             largest = V(max)(ratio[i], largest);
         }
-        V(vector) all = V(either_odds)(V(either_odds)(ratio[0], ratio[1]), V(either_odds)(ratio[2], ratio[3]));
+        V(vector) all =
+            V(either_odds)(V(either_odds)(ratio[0], ratio[1]), V(either_odds)(ratio[2], ratio[3]));
         total += V(halves_sum)(V(log1p_nonnegative)(all));
     }
     return V(any)(V(greater)(largest, V(all)(most))) ? V(label_losses)(rows, 0) : f64_lanes_sum(total);
