@@ -185,7 +185,7 @@ INLINE double V(label_losses)(V(lanes) *rows, int is_weighted)
 }
 
 /* (1 + a)*(1 + b) - 1 */
-INLINE V(vector) V(either_odds)(V(vector) a, V(vector) b) { return V(fma)(a, b, a + b); }
+INLINE V(vector) V(joined_odds)(V(vector) a, V(vector) b) { return V(fma)(a, b, a + b); }
 
 /* The losses' sum alone, a logarithm for four rows; where that would leave the range it takes the losses. */
 static double V(label_total)(V(lanes) *rows)
@@ -200,7 +200,7 @@ static double V(label_total)(V(lanes) *rows)
             largest = V(max)(ratio[i], largest);
         }
         V(vector) all =
-            V(either_odds)(V(either_odds)(ratio[0], ratio[1]), V(either_odds)(ratio[2], ratio[3]));
+            V(joined_odds)(V(joined_odds)(ratio[0], ratio[1]), V(joined_odds)(ratio[2], ratio[3]));
         total += V(halves_sum)(V(log1p_nonnegative)(all));
     }
     return V(any)(V(greater)(largest, V(all)(most))) ? V(label_losses)(rows, 0) : f64_lanes_sum(total);
