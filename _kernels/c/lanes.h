@@ -107,7 +107,8 @@ static void V(start_sums)(V(lanes) *rows, const V(real) *first)
 INLINE void V(sum_some)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e, ptrdiff_t e_stride,
                         int n_classes, ptrdiff_t first_class)
 {
-    const V(real) *ahead = rows->ahead ? rows->ahead + V(LANES) *first_class : x + V(AHEAD);
+    const V(real) *ahead = x + (rows->width > V(AHEAD) ? V(AHEAD) : n_classes * x_stride);
+    ahead = rows->ahead ? rows->ahead + V(LANES) *first_class : ahead;
     ptrdiff_t ahead_stride = rows->ahead ? V(LANES) : x_stride;
     ptrdiff_t ahead_step = rows->ahead ? V(LANES) *rows->job->n_classes : V(LANES);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES), ahead += ahead_step) {

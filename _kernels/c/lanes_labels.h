@@ -29,16 +29,27 @@ INLINE void f32_give_f64(float *p, f64_vector v)
 }
 #endif
 
+/* The lanes as doubles, in pairs or fours if they are more */
+INLINE f64_vector V(halves_sum)(V(vector) v)
+{
+    V(real) ALIGNED lane[V(LANES)];
+    V(store)(lane, v);
+    f64_vector sum = PASTE(V(take), f64)(lane);
+    for (int i = f64_LANES; i < V(LANES); i += f64_LANES)
+        sum += PASTE(V(take), f64)(lane + i);
+    return sum;
+}
+
 static int V(has_plain_labels)(const softmax_job *job)
 {
     return job->target_kind == LABELS && !job->gamma && job->z_loss == 0 && !job->lse_in.data &&
            !job->lse.data && !job->hit.data && job->n_classes <= V(LABELS_MOST_CLASSES);
 }
 
-/* What is fetched meanwhile, for `each` lanes and every class a line */
+/* What is fetched meanwhile, for a line of lanes and every class a line */
 typedef struct {
     const V(real) *at;
-    ptrdiff_t row_step, class_step, each;
+    ptrdiff_t row_step, class_step;
 } V(fetch);
 
 /* What the rows' exponentials are relative to */
@@ -58,25 +69,25 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
         V(vector) ceiling = scale.floor + V(all)((EXPONENT_BIAS * 2 - 2) * (V(real))0.6931);
-        V(ivector) own = V(all_bits)(0);
+        V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
-        if (lane % next.each == 0)
+        if (lane % V(LINE) == 0) {
 #pragma GCC unroll 8
             for (int c = 0; c < n_classes; c++)
-                __builtin_prefetch(next.at + lane * next.row_step + c * next.class_step);
+                __builtin_prefetch(next.at + c * next.class_step);
+            next.at += next.row_step * V(LINE);
+        }
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++)
             power[c] = V(min)(ceiling, V(load)(x + c * x_stride));
-        const int half = n_classes > 5 ? (n_classes + 1) / 2 : n_classes; /* the registers hold five */
-        V(exps_fine)(power, scale, half);
-        V(exps_fine)(power + half, scale, n_classes - half);
+        V(exps_fine)(power, scale, n_classes);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
             V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
             if (e)
                 V(store)(e + c * e_stride + lane, power[c]);
-            own |= (V(ivector))V(keep)(is_label, power[c]);
-            power[c] = V(keep)(~is_label, power[c]);
+            own = V(choose)(is_label, power[c], own);
+            power[c] = V(drop)(is_label, power[c]);
         }
         /* In pairs, and pairs of these: a sum of few roundings, whichever is the largest */
 #pragma GCC unroll 4
@@ -86,10 +97,10 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
                 power[c] += power[c + step];
         V(vector) chain = power[0];
         if (first_class > 0) {
-            own |= V(load_bits)((V(bits) *)rows->peak + lane);
+            own += V(load)(rows->peak + lane);
             chain += V(load)(rows->sum + lane);
         }
-        V(store)(rows->peak + lane, (V(vector))own);
+        V(store)(rows->peak + lane, own);
         V(store)(rows->sum + lane, chain);
     }
 }
@@ -133,11 +144,10 @@ INLINE V(mask) V(is_in_range)(V(vector) own, V(vector) whole)
            V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 2))));
 }
 
-/* Losses, their sum, and what the gradient needs; returns 0 if a row is out of range. */
-INLINE int V(finish_labels)(V(lanes) *rows, int is_weighted, int gradient, double *sum)
+/* others/own of every row to `loss`, and what the gradient needs; returns 0 if a row is out of range. */
+INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
 {
     V(vector) worst = V(all)(1);
-    f64_vector total = f64_all(0);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
         __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize);
         V(vector) others = V(load)(rows->sum + lane), own = V(load)(rows->peak + lane);
@@ -147,14 +157,7 @@ INLINE int V(finish_labels)(V(lanes) *rows, int is_weighted, int gradient, doubl
         V(vector) is_plain = V(keep)(V(is_in_range)(own, whole), V(all)(1));
         V(store)(rows->is_plain + lane, is_plain);
         worst = V(min)(worst, is_plain);
-        V(vector) loss = V(keep)(live, V(log1p_nonnegative)(others / own));
-        if (is_weighted)
-            loss *= V(load)(rows->beta + lane);
-        V(store)(rows->loss + lane, loss);
-        V(real) ALIGNED losses[V(LANES)];
-        V(store)(losses, loss);
-        for (int i = 0; i < V(LANES); i += f64_LANES)
-            total += PASTE(V(take), f64)(losses + i);
+        V(store)(rows->loss + lane, V(keep)(live, others / own));
         if (gradient) {
             V(vector) factor = V(load)(rows->scale + lane) / whole;
             if (is_weighted)
@@ -164,8 +167,43 @@ INLINE int V(finish_labels)(V(lanes) *rows, int is_weighted, int gradient, doubl
             V(store)(rows->label_entry + lane, -(others * factor));
         }
     }
-    *sum = f64_lanes_sum(total);
     return !V(any)(V(equal)(worst, V(all)(0)));
+}
+
+/* Those as losses; returns their sum. */
+INLINE double V(label_losses)(V(lanes) *rows, int is_weighted)
+{
+    f64_vector total = f64_all(0);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
+        V(vector) loss = V(log1p_nonnegative)(V(load)(rows->loss + lane));
+        if (is_weighted)
+            loss *= V(load)(rows->beta + lane);
+        V(store)(rows->loss + lane, loss);
+        total += V(halves_sum)(loss);
+    }
+    return f64_lanes_sum(total);
+}
+
+/* (1 + a)*(1 + b) - 1 */
+INLINE V(vector) V(joined_odds)(V(vector) a, V(vector) b) { return V(fma)(a, b, a + b); }
+
+/* The losses' sum alone, a logarithm for four rows; where that would leave the range it takes the losses. */
+static double V(label_total)(V(lanes) *rows)
+{
+    const V(real) most = sizeof(V(real)) == 8 ? (V(real))0x1p200 : (V(real))0x1p28;
+    f64_vector total = f64_all(0);
+    V(vector) largest = V(all)(0), zero = V(all)(0);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += 4 * V(LANES)) {
+        V(vector) ratio[4];
+        for (int i = 0; i < 4; i++) {
+            ratio[i] = lane + i * V(LANES) < rows->width ? V(load)(rows->loss + lane + i * V(LANES)) : zero;
+            largest = V(max)(ratio[i], largest);
+        }
+        V(vector) all =
+            V(joined_odds)(V(joined_odds)(ratio[0], ratio[1]), V(joined_odds)(ratio[2], ratio[3]));
+        total += V(halves_sum)(V(log1p_nonnegative)(all));
+    }
+    return V(any)(V(greater)(largest, V(all)(most))) ? V(label_losses)(rows, 0) : f64_lanes_sum(total);
 }
 
 /* Some rows are out of range: keep what was found for the others, whose result must not depend on them. */
@@ -203,14 +241,19 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
     const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
     V(scale_rows)(rows, x);
     rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
-    V(fetch) next = {x + V(AHEAD), 1, x_stride, V(LINE)};
+    V(fetch) next = {x + V(AHEAD), 1, x_stride};
     if (x == rows->x_tile)
         next = (V(fetch)){(const V(real) *)(row + rows->n * V(last_stride)(&job->logits)), job->n_classes,
-                          V(LINE), V(LINE)};
+                          V(LINE)};
     V(sum_labels)(rows, x, x_stride, powers ? rows->x_tile : NULL, V(tile_stride)(rows), next);
-    if (job->beta)
-        return V(finish_labels)(rows, 1, powers, total);
-    return powers ? V(finish_labels)(rows, 0, 1, total) : V(finish_labels)(rows, 0, 0, total);
+    if (job->beta) {
+        int is_plain = V(label_ratios)(rows, 1, powers);
+        *total = V(label_losses)(rows, 1);
+        return is_plain;
+    }
+    int is_plain = powers ? V(label_ratios)(rows, 0, 1) : V(label_ratios)(rows, 0, 0);
+    *total = is_plain && !job->loss.data ? V(label_total)(rows) : V(label_losses)(rows, 0);
+    return is_plain;
 }
 
 /* The gradients of rows with classes next to each other, from the exponentials in x_tile; returns 0 where

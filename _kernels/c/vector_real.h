@@ -49,6 +49,7 @@ INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_N
 INLINE uint64_t V(lane_bits)(V(mask) mask) { return mask; }
 INLINE int V(any)(V(mask) mask) { return mask != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)(mask, a); }
+INLINE V(vector) V(drop)(V(mask) mask, V(vector) a) { return INTRINSIC(maskz_mov)((V(mask))~mask, a); }
 INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
 {
     return INTRINSIC(mask_blend)(mask, b, a);
@@ -103,6 +104,15 @@ INLINE uint64_t V(lane_bits)(V(mask) mask)
 }
 INLINE int V(any)(V(mask) mask) { return V(lane_bits)(mask) != 0; }
 INLINE V(vector) V(keep)(V(mask) mask, V(vector) a) { return (V(vector))(mask & (V(mask))a); }
+/* The lanes that are not in the mask; said so, the compiler makes no slower blend of it. */
+INLINE V(vector) V(drop)(V(mask) mask, V(vector) a)
+{
+#ifdef VECTOR_AVX2
+    return INTRINSIC_256(andnot)((V(vector))mask, a);
+#else
+    return V(keep)(~mask, a);
+#endif
+}
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
     return (mask & a) | (~mask & b);
