@@ -17,6 +17,7 @@ enum {
     BLOCK_ELEMENTS = 2048,
     KEPT_SCALES_BYTES = 1 << 15,
     PAGE = 4096,
+    QUARTER_PAGE = PAGE / 4,
     SEGMENT = 1 << 18,
     PART_BYTES = 128
 };

@@ -91,7 +91,7 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
         if (keeps_exps) { /* while those of the rows before are written */
             block.scales = (chunk_scale *)scratch + half * (KEPT_SCALES_BYTES / 2 / sizeof(chunk_scale));
             char *exps = (char *)scratch + KEPT_SCALES_BYTES + (size_t)half * job->kept_bytes;
-            exps += bytes_to(exps, V(item)(&job->logits, first, 0), (1 + 2 * half) * APART);
+            exps += bytes_to(exps, V(item)(&job->logits, first, 0), (1 + 2 * half) * QUARTER_PAGE);
             block.exps = (V(real) *)(void *)exps;
         }
         if (!V(do_rows)(&block, result))

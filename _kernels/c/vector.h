@@ -23,7 +23,6 @@
 /* A load waits for a store just before it to the same place of another page. So what is written while
  * something is read starts a quarter of a page, or three, from where that is: `p` so many bytes on. Both lie
  * on lines. */
-#define APART (PAGE / 4)
 INLINE size_t bytes_to(const void *p, const void *read, size_t apart)
 {
     return ((uintptr_t)read / 64 * 64 + apart - (uintptr_t)p) % PAGE;

@@ -141,13 +141,13 @@ INLINE void V(write_line)(const V(real) **from, V(real) **to, const V(written) *
     *to += V(LINE);
 }
 
-/* Write until what is left goes APART from where the next rows' logits, at `x`, are read. */
+/* Write until what is left goes a quarter of a page from where the next rows' logits, at `x`, are read. */
 static void V(write_lead)(V(writer) *writer, const char *x)
 {
     if (writer->from == writer->end)
         return;
     int is_log = writer->rows[writer->row].is_log;
-    for (size_t left = bytes_to(writer->to, x, APART); left && writer->from != writer->end; left -= 64)
+    for (size_t left = bytes_to(writer->to, x, QUARTER_PAGE); left && writer->from != writer->end; left -= 64)
         V(write_line)(&writer->from, &writer->to, &writer->entries, is_log);
     if (writer->from == writer->end)
         V(next_run)(writer);
