@@ -9,7 +9,7 @@
 static const dtype_code V(dtype) = sizeof(V(real)) == 8 ? DTYPE_F64 : DTYPE_F32;
 enum {
     V(LINE) = 64 / sizeof(V(real)),
-    V(CHUNK) = 4096 / sizeof(V(real)) /* a tile */
+    V(CHUNK) = 8192 / sizeof(V(real)) /* a tile */
 };
 
 INLINE int V(is_real)(const array_view *view) { return view->dtype == V(dtype); }
