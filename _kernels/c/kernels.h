@@ -14,7 +14,7 @@
 enum {
     MAX_DIMS = 64,
     BLOCK_ROWS = 64,
-    BLOCK_ELEMENTS = 2048,
+    BLOCK_ELEMENTS = 4096,
     KEPT_SCALES_BYTES = 1 << 15,
     PAGE = 4096,
     QUARTER_PAGE = PAGE / 4,

@@ -45,6 +45,7 @@ typedef struct {
     const V(real) *from, *end;
     V(real) *to;
     V(written) entries;
+    ptrdiff_t scale_end; /* as far as they are made so */
     /* The beginning of a line that the row after may complete */
     V(real) ALIGNED started[V(LINE)];
     V(real) *started_at;
@@ -111,7 +112,10 @@ static __attribute__((noinline)) void V(next_run)(V(writer) *writer)
     for (; writer->row < writer->n_rows; writer->row++, writer->c = 0) {
         const V(waiting_row) *row = writer->rows + writer->row;
         while (writer->c < writer->n_classes) {
-            ptrdiff_t c = writer->c, last = V(end_of_scale)(writer, row, c);
+            ptrdiff_t c = writer->c;
+            if (c == 0 || c == writer->scale_end)
+                writer->scale_end = V(end_of_scale)(writer, row, c);
+            ptrdiff_t last = writer->scale_end;
             ptrdiff_t to_line = V(to_line)(row->to + c);
             ptrdiff_t stop = c + (last - c) / V(LINE) *V(LINE), at[2] = {row->done.top, row->done.label};
             for (int k = 0; k < 2; k++)
