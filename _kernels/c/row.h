@@ -2,9 +2,9 @@
  *
  * add_chunk reads some classes once, as many as the first cache holds with ease. Their largest is known by
  * then: it was sought while the chunk before was summed, so memory and arithmetic work at the same time. If
- * it is the row's, its predecessor joins the others. Then the chunk's exponentials are added to the sum,
- * without a branch, span by span, and kept for the second pass where that is asked for. The span that holds
- * the largest is summed from a copy without it.
+ * it is the row's, its predecessor joins the others. Then the chunk's exponentials are added to the sum in
+ * few long runs of one flat loop, since what stands around a loop takes its time too, and kept for the second
+ * pass where that is asked for. The group that holds the largest is summed from a copy without it.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -107,7 +107,8 @@ INLINE V(run_of_groups) *V(add_run)(V(run_of_groups) *run, const V(real) *x, ptr
     return run + (at < end);
 }
 
-/* The chunk's runs without the real at `at`, which is -1 for none */
+/* The chunk's runs without the real at `at`, which is -1 for none; none goes past `cut`, where the chunk to
+ * come ends */
 static void V(split)(V(chunk) *in, ptrdiff_t at, ptrdiff_t cut)
 {
     V(run_of_groups) *run = in->runs;
