@@ -20,25 +20,20 @@ INLINE int V(has_seconds)(const array_view *view)
     return V(is_real)(view) && view->class_stride == 2 * (ptrdiff_t)sizeof(V(real));
 }
 
-#define APART(type, convert, distance) \
-    for (ptrdiff_t i = 0; i < n; i++)  \
+#define LOAD_EACH(type, convert, distance) \
+    for (ptrdiff_t i = 0; i < n; i++)      \
     to[i] = (V(real))convert(*(const type *)(from + i * (distance)))
-#define RUN(type, convert)                                 \
-    do {                                                   \
-        if (stride == (ptrdiff_t)sizeof(type))             \
-            APART(type, convert, (ptrdiff_t)sizeof(type)); \
-        else                                               \
-            APART(type, convert, stride);                  \
-    } while (0)
-/* Distances that compilers have instructions for, in vectors */
-#define FLOATS(type, convert)                                  \
-    do {                                                       \
-        if (stride == 2 * (ptrdiff_t)sizeof(type))             \
-            APART(type, convert, 2 * (ptrdiff_t)sizeof(type)); \
-        else if (stride == -(ptrdiff_t)sizeof(type))           \
-            APART(type, convert, -(ptrdiff_t)sizeof(type));    \
-        else                                                   \
-            RUN(type, convert);                                \
+/* Distances that compilers have instructions for, in vectors, apart from any other */
+#define RUN(type, convert)                                         \
+    do {                                                           \
+        if (stride == (ptrdiff_t)sizeof(type))                     \
+            LOAD_EACH(type, convert, (ptrdiff_t)sizeof(type));     \
+        else if (stride == 2 * (ptrdiff_t)sizeof(type))            \
+            LOAD_EACH(type, convert, 2 * (ptrdiff_t)sizeof(type)); \
+        else if (stride == -(ptrdiff_t)sizeof(type))               \
+            LOAD_EACH(type, convert, -(ptrdiff_t)sizeof(type));    \
+        else                                                       \
+            LOAD_EACH(type, convert, stride);                      \
     } while (0)
 
 #if defined VECTOR_X86 && !defined REAL_IS_F64
@@ -106,10 +101,10 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
         return;
     }
     switch (dtype) {
-    case DTYPE_F16: FLOATS(uint16_t, half_to_float); break;
-    case DTYPE_BF16: FLOATS(uint16_t, bfloat_to_float); break;
-    case DTYPE_F32: FLOATS(float, ); break;
-    case DTYPE_F64: FLOATS(double, ); break;
+    case DTYPE_F16: RUN(uint16_t, half_to_float); break;
+    case DTYPE_BF16: RUN(uint16_t, bfloat_to_float); break;
+    case DTYPE_F32: RUN(float, ); break;
+    case DTYPE_F64: RUN(double, ); break;
     case DTYPE_BOOL: RUN(uint8_t, !!); break;
     case DTYPE_I8: RUN(int8_t, ); break;
     case DTYPE_U8: RUN(uint8_t, ); break;
@@ -121,9 +116,8 @@ static void V(load_run)(dtype_code dtype, const char *from, ptrdiff_t stride, pt
     case DTYPE_U64: RUN(uint64_t, ); break;
     }
 }
-#undef FLOATS
 #undef RUN
-#undef APART
+#undef LOAD_EACH
 
 #define RUN(type, convert)                                           \
     do {                                                             \

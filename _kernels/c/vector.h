@@ -21,8 +21,8 @@
 #define ALIGNED __attribute__((aligned(64)))
 
 /* A load waits for a store just before it to the same place of another page. So what is written while
- * something is read starts a quarter of a page, or three, from where that is: `p` so many bytes on. Both lie
- * on lines. */
+ * something is read starts `apart` from that within a page: so many bytes on from `p`, which lies on a line.
+ */
 INLINE size_t bytes_to(const void *p, const void *read, size_t apart)
 {
     return ((uintptr_t)read / 64 * 64 + apart - (uintptr_t)p) % PAGE;
