@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT = "cython"
 # Best first, as `cython_cpu.available_isas()` gives those this processor and this build have.
 ISAS = ("avx512", "avx2", "baseline")
-NAMES = (DEFAULT, *(f"cython-{isa}" for isa in ISAS), "reference")
+NAMES = (DEFAULT, *(f"cython-{isa}" for isa in ISAS), "numba", "cuda", "reference")
 
 _BUILD = "build it with a C compiler by `python -m pip install .` in the source folder"
 
