@@ -1,0 +1,378 @@
+"""The Numba backend on the processor: describes a call as a job and shares its blocks among threads.
+
+Kernels are compiled for the kind of the logits' items when one is first asked for, and kept on disk. Each
+does one block of a job (`numba_job`); blocks depend on shapes alone, and what they found is added in order: so
+the result does not depend on the number of threads. `numba_rows` has the rows whose classes lie next to each
+other, `numba_lanes` rows side by side, `numba_elements` what has no classes. What the methods mean stands in
+the contract, `__init__.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from logitloss._kernels import numba_elements, numba_lanes, numba_rows
+from logitloss._kernels.numba_job import (
+    BCE,
+    BCE_WITH_LOGITS,
+    ENTROPY,
+    FOUND,
+    GRADIENT,
+    KERNEL,
+    KL_DIV,
+    KL_DIV_LOG_TARGET,
+    LABELS,
+    LOG_SIGMOID,
+    LOG_SOFTMAX,
+    NO_TARGET,
+    NOTHING,
+    PROBABILITIES,
+    SIGMOID,
+    SOFTMAX,
+    Job,
+    item_of,
+    real_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# What so many blocks found takes 1.5 MB, whatever the size of the batch.
+ROUND_BLOCKS = 1 << 16
+# Labels alone: some microseconds' work
+BLOCK_LABELS = 4096
+PAGE = 4096
+
+
+# ---- compiled kernels ----
+
+
+@functools.cache
+def _digest() -> str:
+    """Return what tells these sources from others: a kernel is inlined from several files."""
+    here = Path(__file__).parent
+    names = ("vectors.py", "elementary.py", "recurrence.py", *sorted(p.name for p in here.glob("numba_*.py")))
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in names)).hexdigest()
+
+
+class _KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache on disk, where a kernel goes by its name and the digest of all that it is made from."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._kernel_name = name
+        super().__init__(function)
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self._kernel_name, _digest()
+
+
+def compiled(function: Callable[..., Any], name: str) -> CFunc:
+    """Return the kernel compiled, from the disk if it has been before."""
+    sig = (tuple(KERNEL.args), KERNEL.return_type)
+    kernel = CFunc(function, sig, locals={}, options={"error_model": "numpy", "nopython": True})
+    with contextlib.suppress(RuntimeError):  # no folder that can be written
+        kernel._cache = _KernelCache(function, name)
+    kernel.compile()
+    return kernel
+
+
+# ---- threads ----
+
+
+@intrinsic  # type: ignore[misc]
+def _call(typingctx: Any, kernel: Any, job: Any, block: Any, scratch: Any, found: Any) -> Any:
+    """Call a compiled kernel by its address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, integer = ir.IntType(8).as_pointer(), ir.IntType(64)
+        function = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, pointer])
+        called = builder.inttoptr(args[0], function.as_pointer())
+        ends = (builder.inttoptr(args[i], pointer) for i in (1, 4))
+        builder.call(called, [next(ends), args[2], args[3], next(ends)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+def _share(kernel, job, first, n, scratch, scratch_bytes, found, found_bytes, n_threads):
+    """Do n blocks, each thread an equal range of them."""
+    for t in prange(n_threads):
+        for b in range(t * n // n_threads, (t + 1) * n // n_threads):
+            _call(kernel, job, first + b, scratch + t * scratch_bytes, found + b * found_bytes)
+
+
+_SIGNATURE = types.void(*[types.intp] * 9)
+
+
+@functools.cache
+def _sharer(parallel: bool) -> Any:
+    return njit(_SIGNATURE, parallel=parallel, nogil=True, cache=True)(_share)
+
+
+@functools.cache
+def threading_layer() -> str:
+    """Return the name of the layer that Numba's threads are on; starts them."""
+    _sharer(parallel=True)(0, 0, 0, 0, 0, 0, 0, 0, 2)
+    return str(numba.threading_layer())
+
+
+_alone = threading.Lock()
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Give this thread's parallel loops n threads, and what it had before afterwards.
+
+    Numba's own layer of last resort ends the process when two threads of Python use it at once.
+    """
+    before = numba.get_num_threads()
+    with _alone if threading_layer() == "workqueue" else contextlib.nullcontext():
+        numba.set_num_threads(n)
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
+
+
+def run(
+    kernel: CFunc, job: Job, scratch_bytes: int, num_threads: int, n_blocks: int | None = None
+) -> tuple[float, int, int]:
+    """Run all blocks, ROUND_BLOCKS at a time; return total, number counted, and the first bad one or -1."""
+    if n_blocks is None:
+        n_blocks = -(-int(job.record["n"]) // int(job.record["block"]))
+    n_threads = max(1, min(num_threads, n_blocks, numba.config.NUMBA_NUM_THREADS))
+    scratch_bytes = -(-scratch_bytes // PAGE) * PAGE
+    memory = np.empty(n_threads * scratch_bytes + PAGE, np.uint8)
+    scratch = -(-memory.ctypes.data // PAGE) * PAGE
+    total, counted = 0.0, 0
+    for first in range(0, n_blocks, ROUND_BLOCKS):
+        n = min(ROUND_BLOCKS, n_blocks - first)
+        found = np.zeros(n, FOUND)
+        found["bad"] = -1
+        args = (kernel.address, job.address, first, n, scratch, scratch_bytes, found.ctypes.data)
+        if n_threads == 1 or n == 1:
+            _sharer(parallel=False)(*args, FOUND.itemsize, 1)
+        else:
+            with _threads(n_threads):
+                _sharer(parallel=True)(*args, FOUND.itemsize, n_threads)
+        total += float(found["total"].sum())
+        counted += int(found["counted"].sum())
+        bad = found["bad"][found["bad"] >= 0]
+        if len(bad):
+            return total, counted, int(bad[0])
+    return total, counted, -1
+
+
+# ---- the contract's operations ----
+
+name = "numba"
+
+# A second pass writes around the cache when its output is larger than any cache.
+STREAM_FROM = 1 << 25
+
+
+@functools.cache
+def _kernel(module: str, name: str, item: str) -> CFunc:
+    """Return the kernel of that name for such logits."""
+    made = importlib.import_module(f"logitloss._kernels.{module}").kernels(item)
+    return compiled(getattr(made, name), f"{module}.{name}.{item}")
+
+
+def label_weight(
+    target: Array, weight: Array | None, ignore_index: int, n_classes: int, num_threads: int
+) -> tuple[float, int]:
+    job = Job(n=target.size, n_classes=n_classes, ignore_index=ignore_index, block=BLOCK_LABELS)
+    job.describe("target", target)
+    job.point_to("beta", weight)
+    total, _, bad = run(_kernel("numba_labels", "label_weight", "f32"), job, 0, num_threads)
+    return total, bad
+
+
+def nll(
+    log_probabilities: Array,
+    target: Array,
+    ignore_index: int,
+    weight: Array | None,
+    loss: Array | None,
+    num_threads: int,
+) -> tuple[float, int, int]:
+    n_classes = log_probabilities.shape[-1]
+    job = Job(n=target.size, n_classes=n_classes, ignore_index=ignore_index, block=BLOCK_LABELS)
+    job.describe("logits", log_probabilities, has_classes=True)
+    job.describe("target", target)
+    job.describe("loss", loss)
+    job.point_to("beta", weight)
+    return run(_kernel("numba_labels", "nll", item_of(log_probabilities)), job, 0, num_threads)
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    ignore_index: int,
+    beta: Array | None,
+    gamma: Array | None,
+    z_loss: float,
+    scale: Array | float,
+    lse_in: Array | None,
+    loss: Array | None,
+    lse: Array | None,
+    hit: Array | None,
+    grad: Array | None,
+    num_threads: int,
+) -> tuple[float, int, int]:
+    job = Job(
+        operation=NOTHING if grad is None else GRADIENT,
+        target_kind=LABELS,
+        ignore_index=ignore_index,
+        gamma_sum=0.0 if gamma is None else gamma.sum(),
+        z_loss=z_loss,
+    )
+    job.describe("target", target)
+    job.point_to("beta", beta)
+    job.point_to("gamma", gamma if gamma is None else gamma.astype(real_of(logits)))
+    job.describe_number_or_array("scale", scale)
+    job.describe("lse_in", lse_in if loss is None and lse is None and hit is None else None)
+    job.describe("loss", loss)
+    job.describe("lse", lse)
+    job.describe("hit", hit)
+    return _run_softmax(job, logits, grad, num_threads)
+
+
+def soft_cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    target_scale: float,
+    target_offset: float,
+    z_loss: float,
+    scale: Array | float,
+    lse_in: Array | None,
+    loss: Array | None,
+    lse: Array | None,
+    grad: Array | None,
+    num_threads: int,
+) -> float:
+    job = Job(
+        operation=NOTHING if grad is None else GRADIENT,
+        target_kind=PROBABILITIES,
+        target_scale=target_scale,
+        target_offset=target_offset,
+        z_loss=z_loss,
+    )
+    job.describe("target", target, has_classes=True)
+    job.point_to("gamma", weight if weight is None else weight.astype(real_of(logits)))
+    job.describe_number_or_array("scale", scale)
+    job.describe("lse_in", lse_in if loss is None and lse is None else None)
+    job.describe("loss", loss)
+    job.describe("lse", lse)
+    return _run_softmax(job, logits, grad, num_threads)[0]
+
+
+def logsumexp(logits: Array, lse: Array, num_threads: int) -> None:
+    job = Job(operation=NOTHING, target_kind=NO_TARGET)
+    job.describe("lse", lse)
+    _run_softmax(job, logits, None, num_threads)
+
+
+def softmax(logits: Array, out: Array, log: bool, num_threads: int) -> None:
+    job = Job(operation=LOG_SOFTMAX if log else SOFTMAX, target_kind=NO_TARGET)
+    _run_softmax(job, logits, out, num_threads)
+
+
+def entropy(logits: Array, out: Array, num_threads: int) -> None:
+    job = Job(operation=ENTROPY, target_kind=NO_TARGET)
+    _run_softmax(job, logits, out, num_threads)
+
+
+def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -> tuple[float, int, int]:
+    has_class_axis = job.record["operation"] != ENTROPY
+    record, n_classes = job.record, logits.shape[-1]
+    record["n_classes"], record["n"] = n_classes, logits.size // n_classes
+    job.describe("logits", logits, has_classes=True)
+    job.describe("out", out, has_classes=has_class_axis)
+    item = item_of(logits)
+    row_bytes = n_classes * max(4, logits.itemsize)
+    record["streams"] = out is not None and record["n"] * row_bytes >= STREAM_FROM
+    scratch_bytes = numba_lanes.plan(record, item)
+    if scratch_bytes:
+        return run(_kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
+    scratch_bytes = numba_rows.plan(record, item)
+    if not record["parts"]:
+        return run(_kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
+    return _run_parts(job, item, scratch_bytes, num_threads)
+
+
+def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tuple[float, int, int]:
+    """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass."""
+    raise NotImplementedError
+
+
+def binary_cross_entropy_with_logits(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    pos_weight: Array | None,
+    label_smoothing: float,
+    signed: bool,
+    scale: Array | float,
+    loss: Array | None,
+    grad: Array | None,
+    num_threads: int,
+) -> tuple[float, int]:
+    job = Job(operation=BCE_WITH_LOGITS, signed=signed, label_smoothing=label_smoothing)
+    job.describe("weight", weight)
+    job.describe("pos_weight", pos_weight)
+    job.describe_number_or_array("scale", scale)
+    return _run_elements(job, logits, target, loss, grad, num_threads)
+
+
+def binary_cross_entropy(
+    probabilities: Array, target: Array, weight: Array | None, loss: Array | None, num_threads: int
+) -> tuple[float, int]:
+    job = Job(operation=BCE)
+    job.describe("weight", weight)
+    return _run_elements(job, probabilities, target, loss, None, num_threads)
+
+
+def kl_div(
+    log_probabilities: Array, target: Array, log_target: bool, loss: Array | None, num_threads: int
+) -> float:
+    job = Job(operation=KL_DIV_LOG_TARGET if log_target else KL_DIV)
+    return _run_elements(job, log_probabilities, target, loss, None, num_threads)[0]
+
+
+def sigmoid(logits: Array, out: Array, log: bool, num_threads: int) -> None:
+    _run_elements(Job(operation=LOG_SIGMOID if log else SIGMOID), logits, None, None, out, num_threads)
+
+
+def _run_elements(
+    job: Job, x: Array, target: Array | None, loss: Array | None, out: Array | None, num_threads: int
+) -> tuple[float, int]:
+    record, item = job.record, item_of(x)
+    record["n"] = x.size
+    job.describe("logits", x)
+    job.describe("target", target)
+    job.describe("loss", loss)
+    job.describe("out", out)
+    record["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
+    scratch_bytes = numba_elements.plan(record, item)
+    total, _, bad = run(_kernel("numba_elements", "block", item), job, scratch_bytes, num_threads)
+    return total, bad

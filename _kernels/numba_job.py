@@ -1,0 +1,263 @@
+"""What a piece of work is to the Numba kernels on the processor, and where its items lie.
+
+A job is one record in memory. It describes each array by address, kind of item, and strides, axes joined where
+they can be, so that kernels are compiled for a kind of logits and never for a layout. Rows (elements) count
+in C order. `job_steps` has the functions that find items, of any kind, and load or store runs of them: for
+what is not the logits' hot path.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit, types
+from numba.np.numpy_support import from_dtype
+
+from logitloss._kernels import vectors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# An array. `address` is 0 where it was not given. `axes` is the address of (shape, stride) pairs, strides in
+# bytes; `class_stride` is that of the class axis, which is not among them. `kind` is a place in ITEMS.
+VIEW = np.dtype([(name, "i8") for name in ("address", "kind", "class_stride", "n_axes", "axes")], align=True)
+
+LABELS, PROBABILITIES, NO_TARGET = range(3)
+# What becomes of each logit once its row's statistics are known
+NOTHING, GRADIENT, SOFTMAX, LOG_SOFTMAX, ENTROPY = range(5)
+# Losses of elements
+BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID = range(6)
+
+# The names are the contract's. `operation` is what is done to each logit, or the loss of elements; `gamma` is
+# the address of reals, `beta` of float64. `parts` is where the statistics of long rows' parts are, or 0;
+# `streams` whether `out` goes around the cache, `keeps` whether exponentials are kept for the second pass.
+VIEWS = ("logits", "target", "weight", "pos_weight", "scale", "lse_in", "loss", "lse", "hit", "out")
+JOB = np.dtype(
+    [
+        *((name, "i8") for name in ("operation", "target_kind", "n", "n_classes", "block", "ignore_index")),
+        *((name, "i8") for name in ("beta", "gamma", "parts", "streams", "keeps", "signed")),
+        *((name, "f8") for name in ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")),
+        *((name, VIEW) for name in VIEWS),
+    ],
+    align=True,
+)
+# What a block found: `bad` is the number of a row or element, or -1.
+FOUND = np.dtype([("total", "f8"), ("counted", "i8"), ("bad", "i8")], align=True)
+
+# A kernel does one block of a job. Its scratch memory is the calling thread's own, on a page's bound.
+KERNEL = types.void(
+    types.CPointer(from_dtype(JOB)), types.intp, types.intp, types.CPointer(from_dtype(FOUND))
+)
+
+_KINDS = {
+    **{np.dtype(code): f"{'u' if code.isupper() else 'i'}{8 * np.dtype(code).itemsize}" for code in "bBhHiIlLqQ"},
+    **{np.dtype(f"f{size}"): f"f{8 * size}" for size in (2, 4, 8)},
+    np.dtype(bool): "bool",
+}
+
+
+def item_of(array: Array) -> str:
+    """Return the name of the array's items."""
+    return _KINDS.get(array.dtype, "bf16")
+
+
+def real_of(array: Array) -> type[np.float32 | np.float64]:
+    """Return the type that such logits are computed in."""
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+class Job:
+    """A job's record, with what it points to."""
+
+    def __init__(self, **numbers: float) -> None:
+        memory = np.zeros(1, JOB)
+        self.record, self.address = memory[0], memory.ctypes.data
+        self.kept: list[object] = [memory]
+        for name, value in numbers.items():
+            self.record[name] = value
+
+    def describe(self, name: str, array: Array | None, has_classes: bool = False) -> None:
+        """Fill in an array, if there is one."""
+        if array is None:
+            return
+        rows = array.ndim - 1 if has_classes else array.ndim
+        axes: list[int] = []
+        for size, stride in zip(array.shape[:rows], array.strides[:rows], strict=True):
+            if axes and axes[-1] == stride * size:
+                axes[-2:] = axes[-2] * size, stride
+            elif size != 1:
+                axes += size, stride
+        pairs = np.array(axes, np.int64)
+        self.kept += array, pairs
+        kind = vectors.ITEMS.index(item_of(array))
+        class_stride = array.strides[-1] if has_classes else 0
+        self.record[name] = (array.ctypes.data, kind, class_stride, len(axes) // 2, pairs.ctypes.data)
+
+    def describe_number_or_array(self, name: str, value: Array | float) -> None:
+        """Fill in an array, or a number that is the same for all; 1 needs none."""
+        if isinstance(value, np.ndarray):
+            self.describe(name, value)
+        elif value != 1:
+            self.describe(name, np.array(value, np.float64))
+
+    def point_to(self, name: str, table: Array | None) -> None:
+        """Fill in the address of a contiguous table, if there is one."""
+        if table is not None:
+            self.kept.append(table)
+            self.record[name] = table.ctypes.data
+
+
+@njit(forceinline=True)
+def axis_size(view, axis):
+    """Return the size of one of the joined axes."""
+    return vectors.load_integer(view.axes + 16 * axis)
+
+
+@njit(forceinline=True)
+def axis_stride(view, axis):
+    """Return its stride."""
+    return vectors.load_integer(view.axes + 16 * axis + 8)
+
+
+@njit
+def place(view, index):
+    """Return the address of a row or element."""
+    at = view.address
+    for axis in range(view.n_axes - 1, 0, -1):
+        size = axis_size(view, axis)
+        at += index % size * axis_stride(view, axis)
+        index //= size
+    return at + index * axis_stride(view, 0) if view.n_axes else at
+
+
+@njit(forceinline=True)
+def last_stride(view):
+    """Return the bytes from one row or element to the next, along a run of them."""
+    return axis_stride(view, view.n_axes - 1) if view.n_axes else 0
+
+
+@njit(forceinline=True)
+def run_length(view, first, n):
+    """Return how many of n items from `first` on are one run."""
+    if not view.n_axes:
+        return n
+    size = axis_size(view, view.n_axes - 1)
+    return min(n, size - first % size)
+
+
+@njit(forceinline=True)
+def block_range(job, block):
+    """Return the block's first row or element, and how many it has."""
+    first = block * job.block
+    return first, min(job.block, job.n - first)
+
+
+@njit(forceinline=True)
+def label_of(job, row):
+    """Return a row's label as int64."""
+    return vectors.load_label(job.target.kind, place(job.target, row))
+
+
+@njit
+def first_bad_label(job, first, n):
+    """Return the first of n rows whose label is out of range, or -1."""
+    for row in range(first, first + n):
+        label = label_of(job, row)
+        if label != job.ignore_index and not 0 <= label < job.n_classes:
+            return row
+    return -1
+
+
+_SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
+_load_f64 = vectors.loader("f64", np.float64)
+
+
+@njit(forceinline=True)
+def coefficient(table, label, default):
+    """Return the float64 of a label in a table, or `default` where there is none."""
+    return _load_f64(table + 8 * label) if table else default
+
+
+_store_f64, _store_f32 = vectors.storer("f64", np.float64), vectors.storer("f32", np.float64)
+_F64, _F32 = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f32")
+_store_u8 = vectors.storer("u8", np.float64)
+
+
+@njit
+def put(view, row, value):
+    """Store the float64 result of a row, as float64, float32 or uint8, if it is wanted."""
+    if view.address == 0:
+        return
+    if view.kind == _F64:
+        _store_f64(place(view, row), value)
+    elif view.kind == _F32:
+        _store_f32(place(view, row), value)
+    else:
+        _store_u8(place(view, row), value)
+
+
+@njit
+def get(view, row, default):
+    """Return a row's float64 from such an array, or `default` where there is none."""
+    return _load_f64(place(view, row)) if view.address else default
+
+
+def job_steps(real: Any) -> SimpleNamespace:
+    """Return the functions that take runs of any kind of item as one real type, and back."""
+    own = "f64" if real is np.float64 else "f32"
+    size, own_kind = vectors.itemsize(own), vectors.ITEMS.index(own)
+    lanes = vectors.VECTOR_BYTES // size
+    load_vector, store_vector = vectors.loader(own, real, lanes), vectors.storer(own, real, lanes)
+    load_one, store_one = vectors.loader(own, real), vectors.storer(own, real)
+    any_vector, any_one = vectors.any_loader(real, lanes), vectors.any_loader(real)
+    put_vector, put_one = vectors.any_storer(real, lanes), vectors.any_storer(real)
+
+    @njit
+    def load_run(kind, address, stride, n, tile):
+        """Bring n items, `stride` bytes apart, into the reals of a tile."""
+        done = 0
+        if stride == _SIZES[kind]:
+            done = n - n % lanes
+            for i in range(0, done, lanes):
+                store_vector(tile + i * size, any_vector(kind, address + i * stride))
+        for i in range(done, n):
+            store_one(tile + i * size, any_one(kind, address + i * stride))
+
+    @njit
+    def store_run(kind, address, stride, n, tile):
+        """Bring n reals of a tile to floats `stride` bytes apart."""
+        done = 0
+        if stride == _SIZES[kind]:
+            done = n - n % lanes
+            for i in range(0, done, lanes):
+                put_vector(kind, address + i * stride, load_vector(tile + i * size))
+        for i in range(done, n):
+            put_one(kind, address + i * stride, load_one(tile + i * size))
+
+    @njit
+    def items(view, first, n, tile):
+        """Return the address of rows or elements first ... first + n - 1 as reals, in place or in the tile."""
+        stride = last_stride(view)
+        if view.kind == own_kind and stride == size and run_length(view, first, n) == n:
+            return place(view, first)
+        done = 0
+        while done < n:
+            length = run_length(view, first + done, n - done)
+            load_run(view.kind, place(view, first + done), stride, length, tile + done * size)
+            done += length
+        return tile
+
+    @njit
+    def put_items(view, first, n, tile):
+        """Store the reals of a tile as rows or elements first ... first + n - 1."""
+        done = 0
+        while done < n:
+            length = run_length(view, first + done, n - done)
+            store_run(view.kind, place(view, first + done), last_stride(view), length, tile + done * size)
+            done += length
+
+    return SimpleNamespace(load_run=load_run, store_run=store_run, items=items, put_items=put_items)
