@@ -53,8 +53,8 @@ _TERMS: dict[type, dict[str, Any]] = {
 def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
     """Return the functions for one real type; `jit` compiles one to be inlined."""
     fma, maximum, where = vectors.fma, vectors.maximum, vectors.where
-    shifted_to_exponent, exponent_of = vectors.low_bits_as_exponent, vectors.exponent_of
-    mantissa_of = vectors.mantissa_of
+    low_bits_as_exponent = vectors.low_bits_as_exponent
+    exponent_of, mantissa_of = vectors.exponent_of, vectors.mantissa_of
     constants = _TERMS[real]
     exp2, exp2_fine, log1p_unit = (
         vectors.polynomial([float.fromhex(term) for term in constants[name].split()])
@@ -62,29 +62,38 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
     )
     zero, one, half, ln2 = real(0), real(1), real(0.5), real(np.log(2))
     infinity, log2e = real(np.inf), real(float.fromhex(constants["log2e"]))
-    # exp is made this much too large, for the least of its values to be normal numbers still.
+    # A row's largest exponential is about 2**headroom, for the least of them to be normal numbers still.
     headroom = 30 if real is np.float32 else 60
-    bias = constants["bias"] + headroom
-    magic = real(float.fromhex(constants["magic"]) + bias)
-    # Here the exponent's place holds 0, a factor of 0.
-    floor = real(-bias * np.log(2))
+    bias = real(constants["bias"] + headroom)
+    rounding = real(float.fromhex(constants["magic"]))
     unit = real(2.0**-headroom)
 
     @jit
-    def exp_parts(d):
-        """Return two factors of exp(d)*2**headroom, for d up to 2**6 or so; 0 at -inf, NaN at NaN."""
-        bounded = maximum(floor, d)
+    def rounded(x):
+        """Round to an integer."""
+        return (x + rounding) - rounding
+
+    @jit
+    def scale_of(k):
+        """Return what exp_parts needs for exp(x)*2**(headroom - k), of an integer k: bound and magic."""
+        return (k - bias) * ln2, (rounding + bias) - k
+
+    @jit
+    def exp_parts(x, bound, magic):
+        """Return two factors of exp(x)*2**(headroom - k): 0 for x up to the bound, NaN at NaN."""
+        bounded = maximum(bound, x)
         shifted = fma(bounded, log2e, magic)
         fraction = fma(bounded, log2e, magic - shifted)
-        return exp2(fraction), shifted_to_exponent(shifted)
+        return exp2(fraction), low_bits_as_exponent(shifted)
 
     @jit
     def exp_fine(d):
         """exp(d) to the last bit or so."""
-        bounded = maximum(floor, d)
+        bound, magic = scale_of(zero)
+        bounded = maximum(bound, d)
         shifted = fma(bounded, log2e, magic)
         fraction = fma(bounded, log2e, magic - shifted)
-        return exp2_fine(fraction) * shifted_to_exponent(shifted) * unit
+        return exp2_fine(fraction) * low_bits_as_exponent(shifted) * unit
 
     @jit
     def log1p_mantissa(t):
@@ -101,5 +110,14 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
         return where(t < infinity, log, t)
 
     return SimpleNamespace(
-        exp_parts=exp_parts, exp=exp_fine, log1p=log1p, log1p_unit=log1p_mantissa, headroom=headroom, unit=unit
+        scale_of=scale_of,
+        exp_parts=exp_parts,
+        exp=exp_fine,
+        rounded=rounded,
+        exp2_unit=exp2_fine,
+        log1p=log1p,
+        log1p_unit=log1p_mantissa,
+        headroom=headroom,
+        unit=unit,
+        log2e=log2e,
     )

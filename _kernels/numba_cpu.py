@@ -321,8 +321,20 @@ def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -
 
 
 def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tuple[float, int, int]:
-    """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass."""
-    raise NotImplementedError
+    """Share few long rows among the threads: sums of parts, rows' losses, results of parts."""
+    record, n_parts = job.record, numba_rows.n_parts_of(int(job.record["n_classes"]))
+    n_rows = int(record["n"])
+    parts = np.empty(n_rows * (n_parts + 1) * numba_rows.ROW_BYTES, np.uint8)
+    record["parts"] = parts.ctypes.data
+
+    def each(name: str, n_blocks: int) -> tuple[float, int, int]:
+        return run(_kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
+
+    each("part_sums", n_rows * n_parts)
+    found = each("softmax_block", n_rows)
+    if found[2] < 0 and record["operation"] not in (NOTHING, ENTROPY):
+        each("part_results", n_rows * n_parts)
+    return found
 
 
 def binary_cross_entropy_with_logits(

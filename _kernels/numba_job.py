@@ -40,7 +40,10 @@ JOB = np.dtype(
     [
         *((name, "i8") for name in ("operation", "target_kind", "n", "n_classes", "block", "ignore_index")),
         *((name, "i8") for name in ("beta", "gamma", "parts", "streams", "keeps", "signed")),
-        *((name, "f8") for name in ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")),
+        *(
+            (name, "f8")
+            for name in ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")
+        ),
         *((name, VIEW) for name in VIEWS),
     ],
     align=True,
@@ -54,7 +57,10 @@ KERNEL = types.void(
 )
 
 _KINDS = {
-    **{np.dtype(code): f"{'u' if code.isupper() else 'i'}{8 * np.dtype(code).itemsize}" for code in "bBhHiIlLqQ"},
+    **{
+        np.dtype(code): f"{'u' if code.isupper() else 'i'}{8 * np.dtype(code).itemsize}"
+        for code in "bBhHiIlLqQ"
+    },
     **{np.dtype(f"f{size}"): f"f{8 * size}" for size in (2, 4, 8)},
     np.dtype(bool): "bool",
 }

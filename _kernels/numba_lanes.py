@@ -1,4 +1,5 @@
 """TODO"""
 
+
 def plan(record, item):
     return 0

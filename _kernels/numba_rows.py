@@ -1,4 +1,500 @@
-"""TODO"""
+"""Rows whose classes are many, one after another: sums, loss, and what becomes of each logit.
 
-def plan(record, item):
-    return 0
+A row is read once (`numba_sums`); what is known of it gives loss and lse at once, and the gradient or softmax
+while its logits or their exponentials are in the cache. Classes that do not lie next to each other are brought
+into a tile first, as they are. A result is made in a tile and goes from there, around the cache where the
+whole is larger than that. Few long rows are shared among the threads by parts.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from logitloss._kernels import recurrence, vectors
+from logitloss._kernels.elementary import elementary
+from logitloss._kernels.numba_job import (
+    ENTROPY,
+    GRADIENT,
+    LABELS,
+    LOG_SOFTMAX,
+    NOTHING,
+    PROBABILITIES,
+    SOFTMAX,
+    block_range,
+    coefficient,
+    first_bad_label,
+    get,
+    job_steps,
+    label_of,
+    place,
+    put,
+)
+from logitloss._kernels.numba_sums import PREFETCH_BYTES, ROW, sums
+
+CHUNK_BYTES = 8192
+BLOCK_ROWS = 64
+# A block's logits are some work for a thread, and there are some blocks for each.
+BLOCK_BYTES = 1 << 17
+# A row's exponentials are kept for the second pass, if they are no more than this.
+KEEP_BYTES = 1 << 20
+# Threads share rows of more than a segment, if there are fewer rows than this.
+SEGMENT, FEW_ROWS = 1 << 18, 64
+PAGE = 4096
+# A tile holds a chunk, which may have a group more, and starts where it is to within its page.
+TILE_BYTES = CHUNK_BYTES + 2 * PAGE
+ROW_BYTES = -(-ROW.itemsize // 64) * 64
+
+
+def plan(record: Any, item: str) -> int:
+    """Set a job's blocks; return the bytes of scratch memory that a thread needs."""
+    size = 8 if item == "f64" else 4
+    n_classes, row_bytes = int(record["n_classes"]), int(record["n_classes"]) * size
+    record["block"] = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
+    record["parts"] = n_classes > SEGMENT and record["n"] < FEW_ROWS
+    record["keeps"] = (
+        record["operation"] in (GRADIENT, SOFTMAX)
+        and vectors.itemsize(item) > 2
+        and not record["lse_in"]["address"]
+        and not record["parts"]
+        and row_bytes <= KEEP_BYTES
+    )
+    if record["parts"]:
+        record["block"] = 1
+    n_chunks = n_classes * size // CHUNK_BYTES + 1
+    kept = row_bytes + PAGE if record["keeps"] else 0
+    return PAGE + 3 * TILE_BYTES + 16 * n_chunks + kept
+
+
+def n_parts_of(n_classes: int) -> int:
+    """Return how many parts a row has that threads share; the last may be longer than a segment."""
+    return max(1, n_classes // SEGMENT)
+
+
+def kernels(item: str) -> SimpleNamespace:
+    """Return the kernels for logits of such items."""
+    real: Any = np.float64 if item == "f64" else np.float32
+    inline = njit(forceinline=True)
+    ops = vectors.operations(real)
+    own, wide_own = elementary(inline, real), elementary(inline, np.float64)
+    machine = SimpleNamespace(
+        fma=vectors.fma,
+        absolute=vectors.absolute,
+        maximum=vectors.maximum,
+        minimum=vectors.minimum,
+        where=vectors.where,
+        exp=wide_own.exp,
+        expm1=math.expm1,
+        log1p=wide_own.log1p,
+    )
+    wide = recurrence.steps(inline, machine, np.float64)
+    made = sums(item, ops, own, wide_own, wide)
+    add, add_and_keep, add_any = made.add, made.add_and_keep, made.add_any
+    has_kept = add_and_keep is not None
+    if not has_kept:
+        add_and_keep = add
+    load_run, store_run = job_steps(real).load_run, job_steps(real).store_run
+    lanes, size, splat, where = ops.lanes, ops.size, ops.splat, ops.where
+    width, group, chunk = vectors.itemsize(item), 2 * ops.lanes, CHUNK_BYTES // ops.size
+    load, load_exps = vectors.loader(item, real, lanes), ops.load
+    load_item, load_one = vectors.loader(item, real), ops.load_one
+    store, store_item = vectors.storer(item, real, lanes), vectors.storer(item, real)
+    store_exps, store_real = ops.store, ops.store_one
+    exp_parts, scale_of, unit = own.exp_parts, own.scale_of, np.float64(own.unit)
+    share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
+    softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
+    load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
+    fma, lanes_from, lanes_sum, prefetch = ops.fma, ops.lanes_from, ops.lanes_sum, vectors.prefetch
+    as_pointer, copy, stream, fence = vectors.as_pointer, vectors.copy, vectors.stream, vectors.fence
+    infinity, nan, zero, low = np.inf, np.nan, real(0), real(-np.inf)
+    row_type, expm1 = ROW, math.expm1
+
+    # ---- where things are ----
+
+    @njit(forceinline=True)
+    def row_at(address):
+        return carray(as_pointer(address), (1,), row_type)[0]
+
+    @njit(forceinline=True)
+    def apart(address, read, distance):
+        """Move on to the place that is so far from what is read meanwhile, within a page.
+
+        A load waits for a store just before it to the same place of another page.
+        """
+        return address + (read // 64 * 64 + distance - address) % PAGE
+
+    @njit(forceinline=True)
+    def chunk_from(c, last):
+        """Return how many classes the chunk that begins at c has: what follows has a group at least."""
+        return chunk if last - c >= chunk + group else last - c
+
+    @njit
+    def pack(address, stride, n, tile):
+        """Bring n items into a tile."""
+        for i in range(n):
+            store_item(tile + i * width, load_item(address + i * stride))
+
+    @njit
+    def unpack(address, stride, n, tile):
+        """Bring a tile's items back."""
+        for i in range(n):
+            store_item(address + i * stride, load_item(tile + i * width))
+
+    @njit
+    def classes_of(job, i, c, n, tile):
+        """Return the address of n classes of row i, in place or in the tile."""
+        stride = job.logits.class_stride
+        address = place(job.logits, i) + c * stride
+        if stride == width:
+            return address
+        tile = apart(tile, address, PAGE // 2)
+        pack(address, stride, n, tile)
+        return tile
+
+    @njit
+    def gammas_of(job, i, c, n, tile):
+        """Return the address of the coefficients of n classes of row i."""
+        weight = job.gamma + c * size if job.gamma else 0
+        if job.target_kind != PROBABILITIES:
+            if weight:
+                return weight
+            for j in range(0, n + lanes, lanes):
+                store_exps(tile + j * size, splat(zero))
+            return tile
+        target = job.target
+        address = place(target, i) + c * target.class_stride
+        scale, offset = real(job.target_scale), real(job.target_offset)
+        plain = weight == 0 and scale == real(1) and offset == zero
+        if plain and target.kind == real_kind and target.class_stride == size:
+            return address
+        tile = apart(tile, address, 3 * PAGE // 4)
+        load_run(target.kind, address, target.class_stride, n, tile)
+        if not plain:
+            for j in range(n):
+                w = load_one(weight + j * size) if weight else real(1)
+                store_real(tile + j * size, w * (scale * load_one(tile + j * size) + offset))
+        return tile
+
+    real_kind = vectors.ITEMS.index(ops.item)
+
+    # ---- the first pass ----
+
+    @njit
+    def begin(row):
+        row.m, row.s, row.weight, row.gap, row.top_weight = -infinity, 0.0, 0.0, 0.0, 0.0
+        row.k, row.relative, row.top = 0.0, unit, -1
+
+    @njit
+    def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
+        """Add classes first ... last - 1 of row i; exps is where exponentials are kept, or 0."""
+        stride = job.logits.class_stride
+        direct, has_gamma = stride == width, job.gamma != 0 or job.target_kind == PROBABILITIES
+        c = first
+        while c < last:
+            n, done = chunk_from(c, last), False
+            x = classes_of(job, i, c, n, scratch)
+            to = exps + c * size if exps else 0
+            if not has_gamma:
+                next_x, next_n = 0, 0
+                if direct and c + n < last:
+                    next_x, next_n = x + n * width, chunk_from(c + n, last)
+                elif direct and next_i >= 0:
+                    next_x, next_n = place(job.logits, next_i), chunk_from(0, job.n_classes)
+                if has_kept and exps:
+                    done = add_and_keep(row, x, n, c, next_x, next_n, to)
+                else:
+                    done = add(row, x, n, c, next_x, next_n, 0)
+            if not done:
+                gamma = gammas_of(job, i, c, n, scratch + TILE_BYTES)
+                add_any(row, x, n, c, gamma, to)
+            if exps:
+                mark = marks + (c - first) // chunk * 16
+                store_wide(mark, row.m)
+                store_wide(mark + 8, row.relative)
+            c += n
+
+    @njit
+    def part_of(job, i, part):
+        """Return the record of a part of row i that threads share; behind the parts is the row's own."""
+        return row_at(job.parts + (i * (n_parts(job) + 1) + part) * ROW_BYTES)
+
+    @njit(forceinline=True)
+    def n_parts(job):
+        return max(1, job.n_classes // SEGMENT)
+
+    @njit
+    def merge_parts(job, row, i):
+        begin(row)
+        for number in range(n_parts(job)):
+            part = part_of(job, i, number)
+            row.weight, row.gap, row.top_weight = merge_gaps(
+                row.m, row.weight, row.gap, row.top_weight, part.m, part.weight, part.gap, part.top_weight
+            )
+            if part.m > row.m:
+                row.top = part.top
+            row.m, row.s = merge(row.m, row.s, part.m, part.s)
+
+    # ---- from sums to results ----
+
+    @njit
+    def finish(job, row, i, lse_in):
+        """Fill in what the second pass needs; return the loss."""
+        is_gradient, has_labels = job.operation == GRADIENT, job.target_kind == LABELS
+        if job.lse_in.address:
+            log1p_others, lse, p_top, p_others = softmax_from(row.m, row.s, lse_in)
+        else:
+            log1p_others, lse, p_top, p_others = softmax_of(row.m, row.s)
+        beta, label_gamma, target_logit = 0.0, 0.0, row.m
+        if has_labels:
+            row.weight = job.gamma_sum - row.top_weight
+            if row.live:
+                beta = coefficient(job.beta, row.label, 1.0)
+                if job.gamma:
+                    label_gamma = np.float64(load_one(job.gamma + row.label * size))
+                address = place(job.logits, i) + row.label * job.logits.class_stride
+                target_logit = np.float64(load_item(address))
+        loss = 0.0
+        if row.live and job.target_kind <= PROBABILITIES:
+            loss = loss_of(
+                row.m, log1p_others, lse, row.weight, row.gap, row.top_weight, beta, target_logit, job.z_loss
+            )
+            put(job.loss, i, loss)
+        put(job.lse, i, lse)
+        if job.hit.address:
+            put(job.hit, i, 1.0 if row.live and row.label == row.top and lse == lse else 0.0)
+        row.log1p_others, row.reference, row.factor, row.gamma_factor = log1p_others, row.m, p_top, 0.0
+        if job.lse_in.address and np.isfinite(lse_in):
+            # A rounded lse, and what it lacks
+            row.reference = np.float64(real(lse_in))
+            row.factor = (
+                share(row.reference, lse_in)
+                if row.reference <= lse_in
+                else 1.0 / share(lse_in, row.reference)
+            )
+        if not is_gradient:
+            row.label = -1
+            row.at_top = p_top
+            if job.operation != SOFTMAX:
+                row.top = -1
+            return loss
+        scale = get(job.scale, i, 1.0)
+        alpha, at_top, at_label = gradient_of(
+            row.m,
+            log1p_others,
+            lse,
+            p_top,
+            p_others,
+            row.weight,
+            row.top_weight,
+            beta,
+            label_gamma,
+            target_logit,
+            job.z_loss,
+        )
+        row.factor, row.gamma_factor = row.factor * (scale * alpha), scale
+        row.at_top, row.at_label = scale * at_top, scale * at_label
+        if not (job.gamma != 0 or job.target_kind == PROBABILITIES):
+            row.top = -1
+        return loss
+
+    # ---- the second pass ----
+
+    @njit
+    def scaled(exps, gamma, gamma_factor, factor, n, to):
+        """Kept exponentials times a factor, less coefficients if there are any."""
+        by, less = splat(real(factor)), splat(real(gamma_factor))
+        for c in range(0, n, lanes):
+            at = min(c, n - lanes)
+            p = load_exps(exps + at * size) * by
+            if gamma:
+                p = p - load_exps(gamma + at * size) * less
+            store(to + at * width, p)
+
+    @njit
+    def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
+        """The same from the logits."""
+        lowest, shift = scale_of(zero)
+        bound, magic, minus = splat(lowest), splat(shift), splat(real(reference))
+        by, less = splat(real(factor * unit)), splat(real(gamma_factor))
+        for c in range(0, n, lanes):
+            at = min(c, n - lanes)
+            prefetch(x + at * width + PREFETCH_BYTES)
+            p, q = exp_parts(load(x + at * width) - minus, bound, magic)
+            p = (p * q) * by
+            if gamma:
+                p = p - load_exps(gamma + at * size) * less
+            store(to + at * width, p)
+
+    @njit
+    def logarithms(x, m, log1p_others, n, to):
+        largest, rest = splat(real(m)), splat(real(log1p_others))
+        for c in range(0, n, lanes):
+            at = min(c, n - lanes)
+            store(to + at * width, (load(x + at * width) - largest) - rest)
+
+    @njit
+    def entropy_of(x, m, log1p_others, n):
+        """The sum of exp(x - m)*(lse - x)."""
+        lowest, shift = scale_of(zero)
+        bound, magic, minus = splat(lowest), splat(shift), splat(real(m))
+        rest, total = splat(real(log1p_others)), 0.0
+        for first in range(0, n, 16 * lanes):
+            some = splat(zero)
+            for c in range(first, min(n, first + 16 * lanes), lanes):
+                at = min(c, n - lanes)
+                d = load(x + at * width) - minus
+                p, q = exp_parts(d, bound, magic)
+                e = p * q
+                # 0*inf = 0; what the vector before has is left out.
+                some = some + where(lanes_from(c - at, lanes) & (e != zero), e * (rest - d), zero)
+            total += lanes_sum(some)
+        return total * unit
+
+    @njit
+    def map_row(job, row, i, first, last, scratch, exps, marks):
+        """Make the results of classes first ... last - 1 of row i."""
+        stride, out = job.out.class_stride, place(job.out, i)
+        has_gamma = job.operation == GRADIENT and (job.gamma != 0 or job.target_kind == PROBABILITIES)
+        c = first
+        while c < last:
+            n, gamma = chunk_from(c, last), 0
+            to = out + c * stride
+            source = exps + c * size if exps else place(job.logits, i) + c * job.logits.class_stride
+            tile = apart(scratch + 2 * TILE_BYTES, source, PAGE // 4)
+            if not row.live:
+                for j in range(0, n, lanes):
+                    store(tile + min(j, n - lanes) * width, splat(zero))
+            else:
+                if has_gamma:
+                    gamma = gammas_of(job, i, c, n, scratch + TILE_BYTES)
+                if exps:
+                    mark = marks + (c - first) // chunk * 16
+                    relative = share(load_wide(mark), row.m) * load_wide(mark + 8)
+                    scaled(exps + c * size, gamma, row.gamma_factor, row.factor * relative, n, tile)
+                else:
+                    x = classes_of(job, i, c, n, scratch)
+                    if job.operation == LOG_SOFTMAX:
+                        logarithms(x, row.m, row.log1p_others, n, tile)
+                    else:
+                        exponentials(x, gamma, row.gamma_factor, row.reference, row.factor, n, tile)
+                if c <= row.top < c + n:
+                    store_item(tile + (row.top - c) * width, real(row.at_top))
+                if c <= row.label < c + n:
+                    store_item(tile + (row.label - c) * width, real(row.at_label))
+            if stride != width:
+                unpack(to, stride, n, tile)
+            elif job.streams:
+                stream(to, tile, n * width)
+            else:
+                copy(to, tile, n * width)
+            c += n
+
+    @njit
+    def sum_entropy(job, row, i, first, last, scratch):
+        total, c = 0.0, first
+        while c < last:
+            n = chunk_from(c, last)
+            total += entropy_of(classes_of(job, i, c, n, scratch), row.m, row.log1p_others, n)
+            c += n
+        return total
+
+    # ---- blocks ----
+
+    @njit
+    def set_target(job, row, i):
+        row.label, row.live = -1, 1
+        if job.target_kind == LABELS:
+            row.label = label_of(job, i)
+            row.live = row.label != job.ignore_index
+
+    @njit
+    def needs_no_pass(job, row, i, lse_in):
+        """Whether a row follows from its label alone, and its sums then: it is ignored, or its lse is known.
+
+        Where a known lse leaves a label little short of 1, the others must be summed.
+        """
+        if job.target_kind != LABELS or (not row.live and job.lse.address):
+            return False
+        if not row.live:
+            row.m, row.s = 0.0, 0.0
+            return True
+        if not job.lse_in.address or job.gamma:
+            return False
+        logit = np.float64(load_item(place(job.logits, i) + row.label * job.logits.class_stride))
+        if not -expm1(logit - lse_in) > 1e-3:
+            return False
+        row.m, row.s, row.top = logit, 0.0, row.label
+        return True
+
+    def softmax_block(jobs, block, scratch, results):
+        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+        first, n = block_range(job, block)
+        if job.target_kind == LABELS:
+            found.bad = first_bad_label(job, first, n)
+            if found.bad >= 0:
+                return
+        row, tiles = row_at(scratch), scratch + PAGE
+        marks = tiles + 3 * TILE_BYTES
+        memory = marks + 16 * (job.n_classes // chunk + 1)
+        total, counted = 0.0, 0
+        row.seen = 0
+        for i in range(first, first + n):
+            begin(row)
+            set_target(job, row, i)
+            lse_in = get(job.lse_in, i, 0.0)
+            exps = 0
+            if not needs_no_pass(job, row, i, lse_in):
+                if job.parts:
+                    merge_parts(job, row, i)
+                else:
+                    if job.keeps:
+                        exps = apart(memory, place(job.logits, i), PAGE // 4)
+                    next_i = i + 1 if i + 1 < first + n else -1
+                    sum_row(job, row, i, 0, job.n_classes, next_i, tiles, exps, marks)
+            total += finish(job, row, i, lse_in)
+            counted += row.live
+            if job.operation == ENTROPY:
+                entropy = sum_entropy(job, row, i, 0, job.n_classes, tiles)
+                put(job.out, i, entropy * row.factor)
+            elif job.operation != NOTHING and job.parts:
+                keep_row(job, row, i)
+            elif job.operation != NOTHING:
+                map_row(job, row, i, 0, job.n_classes, tiles, exps, marks)
+        if job.streams:
+            fence()
+        found.total, found.counted = total, counted
+
+    @njit
+    def keep_row(job, row, i):
+        own_row = part_of(job, i, n_parts(job))
+        own_row.m, own_row.reference, own_row.factor = row.m, row.reference, row.factor
+        own_row.gamma_factor, own_row.log1p_others = row.gamma_factor, row.log1p_others
+        own_row.at_top, own_row.at_label = row.at_top, row.at_label
+        own_row.top, own_row.label, own_row.live = row.top, row.label, row.live
+
+    @njit
+    def part_range(job, part):
+        first = part * SEGMENT
+        return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT
+
+    def part_sums(jobs, block, scratch, results):
+        job = carray(jobs, (1,))[0]
+        i, part = block // n_parts(job), block % n_parts(job)
+        first, last = part_range(job, part)
+        row = part_of(job, i, part)
+        begin(row)
+        row.seen = 0
+        sum_row(job, row, i, first, last, -1, scratch + PAGE, 0, 0)
+
+    def part_results(jobs, block, scratch, results):
+        job = carray(jobs, (1,))[0]
+        i, part = block // n_parts(job), block % n_parts(job)
+        first, last = part_range(job, part)
+        map_row(job, part_of(job, i, n_parts(job)), i, first, last, scratch + PAGE, 0, 0)
+        fence()
+
+    return SimpleNamespace(softmax_block=softmax_block, part_sums=part_sums, part_results=part_results)

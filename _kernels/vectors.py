@@ -18,7 +18,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models, register_default
 from numba.core.imputils import lower_cast
@@ -54,7 +54,23 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, fe_type, ir.VectorType(item, fe_type.n))
 
 
+def _held(builder: Any, vector: ir.Constant) -> Any:
+    """Return a vector constant as a value that LLVM keeps in a register, or as an operand on the stack.
+
+    With sixteen registers it would else fill one of them anew, from a single number, at every turn of a loop.
+    """
+    if VECTOR_BYTES != 32:
+        return vector
+    kind = vector.type
+    call = builder.asm(ir.FunctionType(kind, [kind]), "", "=x,0", [vector], side_effect=False)
+    call.attributes.add("nounwind")
+    call.attributes.add("readnone")
+    return call
+
+
 def _splat(builder: Any, number: Any, vector: ir.VectorType) -> Any:
+    if isinstance(number, ir.Constant):
+        return _held(builder, ir.Constant(vector, [number.constant] * vector.count))
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _INT32(0))
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), _indices([0] * vector.count))
 
@@ -166,9 +182,7 @@ def _elementwise(emit: Any, n_args: int) -> Any:
             return None
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            values = [
-                context.cast(builder, a, kind, common) for a, kind in zip(args, sig.args, strict=True)
-            ]
+            values = [context.cast(builder, a, kind, common) for a, kind in zip(args, sig.args, strict=True)]
             return emit(builder, context.get_value_type(common), *values)
 
         return common(*given), generate
@@ -234,10 +248,14 @@ def polynomial(terms: list[float]) -> Any:
     """
 
     def emit(builder: Any, kind: ir.Type, x: Any) -> Any:
+        def constant(number: float) -> Any:
+            value = _constant(kind, number)
+            return _held(builder, value) if isinstance(kind, ir.VectorType) else value
+
         def chain(numbers: list[float], step: Any) -> Any:
-            total = _constant(kind, numbers[0])
+            total = constant(numbers[0])
             for number in numbers[1:]:
-                total = multiply_add(total, step, _constant(kind, number))
+                total = multiply_add(total, step, constant(number))
             return total
 
         def multiply_add(*args: Any) -> Any:
@@ -304,6 +322,17 @@ def prefetch(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
+def keep_rolled(typingctx: Any) -> Any:
+    """Nothing, but that LLVM leaves the loop around it as it is: two turns at once take too many registers."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic  # type: ignore[misc]
 def fence(typingctx: Any) -> Any:
     """Make streamed stores visible to other threads."""
 
@@ -332,9 +361,11 @@ def itemsize(item: str) -> int:
 
 def _to_real(builder: Any, item: str, value: Any, real: ir.Type) -> Any:
     """Return items as reals."""
-    lanes = (lambda kind: ir.VectorType(kind, value.type.count)) if isinstance(
-        value.type, ir.VectorType
-    ) else (lambda kind: kind)
+    lanes = (
+        (lambda kind: ir.VectorType(kind, value.type.count))
+        if isinstance(value.type, ir.VectorType)
+        else (lambda kind: kind)
+    )
     if item == "bf16":
         wide = lanes(ir.IntType(32))
         value = builder.shl(builder.zext(value, wide), _constant(wide, 16))
@@ -414,6 +445,84 @@ def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
         return types.void(types.intp, value), generate
 
     return store
+
+
+def pair_loader(item: str, real: Any, n: int) -> Any:
+    """Return a function that loads 2*n items as two vectors, in which order is left to what is quickest."""
+    if item != "bf16":
+        load, width = loader(item, real, n), itemsize(item)
+
+        @njit(forceinline=True)
+        def load_pair(address):
+            return load(address), load(address + n * width)
+
+        return load_pair
+
+    vector = Vector(types.float32, n)
+
+    @intrinsic  # type: ignore[misc]
+    def load_words(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            words, floats = ir.VectorType(_INT32, n), ir.VectorType(ir.FloatType(), n)
+            value = builder.load(builder.inttoptr(args[0], words.as_pointer()))
+            value.align = 2
+            halves = (
+                builder.shl(value, _constant(words, 16)),
+                builder.and_(value, _constant(words, 0xFFFF0000)),
+            )
+            return context.make_tuple(
+                builder, sig.return_type, [builder.bitcast(half, floats) for half in halves]
+            )
+
+        return types.UniTuple(vector, 2)(types.intp), generate
+
+    return load_words
+
+
+def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
+    """Return the functions that seek the largest of floats of 16 bits, n at a time, by their bits.
+
+    As signed integers, floats that are not negative are in order, and above all that are; among those the
+    smallest as unsigned integers is the largest. NaN is above all, or below.
+    """
+    bits = ir.VectorType(ir.IntType(16), n)
+    vector = Vector(types.int16, n)
+
+    @intrinsic  # type: ignore[misc]
+    def start(typingctx: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            values = [_constant(bits, -0x8000), _constant(bits, -1)]
+            return context.make_tuple(builder, sig.return_type, values)
+
+        return types.UniTuple(vector, 2)(), generate
+
+    @intrinsic  # type: ignore[misc]
+    def look(typingctx: Any, high: Any, low: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = builder.load(builder.inttoptr(args[2], bits.as_pointer()))
+            value.align = 2
+            found = [
+                builder.select(builder.icmp_signed(">", args[0], value), args[0], value),
+                builder.select(builder.icmp_unsigned("<", args[1], value), args[1], value),
+            ]
+            return context.make_tuple(builder, sig.return_type, found)
+
+        return types.UniTuple(vector, 2)(vector, vector, types.intp), generate
+
+    @intrinsic  # type: ignore[misc]
+    def largest(typingctx: Any, high: Any, low: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            one = ir.IntType(16)
+            high = _call(builder, f"llvm.vector.reduce.smax.v{n}i16", one, [args[0]])
+            low = _call(builder, f"llvm.vector.reduce.umin.v{n}i16", one, [args[1]])
+            value = builder.select(builder.icmp_signed(">=", high, one(0)), high, low)
+            if item == "f16":
+                value = builder.bitcast(value, ir.HalfType())
+            return _to_real(builder, item, value, ir.FloatType())
+
+        return types.float32(vector, vector), generate
+
+    return start, look, largest
 
 
 def _switch(builder: Any, kind: Any, items: tuple[str, ...], make: Any) -> Any:
@@ -512,6 +621,41 @@ def load_integer(typingctx: Any, address: Any) -> Any:
     return types.int64(types.intp), generate
 
 
+@intrinsic  # type: ignore[misc]
+def as_pointer(typingctx: Any, address: Any) -> Any:
+    """Return an address as what `carray` takes."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], _BYTE.as_pointer())
+
+    return types.voidptr(types.intp), generate
+
+
+_bytes, _byte = loader("f32", np.float32, VECTOR_BYTES // 4), loader("u8", np.float32)
+_put_bytes, _put_byte = storer("f32", np.float32, VECTOR_BYTES // 4), storer("u8", np.float32)
+_stream_bytes = storer("f32", np.float32, VECTOR_BYTES // 4, streams=True)
+
+
+@njit
+def copy(to: int, source: int, n: int) -> None:
+    """Copy bytes."""
+    for i in range(0, n - n % VECTOR_BYTES, VECTOR_BYTES):
+        _put_bytes(to + i, _bytes(source + i))
+    for i in range(n - n % VECTOR_BYTES, n):
+        _put_byte(to + i, _byte(source + i))
+
+
+@njit
+def stream(to: int, source: int, n: int) -> None:
+    """Copy bytes, whole lines around the cache."""
+    head = min(-to % 64, n)
+    copy(to, source, head)
+    lines = (n - head) // 64 * 64
+    for i in range(head, head + lines, VECTOR_BYTES):
+        _stream_bytes(to + i, _bytes(source + i))
+    copy(to + head + lines, source + head + lines, n - head - lines)
+
+
 # ---- of one real type ----
 
 
@@ -538,7 +682,9 @@ def operations(real: Any) -> SimpleNamespace:
             lane = ir.IntType(8 * itemsize(item))
             kind = ir.VectorType(lane, n)
             numbers = ir.Constant(kind, list(range(n)))
-            low, high = (_splat(builder, builder.trunc(a, lane) if lane.width < 64 else a, kind) for a in args)
+            low, high = (
+                _splat(builder, builder.trunc(a, lane) if lane.width < 64 else a, kind) for a in args
+            )
             return builder.and_(
                 builder.icmp_signed(">=", numbers, low), builder.icmp_signed("<", numbers, high)
             )

@@ -1,0 +1,315 @@
+"""The first pass over a row whose classes lie next to each other: its top, and the sums over the others.
+
+A chunk of some classes is read once, as many as the first cache holds with ease. Its largest logit is known
+by then: it was sought while the chunk before was summed, so that memory and arithmetic work at the same time.
+If that is the row's, its predecessor joins the others. The sum is one flat loop over groups of two vectors, cut
+where the top is; what ends within a group is a group that begins earlier, without the classes that are in
+others. A chunk has at least a group.
+
+The plain loop takes exponentials relative to a power of two near the top's, which costs nothing where logits
+stand at no more than DIRECT. Elsewhere, and where classes have coefficients, they go relative to the top.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from logitloss._kernels import vectors
+
+# Groups that one chain of additions adds up
+CHAIN = 8
+# Without it memory and arithmetic take turns.
+PREFETCH_BYTES = 8192
+# The largest |x| whose multiple of log2(e) is taken apart exactly
+DIRECT = {np.float32: 2.0**21, np.float64: 2.0**30}
+
+# What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor but
+# at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and `relative`
+# are of the last chunk: its exponentials are `relative` times what they are relative to exp(m). `seen` is the
+# address of a chunk whose last seen_n classes have been looked at.
+ROW = np.dtype(
+    [
+        *(
+            (name, "f8")
+            for name in ("m", "s", "weight", "gap", "top_weight", "k", "relative", "seen_largest")
+        ),
+        *(
+            (name, "f8")
+            for name in ("reference", "factor", "gamma_factor", "log1p_others", "at_top", "at_label")
+        ),
+        *((name, "i8") for name in ("top", "label", "live", "seen", "seen_n")),
+    ],
+    align=True,
+)
+
+
+def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) -> SimpleNamespace:
+    """Return the steps for rows of such items; `wide` are the steps of recurrence.py in float64."""
+    real, lanes, size, splat, where = ops.real, ops.lanes, ops.size, ops.splat, ops.where
+    fma, maximum, lanes_from, store, store_one = (
+        ops.fma,
+        ops.maximum,
+        ops.lanes_from,
+        ops.store,
+        ops.store_one,
+    )
+    lanes_max, lanes_sum, load_real, load_one = ops.lanes_max, ops.lanes_sum, ops.load, ops.load_one
+    exp_parts, scale_of, rounded = elementary.exp_parts, elementary.scale_of, elementary.rounded
+    any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, vectors.prefetch
+    keep_rolled, share, merge_gaps = vectors.keep_rolled, wide.share, wide.merge_gaps
+    exp2_unit, wide_fma = wide_elementary.exp2_unit, vectors.fma
+    log2e, wide_log2e = elementary.log2e, float(elementary.log2e)
+    unit, group, width = 2.0**-elementary.headroom, 2 * lanes, vectors.itemsize(item)
+    low, zero, infinity, nan, direct = real(-np.inf), real(0), np.inf, np.nan, DIRECT[real]
+    load, load_pair = vectors.loader(item, real, lanes), vectors.pair_loader(item, real, lanes)
+    two_chains = item == "f32"  # more take more registers than there are
+
+    # ---- the largest ----
+
+    if width == 2:
+        start, look, largest_of = vectors.half_seekers(item, group)
+    else:
+
+        @njit(forceinline=True)
+        def start():
+            return splat(low), splat(low)
+
+        @njit(forceinline=True)
+        def look(high0, high1, x):
+            return maximum(high0, load(x)), maximum(high1, load(x + lanes * width))
+
+        @njit(forceinline=True)
+        def largest_of(high0, high1):
+            return lanes_max(maximum(high0, high1))
+
+    @njit
+    def look_at(x, n):
+        """Return the largest of n classes, whole groups or at least one; anything where one is NaN."""
+        high0, high1 = start()
+        for c in range(0, n - n % group, group):
+            high0, high1 = look(high0, high1, x + c * width)
+        if n % group:
+            high0, high1 = look(high0, high1, x + (n - group) * width)
+        return largest_of(high0, high1)
+
+    @njit
+    def place_of(x, n, value):
+        """Return the first place of a value that is there."""
+        wanted, c = splat(value), 0
+        while c < n - n % group and not any_lane(
+            (load(x + c * width) == wanted) | (load(x + (c + lanes) * width) == wanted)
+        ):
+            c += group
+        c = min(c, n - group)
+        found = load(x + c * width) == wanted
+        if any_lane(found):
+            return c + first_lane(found)
+        return c + lanes + first_lane(load(x + (c + lanes) * width) == wanted)
+
+    @njit
+    def has_nan(x, n):
+        for c in range(0, n, lanes):
+            v = load(x + min(c, n - lanes) * width)
+            if any_lane(v != v):
+                return True
+        return False
+
+    @njit(forceinline=True)
+    def largest_in(row, x, n):
+        """Return a chunk's largest, what has been seen of it included."""
+        if row.seen != x:
+            return look_at(x, n)
+        if row.seen_n < n:
+            rest = look_at(x, (n - row.seen_n + group - 1) // group * group)
+            return maximum(rest, real(row.seen_largest))
+        return real(row.seen_largest)
+
+    # ---- sums ----
+
+    @njit(forceinline=True)
+    def without(v, filler, at, skip):
+        """A vector but for lane `at`, and for the lanes before `skip`."""
+        return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
+
+    def plain(keeps: bool) -> Any:
+        @njit(forceinline=True)
+        def add_group(v0, v1, bound, magic, sum0, sum1, exps):
+            p0, q0 = exp_parts(v0, bound, magic)
+            p1, q1 = exp_parts(v1, bound, magic)
+            if keeps:
+                store(exps, p0 * q0)
+                store(exps + lanes * size, p1 * q1)
+            if two_chains:
+                return fma(p0, q0, sum0), fma(p1, q1, sum1)
+            return fma(p1, q1, fma(p0, q0, sum0)), sum1
+
+        @njit
+        def add_part(x, c, at, skip, bound, magic, total, exps):
+            """Add a group without the class `at`, and without the first `skip`."""
+            sum0, sum1 = add_group(
+                without(load(x + c * width), low, at - c, skip),
+                without(load(x + (c + lanes) * width), low, at - c - lanes, skip - lanes),
+                bound,
+                magic,
+                total,
+                splat(zero),
+                exps + c * size,
+            )
+            return sum0 + sum1
+
+        @njit
+        def sum_chunk(x, n, at, k, ahead, exps):
+            """Return the sum of n classes but the one at `at`, and the largest of as many `ahead`."""
+            lowest, shift = scale_of(k)
+            bound, magic, total = splat(lowest), splat(shift), splat(zero)
+            high0, high1 = start()
+            whole = n - n % group
+            if whole < n:
+                total = add_part(x, n - group, at, whole - n + group, bound, magic, total, exps)
+            c, cut = 0, at - at % group if 0 <= at < whole else whole
+            while True:
+                while c < cut:
+                    stop = min(cut, c + CHAIN * group)
+                    sum0, sum1 = splat(zero), splat(zero)
+                    for i in range(c, stop, group):
+                        prefetch(ahead + i * width + PREFETCH_BYTES)
+                        high0, high1 = look(high0, high1, ahead + i * width)
+                        v0, v1 = load_pair(x + i * width)
+                        sum0, sum1 = add_group(v0, v1, bound, magic, sum0, sum1, exps + i * size)
+                        keep_rolled()
+                    total = total + (sum0 + sum1)
+                    c = stop
+                if c == whole:
+                    return lanes_sum(total), largest_of(high0, high1)
+                high0, high1 = look(high0, high1, ahead + c * width)
+                total = add_part(x, c, at, 0, bound, magic, total, exps)
+                c, cut = c + group, whole
+
+        @njit
+        def add_chunk(row, x, n, first, next_x, next_n, exps):
+            """Add a chunk of n classes to the row, the first being number `first`; look at the next, if any.
+
+            Nothing is done, and False returned, where the logits need sum_any.
+            """
+            largest = largest_in(row, x, n)
+            top = row.m if row.m > largest else np.float64(largest)
+            if not (abs(top) <= direct or top == -infinity):
+                return False
+            at = -1
+            if largest > row.m:
+                at = place_of(x, n, largest)
+                raise_top(row, largest, first + at)
+                k = rounded(largest * log2e)
+                row.k, row.relative = k, exp2_unit(-wide_fma(row.m, wide_log2e, -np.float64(k))) * unit
+            whole = n - n % group
+            ahead = next_x + (next_n - whole) * width if next_x else x
+            total, seen_largest = sum_chunk(x, n, at, real(row.k), ahead, exps)
+            if keeps and at >= 0:
+                store_one(exps + at * size, real(1.0 / row.relative))
+            row.s += total * row.relative
+            row.seen, row.seen_n, row.seen_largest = next_x, whole, seen_largest
+            return True
+
+        return add_chunk
+
+    @njit(forceinline=True)
+    def raise_top(row, largest, top):
+        """Make a larger logit the row's top; its predecessor joins the others."""
+        row.s = (row.s + 1.0) * share(row.m, np.float64(largest))
+        row.m, row.top = largest, top
+
+    # ---- sums of anything ----
+
+    @njit(forceinline=True)
+    def add_any_vector(v, g, reference, bound, magic, sum_, weight, gap, exps):
+        p, q = exp_parts(v - reference, bound, magic)
+        if exps:
+            store(exps, p * q)
+        return fma(p, q, sum_), weight + g, gap + where(g == zero, zero, g * (reference - v))
+
+    @njit
+    def sum_any(x, n, at, m, gamma, exps):
+        """Return the sums of exponentials, gamma and gamma*(m - x) over n classes but the one at `at`."""
+        lowest, shift = scale_of(zero)
+        bound, magic, reference = splat(lowest), splat(shift), splat(m)
+        total, weights, gaps = splat(zero), splat(zero), splat(zero)
+        whole, c = n - n % lanes, n - lanes
+        if whole < n:
+            total, weights, gaps = add_any_vector(
+                without(load(x + c * width), low, at - c, whole - c),
+                without(load_real(gamma + c * size), zero, at - c, whole - c),
+                reference,
+                bound,
+                magic,
+                total,
+                weights,
+                gaps,
+                exps + c * size if exps else 0,
+            )
+        c, cut = 0, at - at % lanes if 0 <= at < whole else whole
+        while True:
+            while c < cut:
+                stop = min(cut, c + 2 * CHAIN * lanes)
+                sum_, weight, gap = splat(zero), splat(zero), splat(zero)
+                for i in range(c, stop, lanes):
+                    prefetch(x + i * width + PREFETCH_BYTES)
+                    prefetch(gamma + i * size + PREFETCH_BYTES)
+                    sum_, weight, gap = add_any_vector(
+                        load(x + i * width),
+                        load_real(gamma + i * size),
+                        reference,
+                        bound,
+                        magic,
+                        sum_,
+                        weight,
+                        gap,
+                        exps + i * size if exps else 0,
+                    )
+                    keep_rolled()
+                total, weights, gaps = total + sum_, weights + weight, gaps + gap
+                c = stop
+            if c == whole:
+                return lanes_sum(total) * unit, lanes_sum(weights), lanes_sum(gaps)
+            total, weights, gaps = add_any_vector(
+                without(load(x + c * width), low, at - c, 0),
+                without(load_real(gamma + c * size), zero, at - c, 0),
+                reference,
+                bound,
+                magic,
+                total,
+                weights,
+                gaps,
+                exps + c * size if exps else 0,
+            )
+            c, cut = c + lanes, whole
+
+    @njit
+    def add_any(row, x, n, first, gamma, exps):
+        """Add a chunk of n classes with their coefficients to the row."""
+        largest, at = largest_in(row, x, n), -1
+        if largest > row.m:
+            at = place_of(x, n, largest)
+            top_weight = np.float64(load_one(gamma + at * size))
+            row.weight, row.gap, row.top_weight = merge_gaps(
+                row.m, row.weight, row.gap, row.top_weight, np.float64(largest), 0.0, 0.0, top_weight
+            )
+            raise_top(row, largest, first + at)
+        row.seen, row.relative = 0, unit
+        if row.m == infinity:
+            if has_nan(x, n):
+                row.s = nan
+            return
+        reference = real(row.m) if row.m > -infinity else zero
+        total, weight, gap = sum_any(x, n, at, reference, gamma, exps)
+        row.s, row.weight, row.gap = row.s + total, row.weight + weight, row.gap + gap
+        if exps and at >= 0:
+            store_one(exps + at * size, real(1.0 / unit))
+
+    keeps = width > 2  # to read 16 bits again is less than to keep their exponentials
+    return SimpleNamespace(
+        add=plain(keeps=False), add_and_keep=plain(keeps=True) if keeps else None, add_any=add_any
+    )
