@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from logitloss._kernels import vectors
 
 if TYPE_CHECKING:

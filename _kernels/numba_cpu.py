@@ -20,11 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
-
 from logitloss._kernels import numba_elements, numba_lanes, numba_rows
 from logitloss._kernels.numba_job import (
     BCE,
@@ -47,6 +42,10 @@ from logitloss._kernels.numba_job import (
     item_of,
     real_of,
 )
+from numba import njit, prange, types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit, types
-from numba.np.numpy_support import from_dtype
-
 from logitloss._kernels import vectors
+from logitloss._kernels.vectors import inline, step
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,19 +117,19 @@ class Job:
             self.record[name] = table.ctypes.data
 
 
-@njit(forceinline=True)
+@inline
 def axis_size(view, axis):
     """Return the size of one of the joined axes."""
     return vectors.load_integer(view.axes + 16 * axis)
 
 
-@njit(forceinline=True)
+@inline
 def axis_stride(view, axis):
     """Return its stride."""
     return vectors.load_integer(view.axes + 16 * axis + 8)
 
 
-@njit
+@step
 def place(view, index):
     """Return the address of a row or element."""
     at = view.address
@@ -140,13 +140,13 @@ def place(view, index):
     return at + index * axis_stride(view, 0) if view.n_axes else at
 
 
-@njit(forceinline=True)
+@inline
 def last_stride(view):
     """Return the bytes from one row or element to the next, along a run of them."""
     return axis_stride(view, view.n_axes - 1) if view.n_axes else 0
 
 
-@njit(forceinline=True)
+@inline
 def run_length(view, first, n):
     """Return how many of n items from `first` on are one run."""
     if not view.n_axes:
@@ -155,20 +155,20 @@ def run_length(view, first, n):
     return min(n, size - first % size)
 
 
-@njit(forceinline=True)
+@inline
 def block_range(job, block):
     """Return the block's first row or element, and how many it has."""
     first = block * job.block
     return first, min(job.block, job.n - first)
 
 
-@njit(forceinline=True)
+@inline
 def label_of(job, row):
     """Return a row's label as int64."""
     return vectors.load_label(job.target.kind, place(job.target, row))
 
 
-@njit
+@step
 def first_bad_label(job, first, n):
     """Return the first of n rows whose label is out of range, or -1."""
     for row in range(first, first + n):
@@ -182,7 +182,7 @@ _SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
 _load_f64 = vectors.loader("f64", np.float64)
 
 
-@njit(forceinline=True)
+@inline
 def coefficient(table, label, default):
     """Return the float64 of a label in a table, or `default` where there is none."""
     return _load_f64(table + 8 * label) if table else default
@@ -193,7 +193,7 @@ _F64, _F32 = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f32")
 _store_u8 = vectors.storer("u8", np.float64)
 
 
-@njit
+@step
 def put(view, row, value):
     """Store the float64 result of a row, as float64, float32 or uint8, if it is wanted."""
     if view.address == 0:
@@ -206,7 +206,7 @@ def put(view, row, value):
         _store_u8(place(view, row), value)
 
 
-@njit
+@step
 def get(view, row, default):
     """Return a row's float64 from such an array, or `default` where there is none."""
     return _load_f64(place(view, row)) if view.address else default
@@ -222,7 +222,7 @@ def job_steps(real: Any) -> SimpleNamespace:
     any_vector, any_one = vectors.any_loader(real, lanes), vectors.any_loader(real)
     put_vector, put_one = vectors.any_storer(real, lanes), vectors.any_storer(real)
 
-    @njit
+    @step
     def load_run(kind, address, stride, n, tile):
         """Bring n items, `stride` bytes apart, into the reals of a tile."""
         done = 0
@@ -233,7 +233,7 @@ def job_steps(real: Any) -> SimpleNamespace:
         for i in range(done, n):
             store_one(tile + i * size, any_one(kind, address + i * stride))
 
-    @njit
+    @step
     def store_run(kind, address, stride, n, tile):
         """Bring n reals of a tile to floats `stride` bytes apart."""
         done = 0
@@ -244,7 +244,7 @@ def job_steps(real: Any) -> SimpleNamespace:
         for i in range(done, n):
             put_one(kind, address + i * stride, load_one(tile + i * size))
 
-    @njit
+    @step
     def items(view, first, n, tile):
         """Return the address of rows or elements first ... first + n - 1 as reals, in place or in the tile."""
         stride = last_stride(view)
@@ -257,7 +257,7 @@ def job_steps(real: Any) -> SimpleNamespace:
             done += length
         return tile
 
-    @njit
+    @step
     def put_items(view, first, n, tile):
         """Store the reals of a tile as rows or elements first ... first + n - 1."""
         done = 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from numba import carray
-
 from logitloss._kernels import vectors
 from logitloss._kernels.numba_job import block_range, coefficient, first_bad_label, label_of, place, put
+from numba import carray
 
 
 def kernels(item: str) -> SimpleNamespace:

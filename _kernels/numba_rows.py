@@ -13,8 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
-
 from logitloss._kernels import recurrence, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import (
@@ -35,6 +33,8 @@ from logitloss._kernels.numba_job import (
     put,
 )
 from logitloss._kernels.numba_sums import PREFETCH_BYTES, ROW, sums
+from logitloss._kernels.vectors import inline, step
+from numba import carray
 
 CHUNK_BYTES = 8192
 BLOCK_ROWS = 64
@@ -78,7 +78,6 @@ def n_parts_of(n_classes: int) -> int:
 def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for logits of such items."""
     real: Any = np.float64 if item == "f64" else np.float32
-    inline = njit(forceinline=True)
     ops = vectors.operations(real)
     own, wide_own = elementary(inline, real), elementary(inline, np.float64)
     machine = SimpleNamespace(
@@ -115,11 +114,11 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- where things are ----
 
-    @njit(forceinline=True)
+    @inline
     def row_at(address):
         return carray(as_pointer(address), (1,), row_type)[0]
 
-    @njit(forceinline=True)
+    @inline
     def apart(address, read, distance):
         """Move on to the place that is so far from what is read meanwhile, within a page.
 
@@ -127,24 +126,24 @@ def kernels(item: str) -> SimpleNamespace:
         """
         return address + (read // 64 * 64 + distance - address) % PAGE
 
-    @njit(forceinline=True)
+    @inline
     def chunk_from(c, last):
         """Return how many classes the chunk that begins at c has: what follows has a group at least."""
         return chunk if last - c >= chunk + group else last - c
 
-    @njit
+    @step
     def pack(address, stride, n, tile):
         """Bring n items into a tile."""
         for i in range(n):
             store_item(tile + i * width, load_item(address + i * stride))
 
-    @njit
+    @step
     def unpack(address, stride, n, tile):
         """Bring a tile's items back."""
         for i in range(n):
             store_item(address + i * stride, load_item(tile + i * width))
 
-    @njit
+    @step
     def classes_of(job, i, c, n, tile):
         """Return the address of n classes of row i, in place or in the tile."""
         stride = job.logits.class_stride
@@ -155,7 +154,7 @@ def kernels(item: str) -> SimpleNamespace:
         pack(address, stride, n, tile)
         return tile
 
-    @njit
+    @step
     def gammas_of(job, i, c, n, tile):
         """Return the address of the coefficients of n classes of row i."""
         weight = job.gamma + c * size if job.gamma else 0
@@ -183,12 +182,12 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the first pass ----
 
-    @njit
+    @step
     def begin(row):
         row.m, row.s, row.weight, row.gap, row.top_weight = -infinity, 0.0, 0.0, 0.0, 0.0
         row.k, row.relative, row.top = 0.0, unit, -1
 
-    @njit
+    @step
     def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
         """Add classes first ... last - 1 of row i; exps is where exponentials are kept, or 0."""
         stride = job.logits.class_stride
@@ -217,16 +216,16 @@ def kernels(item: str) -> SimpleNamespace:
                 store_wide(mark + 8, row.relative)
             c += n
 
-    @njit
+    @step
     def part_of(job, i, part):
         """Return the record of a part of row i that threads share; behind the parts is the row's own."""
         return row_at(job.parts + (i * (n_parts(job) + 1) + part) * ROW_BYTES)
 
-    @njit(forceinline=True)
+    @inline
     def n_parts(job):
         return max(1, job.n_classes // SEGMENT)
 
-    @njit
+    @step
     def merge_parts(job, row, i):
         begin(row)
         for number in range(n_parts(job)):
@@ -240,7 +239,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- from sums to results ----
 
-    @njit
+    @step
     def finish(job, row, i, lse_in):
         """Fill in what the second pass needs; return the loss."""
         is_gradient, has_labels = job.operation == GRADIENT, job.target_kind == LABELS
@@ -303,7 +302,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the second pass ----
 
-    @njit
+    @step
     def scaled(exps, gamma, gamma_factor, factor, n, to):
         """Kept exponentials times a factor, less coefficients if there are any."""
         by, less = splat(real(factor)), splat(real(gamma_factor))
@@ -314,7 +313,7 @@ def kernels(item: str) -> SimpleNamespace:
                 p = p - load_exps(gamma + at * size) * less
             store(to + at * width, p)
 
-    @njit
+    @step
     def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
         """The same from the logits."""
         lowest, shift = scale_of(zero)
@@ -329,14 +328,14 @@ def kernels(item: str) -> SimpleNamespace:
                 p = p - load_exps(gamma + at * size) * less
             store(to + at * width, p)
 
-    @njit
+    @step
     def logarithms(x, m, log1p_others, n, to):
         largest, rest = splat(real(m)), splat(real(log1p_others))
         for c in range(0, n, lanes):
             at = min(c, n - lanes)
             store(to + at * width, (load(x + at * width) - largest) - rest)
 
-    @njit
+    @step
     def entropy_of(x, m, log1p_others, n):
         """The sum of exp(x - m)*(lse - x)."""
         lowest, shift = scale_of(zero)
@@ -354,7 +353,7 @@ def kernels(item: str) -> SimpleNamespace:
             total += lanes_sum(some)
         return total * unit
 
-    @njit
+    @step
     def map_row(job, row, i, first, last, scratch, exps, marks):
         """Make the results of classes first ... last - 1 of row i."""
         stride, out = job.out.class_stride, place(job.out, i)
@@ -393,7 +392,7 @@ def kernels(item: str) -> SimpleNamespace:
                 copy(to, tile, n * width)
             c += n
 
-    @njit
+    @step
     def sum_entropy(job, row, i, first, last, scratch):
         total, c = 0.0, first
         while c < last:
@@ -404,14 +403,14 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- blocks ----
 
-    @njit
+    @step
     def set_target(job, row, i):
         row.label, row.live = -1, 1
         if job.target_kind == LABELS:
             row.label = label_of(job, i)
             row.live = row.label != job.ignore_index
 
-    @njit
+    @step
     def needs_no_pass(job, row, i, lse_in):
         """Whether a row follows from its label alone, and its sums then: it is ignored, or its lse is known.
 
@@ -468,7 +467,7 @@ def kernels(item: str) -> SimpleNamespace:
             fence()
         found.total, found.counted = total, counted
 
-    @njit
+    @step
     def keep_row(job, row, i):
         own_row = part_of(job, i, n_parts(job))
         own_row.m, own_row.reference, own_row.factor = row.m, row.reference, row.factor
@@ -476,7 +475,7 @@ def kernels(item: str) -> SimpleNamespace:
         own_row.at_top, own_row.at_label = row.at_top, row.at_label
         own_row.top, own_row.label, own_row.live = row.top, row.label, row.live
 
-    @njit
+    @step
     def part_range(job, part):
         first = part * SEGMENT
         return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT

@@ -16,9 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numba import njit
-
 from logitloss._kernels import vectors
+from logitloss._kernels.vectors import inline, step
 
 # Groups that one chain of additions adds up
 CHAIN = 8
@@ -74,19 +73,19 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         start, look, largest_of = vectors.half_seekers(item, group)
     else:
 
-        @njit(forceinline=True)
+        @inline
         def start():
             return splat(low), splat(low)
 
-        @njit(forceinline=True)
+        @inline
         def look(high0, high1, x):
             return maximum(high0, load(x)), maximum(high1, load(x + lanes * width))
 
-        @njit(forceinline=True)
+        @inline
         def largest_of(high0, high1):
             return lanes_max(maximum(high0, high1))
 
-    @njit
+    @step
     def look_at(x, n):
         """Return the largest of n classes, whole groups or at least one; anything where one is NaN."""
         high0, high1 = start()
@@ -96,7 +95,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             high0, high1 = look(high0, high1, x + (n - group) * width)
         return largest_of(high0, high1)
 
-    @njit
+    @step
     def place_of(x, n, value):
         """Return the first place of a value that is there."""
         wanted, c = splat(value), 0
@@ -110,7 +109,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return c + first_lane(found)
         return c + lanes + first_lane(load(x + (c + lanes) * width) == wanted)
 
-    @njit
+    @step
     def has_nan(x, n):
         for c in range(0, n, lanes):
             v = load(x + min(c, n - lanes) * width)
@@ -118,7 +117,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 return True
         return False
 
-    @njit(forceinline=True)
+    @inline
     def largest_in(row, x, n):
         """Return a chunk's largest, what has been seen of it included."""
         if row.seen != x:
@@ -130,13 +129,13 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
     # ---- sums ----
 
-    @njit(forceinline=True)
+    @inline
     def without(v, filler, at, skip):
         """A vector but for lane `at`, and for the lanes before `skip`."""
         return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
 
     def plain(keeps: bool) -> Any:
-        @njit(forceinline=True)
+        @inline
         def add_group(v0, v1, bound, magic, sum0, sum1, exps):
             p0, q0 = exp_parts(v0, bound, magic)
             p1, q1 = exp_parts(v1, bound, magic)
@@ -147,7 +146,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 return fma(p0, q0, sum0), fma(p1, q1, sum1)
             return fma(p1, q1, fma(p0, q0, sum0)), sum1
 
-        @njit
+        @step
         def add_part(x, c, at, skip, bound, magic, total, exps):
             """Add a group without the class `at`, and without the first `skip`."""
             sum0, sum1 = add_group(
@@ -161,7 +160,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             )
             return sum0 + sum1
 
-        @njit
+        @step
         def sum_chunk(x, n, at, k, ahead, exps):
             """Return the sum of n classes but the one at `at`, and the largest of as many `ahead`."""
             lowest, shift = scale_of(k)
@@ -189,7 +188,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 total = add_part(x, c, at, 0, bound, magic, total, exps)
                 c, cut = c + group, whole
 
-        @njit
+        @step
         def add_chunk(row, x, n, first, next_x, next_n, exps):
             """Add a chunk of n classes to the row, the first being number `first`; look at the next, if any.
 
@@ -216,7 +215,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
         return add_chunk
 
-    @njit(forceinline=True)
+    @inline
     def raise_top(row, largest, top):
         """Make a larger logit the row's top; its predecessor joins the others."""
         row.s = (row.s + 1.0) * share(row.m, np.float64(largest))
@@ -224,14 +223,14 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
     # ---- sums of anything ----
 
-    @njit(forceinline=True)
+    @inline
     def add_any_vector(v, g, reference, bound, magic, sum_, weight, gap, exps):
         p, q = exp_parts(v - reference, bound, magic)
         if exps:
             store(exps, p * q)
         return fma(p, q, sum_), weight + g, gap + where(g == zero, zero, g * (reference - v))
 
-    @njit
+    @step
     def sum_any(x, n, at, m, gamma, exps):
         """Return the sums of exponentials, gamma and gamma*(m - x) over n classes but the one at `at`."""
         lowest, shift = scale_of(zero)
@@ -287,7 +286,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             )
             c, cut = c + lanes, whole
 
-    @njit
+    @step
     def add_any(row, x, n, first, gamma, exps):
         """Add a chunk of n classes with their coefficients to the row."""
         largest, at = largest_in(row, x, n), -1

@@ -25,6 +25,11 @@ from numba.core.imputils import lower_cast
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
+# How functions that only kernels call are compiled: without the wrappers that Python would call, and by
+# `inline` into each place
+step = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inline = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
 # A register's size in bytes. LLVM makes two of one where it has less (SSE2, NEON).
 VECTOR_BYTES = 64 if llvm.get_host_cpu_features().get("avx512f") else 32
 
@@ -452,7 +457,7 @@ def pair_loader(item: str, real: Any, n: int) -> Any:
     if item != "bf16":
         load, width = loader(item, real, n), itemsize(item)
 
-        @njit(forceinline=True)
+        @inline
         def load_pair(address):
             return load(address), load(address + n * width)
 
@@ -636,7 +641,7 @@ _put_bytes, _put_byte = storer("f32", np.float32, VECTOR_BYTES // 4), storer("u8
 _stream_bytes = storer("f32", np.float32, VECTOR_BYTES // 4, streams=True)
 
 
-@njit
+@step
 def copy(to: int, source: int, n: int) -> None:
     """Copy bytes."""
     for i in range(0, n - n % VECTOR_BYTES, VECTOR_BYTES):
@@ -645,7 +650,7 @@ def copy(to: int, source: int, n: int) -> None:
         _put_byte(to + i, _byte(source + i))
 
 
-@njit
+@step
 def stream(to: int, source: int, n: int) -> None:
     """Copy bytes, whole lines around the cache."""
     head = min(-to % 64, n)
