@@ -96,7 +96,7 @@ def kernels(item: str) -> SimpleNamespace:
     has_kept = add_and_keep is not None
     if not has_kept:
         add_and_keep = add
-    load_run, store_run = job_steps(real).load_run, job_steps(real).store_run
+    load_run = job_steps(real).load_run
     lanes, size, splat, where = ops.lanes, ops.size, ops.splat, ops.where
     width, group, chunk = vectors.itemsize(item), 2 * ops.lanes, CHUNK_BYTES // ops.size
     load, load_exps = vectors.loader(item, real, lanes), ops.load
@@ -107,10 +107,9 @@ def kernels(item: str) -> SimpleNamespace:
     share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
     softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
     load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
-    fma, lanes_from, lanes_sum, prefetch = ops.fma, ops.lanes_from, ops.lanes_sum, vectors.prefetch
+    lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, vectors.prefetch
     as_pointer, copy, stream, fence = vectors.as_pointer, vectors.copy, vectors.stream, vectors.fence
-    infinity, nan, zero, low = np.inf, np.nan, real(0), real(-np.inf)
-    row_type, expm1 = ROW, math.expm1
+    infinity, zero, row_type, expm1 = np.inf, real(0), ROW, math.expm1
 
     # ---- where things are ----
 
@@ -261,7 +260,7 @@ def kernels(item: str) -> SimpleNamespace:
             loss = loss_of(
                 row.m, log1p_others, lse, row.weight, row.gap, row.top_weight, beta, target_logit, job.z_loss
             )
-            put(job.loss, i, loss)
+        put(job.loss, i, loss)
         put(job.lse, i, lse)
         if job.hit.address:
             put(job.hit, i, 1.0 if row.live and row.label == row.top and lse == lse else 0.0)
@@ -315,7 +314,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     @step
     def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
-        """The same from the logits."""
+        """Do the same from the logits."""
         lowest, shift = scale_of(zero)
         bound, magic, minus = splat(lowest), splat(shift), splat(real(reference))
         by, less = splat(real(factor * unit)), splat(real(gamma_factor))
@@ -337,7 +336,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     @step
     def entropy_of(x, m, log1p_others, n):
-        """The sum of exp(x - m)*(lse - x)."""
+        """Return the sum of exp(x - m)*(lse - x)."""
         lowest, shift = scale_of(zero)
         bound, magic, minus = splat(lowest), splat(shift), splat(real(m))
         rest, total = splat(real(log1p_others)), 0.0

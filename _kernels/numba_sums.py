@@ -131,7 +131,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
     @inline
     def without(v, filler, at, skip):
-        """A vector but for lane `at`, and for the lanes before `skip`."""
+        """Take out lane `at` of a vector, and the lanes before `skip`."""
         return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
 
     def plain(keeps: bool) -> Any:
@@ -252,7 +252,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         c, cut = 0, at - at % lanes if 0 <= at < whole else whole
         while True:
             while c < cut:
-                stop = min(cut, c + 2 * CHAIN * lanes)
+                stop = min(cut, c + CHAIN * lanes)
                 sum_, weight, gap = splat(zero), splat(zero), splat(zero)
                 for i in range(c, stop, lanes):
                     prefetch(x + i * width + PREFETCH_BYTES)
