@@ -44,7 +44,6 @@ from logitloss._kernels.numba_job import (
 )
 from numba import njit, prange, types
 from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
@@ -83,14 +82,23 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
         return sig, codegen.magic_tuple(), self._kernel_name, _digest()
 
 
-def compiled(function: Callable[..., Any], name: str) -> CFunc:
-    """Return the kernel compiled, from the disk if it has been before."""
-    sig = (tuple(KERNEL.args), KERNEL.return_type)
-    kernel = CFunc(function, sig, locals={}, options={"error_model": "numpy", "nopython": True})
-    with contextlib.suppress(RuntimeError):  # no folder that can be written
-        kernel._cache = _KernelCache(function, name)
-    kernel.compile()
-    return kernel
+class Kernel:
+    """A kernel compiled, or from the disk if it has been before; other functions of Numba's can call it."""
+
+    def __init__(self, function: Callable[..., None], name: str) -> None:
+        self.function = njit(error_model="numpy", no_cpython_wrapper=True)(function)
+        with contextlib.suppress(RuntimeError):  # no folder that can be written
+            self.function._cache = _KernelCache(function, name)
+        self.function.compile(KERNEL)
+        compiled = self.function.overloads[KERNEL.args]
+        self.address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+
+@functools.cache
+def kernel(module: str, name: str, item: str) -> Kernel:
+    """Return the kernel of that name for such logits."""
+    made = importlib.import_module(f"logitloss._kernels.{module}").kernels(item)
+    return Kernel(getattr(made, name), f"{module}.{name}.{item}")
 
 
 # ---- threads ----
@@ -152,7 +160,7 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def run(
-    kernel: CFunc, job: Job, scratch_bytes: int, num_threads: int, n_blocks: int | None = None
+    kernel: Kernel, job: Job, scratch_bytes: int, num_threads: int, n_blocks: int | None = None
 ) -> tuple[float, int, int]:
     """Run all blocks, ROUND_BLOCKS at a time; return total, number counted, and the first bad one or -1."""
     if n_blocks is None:
@@ -188,20 +196,13 @@ name = "numba"
 STREAM_FROM = 1 << 25
 
 
-@functools.cache
-def _kernel(module: str, name: str, item: str) -> CFunc:
-    """Return the kernel of that name for such logits."""
-    made = importlib.import_module(f"logitloss._kernels.{module}").kernels(item)
-    return compiled(getattr(made, name), f"{module}.{name}.{item}")
-
-
 def label_weight(
     target: Array, weight: Array | None, ignore_index: int, n_classes: int, num_threads: int
 ) -> tuple[float, int]:
     job = Job(n=target.size, n_classes=n_classes, ignore_index=ignore_index, block=BLOCK_LABELS)
     job.describe("target", target)
     job.point_to("beta", weight)
-    total, _, bad = run(_kernel("numba_labels", "label_weight", "f32"), job, 0, num_threads)
+    total, _, bad = run(kernel("numba_labels", "label_weight", "f32"), job, 0, num_threads)
     return total, bad
 
 
@@ -219,7 +220,7 @@ def nll(
     job.describe("target", target)
     job.describe("loss", loss)
     job.point_to("beta", weight)
-    return run(_kernel("numba_labels", "nll", item_of(log_probabilities)), job, 0, num_threads)
+    return run(kernel("numba_labels", "nll", item_of(log_probabilities)), job, 0, num_threads)
 
 
 def cross_entropy(
@@ -312,10 +313,10 @@ def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -
     record["streams"] = out is not None and record["n"] * row_bytes >= STREAM_FROM
     scratch_bytes = numba_lanes.plan(record, item)
     if scratch_bytes:
-        return run(_kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
+        return run(kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
     scratch_bytes = numba_rows.plan(record, item)
     if not record["parts"]:
-        return run(_kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
+        return run(kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
     return _run_parts(job, item, scratch_bytes, num_threads)
 
 
@@ -327,7 +328,7 @@ def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tup
     record["parts"] = parts.ctypes.data
 
     def each(name: str, n_blocks: int) -> tuple[float, int, int]:
-        return run(_kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
+        return run(kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
 
     each("part_sums", n_rows * n_parts)
     found = each("softmax_block", n_rows)
@@ -385,5 +386,5 @@ def _run_elements(
     job.describe("out", out)
     record["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
     scratch_bytes = numba_elements.plan(record, item)
-    total, _, bad = run(_kernel("numba_elements", "block", item), job, scratch_bytes, num_threads)
+    total, _, bad = run(kernel("numba_elements", "block", item), job, scratch_bytes, num_threads)
     return total, bad

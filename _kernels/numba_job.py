@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from logitloss._kernels import vectors
 from logitloss._kernels.vectors import inline, step
-from numba import types
-from numba.np.numpy_support import from_dtype
+from numba import carray, types
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,10 +50,9 @@ JOB = np.dtype(
 # What a block found: `bad` is the number of a row or element, or -1.
 FOUND = np.dtype([("total", "f8"), ("counted", "i8"), ("bad", "i8")], align=True)
 
-# A kernel does one block of a job. Its scratch memory is the calling thread's own, on a page's bound.
-KERNEL = types.void(
-    types.CPointer(from_dtype(JOB)), types.intp, types.intp, types.CPointer(from_dtype(FOUND))
-)
+# A kernel does one block of a job: of the job's address, the block's number, the calling thread's own scratch
+# memory, on a page's bound, and the address of what it finds.
+KERNEL = types.void(types.intp, types.intp, types.intp, types.intp)
 
 _KINDS = {
     **{
@@ -115,6 +113,18 @@ class Job:
         if table is not None:
             self.kept.append(table)
             self.record[name] = table.ctypes.data
+
+
+@inline
+def job_at(address):
+    """Return the job there."""
+    return carray(vectors.as_pointer(address), (1,), JOB)[0]
+
+
+@inline
+def found_at(address):
+    """Return the record there of what a block found."""
+    return carray(vectors.as_pointer(address), (1,), FOUND)[0]
 
 
 @inline

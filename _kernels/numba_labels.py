@@ -6,8 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.numba_job import block_range, coefficient, first_bad_label, label_of, place, put
-from numba import carray
+from logitloss._kernels.numba_job import (
+    block_range,
+    coefficient,
+    first_bad_label,
+    found_at,
+    job_at,
+    label_of,
+    place,
+    put,
+)
 
 
 def kernels(item: str) -> SimpleNamespace:
@@ -15,7 +23,7 @@ def kernels(item: str) -> SimpleNamespace:
     load = vectors.loader(item, np.float64)
 
     def label_weight(jobs, block, scratch, results):
-        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+        job, found = job_at(jobs), found_at(results)
         first, n = block_range(job, block)
         found.bad = first_bad_label(job, first, n)
         if found.bad >= 0:
@@ -28,7 +36,7 @@ def kernels(item: str) -> SimpleNamespace:
         found.total = total
 
     def nll(jobs, block, scratch, results):
-        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+        job, found = job_at(jobs), found_at(results)
         first, n = block_range(job, block)
         found.bad = first_bad_label(job, first, n)
         if found.bad >= 0:

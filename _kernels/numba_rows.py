@@ -26,7 +26,9 @@ from logitloss._kernels.numba_job import (
     block_range,
     coefficient,
     first_bad_label,
+    found_at,
     get,
+    job_at,
     job_steps,
     label_of,
     place,
@@ -429,7 +431,7 @@ def kernels(item: str) -> SimpleNamespace:
         return True
 
     def softmax_block(jobs, block, scratch, results):
-        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+        job, found = job_at(jobs), found_at(results)
         first, n = block_range(job, block)
         if job.target_kind == LABELS:
             found.bad = first_bad_label(job, first, n)
@@ -480,7 +482,7 @@ def kernels(item: str) -> SimpleNamespace:
         return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT
 
     def part_sums(jobs, block, scratch, results):
-        job = carray(jobs, (1,))[0]
+        job = job_at(jobs)
         i, part = block // n_parts(job), block % n_parts(job)
         first, last = part_range(job, part)
         row = part_of(job, i, part)
@@ -489,7 +491,7 @@ def kernels(item: str) -> SimpleNamespace:
         sum_row(job, row, i, first, last, -1, scratch + PAGE, 0, 0)
 
     def part_results(jobs, block, scratch, results):
-        job = carray(jobs, (1,))[0]
+        job = job_at(jobs)
         i, part = block // n_parts(job), block % n_parts(job)
         first, last = part_range(job, part)
         map_row(job, part_of(job, i, n_parts(job)), i, first, last, scratch + PAGE, 0, 0)
