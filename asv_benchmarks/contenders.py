@@ -54,6 +54,10 @@ def logitloss_avx2(task):
     return logitloss(task, backend="cython-avx2")
 
 
+def logitloss_numba(task):
+    return logitloss(task, backend="numba")
+
+
 def single(array):
     """NumPy's and SciPy's functions are slow on two-byte floats, so one converts."""
     return array.astype(np.float32) if array.itemsize == 2 else array
@@ -252,6 +256,7 @@ def with_optax(task):
 
 OURS = "logitloss"
 NEW, ONE_THREAD, AVX2 = f"{OURS}, new array", f"{OURS}, one thread", f"{OURS}, AVX2"
+NUMBA = f"{OURS}, Numba"
 PEERS = {
     "torch.compile": with_torch_compile,
     "torch": with_torch,
@@ -265,5 +270,6 @@ MAKERS = {
     NEW: logitloss_new,
     ONE_THREAD: logitloss_one_thread,
     AVX2: logitloss_avx2,
+    NUMBA: logitloss_numba,
     **PEERS,
 }

@@ -23,9 +23,9 @@ from benchmarks import common
 from checks import checks
 from contenders import MAKERS, OURS, PEERS
 from rich.console import Console
-from works import QUICK_SIZE, WORKS, limits_of, prepare
+from works import ACTIVATIONS, QUICK_SIZE, WORKS, limits_of, prepare
 
-LIBRARIES = ("logitloss", "numpy", "scipy", "scikit-learn", "torch", "jax", "optax")
+LIBRARIES = ("logitloss", "numpy", "numba", "scipy", "scikit-learn", "torch", "jax", "optax")
 SAVED = Path(__file__).parent / ".asv" / "peers.json"
 # Of a value, and of the largest entry of an array: float16 and bfloat16 results are rounded to 2**-11 and
 # 2**-8, and peers round the terms too.
@@ -79,7 +79,14 @@ def measure_all(rows, wanted, rounds, runs, threads, quick, with_checks, saved):
         "rounds": rounds,
         "repeats": runs,
         "works": [
-            {"name": w.name, "floor": w.floor, "factors": w.factors, "chart": w.chart, "runs": []}
+            {
+                "name": w.name,
+                "floor": w.floor,
+                "factors": w.factors,
+                "writes": w.gradient or w.loss in ACTIVATIONS,
+                "chart": w.chart,
+                "runs": [],
+            }
             for w in works
         ],
         "checks": [{"group": group, "name": name, "runs": []} for group, name, _ in further],

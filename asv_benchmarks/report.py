@@ -27,6 +27,8 @@ TITLES = {
 STREAMS = "streams"
 ONE_THREAD, ONE_THREAD_FLOOR = f"{OURS}, one thread", 0.6
 AVX2, AVX2_FLOOR = f"{OURS}, AVX2", 0.7
+# Of the default backend's speed, for a value and with its gradient (and for an activation, written like one)
+NUMBA, NUMBA_FLOORS = f"{OURS}, Numba", (0.85, 0.7)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Figures:
     factor: dict[str, float]
     one_thread: float | None
     avx2: float | None
+    numba: float | None
     missed: list[str]
 
 
@@ -62,15 +65,18 @@ def figures(work, in_order=False):
 
     share = {name: over(lambda r: limit(r, LIMIT), lambda r, name=name: r[name]) for name in names}
     factor = {name: over(lambda r, name=name: r[name], lambda r: r[OURS]) for name in names if name != OURS}
-    one = avx2 = None
+    one = avx2 = numba = None
     if ONE_THREAD in names:
         one = over(lambda r: limit(r, LIMIT_OF_ONE), lambda r: r[ONE_THREAD]) / share[OURS]
     if AVX2 in names:
         avx2 = 1 / factor[AVX2]
+    if NUMBA in names:
+        numba = 1 / factor[NUMBA]
     reached = [("limit", share[OURS], work["floor"])]
     reached += [(TITLES[p], factor[p], need) for p, need in work["factors"].items() if p in factor]
     reached += [("one thread", one, ONE_THREAD_FLOOR)] if one else []
     reached += [("AVX2", avx2, AVX2_FLOOR)] if avx2 else []
+    reached += [("Numba", numba, NUMBA_FLOORS[work["writes"]])] if numba else []
     return Figures(
         name=work["name"],
         floor=work["floor"],
@@ -80,6 +86,7 @@ def figures(work, in_order=False):
         factor=factor,
         one_thread=one,
         avx2=avx2,
+        numba=numba,
         missed=[name for name, figure, need in reached if figure < need],
     )
 
@@ -103,7 +110,8 @@ def tables(results, in_order=False):
     peers = [name for name in TITLES if any(name in f.factor for f in found)]
     works = Table(title="times of the limit and of logitloss; how much faster it is than others")
     works.add_column("work")
-    for heading in ("limit ms", "ms", "of limit", "floor", "1 thread", "AVX2", *map(TITLES.get, peers)):
+    ours = ("limit ms", "ms", "of limit", "floor", "1 thread", "AVX2", "Numba")
+    for heading in (*ours, *map(TITLES.get, peers)):
         works.add_column(heading, justify="right")
     works.add_column("missed")
     for f in found:
@@ -113,7 +121,7 @@ def tables(results, in_order=False):
             milliseconds(f.ms[OURS]),
             f"{f.share[OURS]:.2f}",
             f"{f.floor:.2f}",
-            *("" if ratio is None else f"{ratio:.2f}" for ratio in (f.one_thread, f.avx2)),
+            *("" if ratio is None else f"{ratio:.2f}" for ratio in (f.one_thread, f.avx2, f.numba)),
             *(times(f.factor.get(peer)) for peer in peers),
             ", ".join(f.missed),
         )
@@ -142,13 +150,14 @@ def markdown(results, in_order=False):
         f"![Speed of each library as a share of the memory limit's](.readme/{CHART.name})",
         "",
         "float32 but where named; the time of the memory limit and of logitloss, its share of the limit's "
-        "speed, and how many times faster it is than others:",
+        "speed, the Numba backend's share of its own, and how many times faster it is than others:",
         "",
-        row("work", "limit, ms", "logitloss, ms", "share", *map(TITLES.get, peers)),
-        row("---", *["---:"] * (3 + len(peers))),
+        row("work", "limit, ms", "logitloss, ms", "share", "Numba", *map(TITLES.get, peers)),
+        row("---", *["---:"] * (4 + len(peers))),
     ]
     for f in found:
-        cells = (milliseconds(f.limit_ms), milliseconds(f.ms[OURS]), f"{f.share[OURS]:.2f}")
+        numba = "" if f.numba is None else f"{f.numba:.2f}"
+        cells = (milliseconds(f.limit_ms), milliseconds(f.ms[OURS]), f"{f.share[OURS]:.2f}", numba)
         lines.append(row(f.name, *cells, *(times(f.factor.get(peer)) for peer in peers)))
     worst = {}
     for name, ratios in (
