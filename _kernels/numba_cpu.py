@@ -311,19 +311,25 @@ def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -
     item = item_of(logits)
     row_bytes = n_classes * max(4, logits.itemsize)
     record["streams"] = out is not None and record["n"] * row_bytes >= STREAM_FROM
-    scratch_bytes = numba_lanes.plan(record, item)
+    n_rows, size, width = int(record["n"]), 8 if item == "f64" else 4, logits.itemsize
+    are_beside = job.last_stride("logits") == width != logits.strides[-1]
+    record["block"], scratch_bytes = numba_lanes.plan(n_rows, n_classes, size, width, are_beside)
     if scratch_bytes:
         return run(kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
-    scratch_bytes = numba_rows.plan(record, item)
-    if not record["parts"]:
-        return run(kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
-    return _run_parts(job, item, scratch_bytes, num_threads)
+    has_lse = record["lse_in"]["address"] != 0
+    operation = int(record["operation"])
+    block, keeps, scratch_bytes = numba_rows.plan(operation, n_rows, n_classes, size, width, has_lse)
+    record["block"], record["keeps"] = block, keeps
+    if numba_rows.has_parts(n_rows, n_classes):
+        return _run_parts(job, item, scratch_bytes, num_threads)
+    return run(kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
 
 
 def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tuple[float, int, int]:
     """Share few long rows among the threads: sums of parts, rows' losses, results of parts."""
     record, n_parts = job.record, numba_rows.n_parts_of(int(job.record["n_classes"]))
     n_rows = int(record["n"])
+    record["block"], record["keeps"] = 1, False
     parts = np.empty(n_rows * (n_parts + 1) * numba_rows.ROW_BYTES, np.uint8)
     record["parts"] = parts.ctypes.data
 

@@ -81,6 +81,7 @@ class Job:
         memory = np.zeros(1, JOB)
         self.record, self.address = memory[0], memory.ctypes.data
         self.kept: list[object] = [memory]
+        self.axes: dict[str, list[int]] = {}
         for name, value in numbers.items():
             self.record[name] = value
 
@@ -95,11 +96,15 @@ class Job:
                 axes[-2:] = axes[-2] * size, stride
             elif size != 1:
                 axes += size, stride
-        pairs = np.array(axes, np.int64)
+        self.axes[name], pairs = axes, np.array(axes, np.int64)
         self.kept += array, pairs
         kind = vectors.ITEMS.index(item_of(array))
         class_stride = array.strides[-1] if has_classes else 0
         self.record[name] = (array.ctypes.data, kind, class_stride, len(axes) // 2, pairs.ctypes.data)
+
+    def last_stride(self, name: str) -> int:
+        """Return the bytes from one row to the next, along a run of them."""
+        return self.axes[name][-1] if self.axes[name] else 0
 
     def describe_number_or_array(self, name: str, value: Array | float) -> None:
         """Fill in an array, or a number that is the same for all; 1 needs none."""

@@ -37,6 +37,7 @@ from logitloss._kernels.numba_job import (
 from logitloss._kernels.numba_sums import PREFETCH_BYTES, ROW, sums
 from logitloss._kernels.vectors import inline, step
 from numba import carray
+from numba.extending import register_jitable
 
 CHUNK_BYTES = 8192
 BLOCK_ROWS = 64
@@ -52,24 +53,24 @@ TILE_BYTES = CHUNK_BYTES + 2 * PAGE
 ROW_BYTES = -(-ROW.itemsize // 64) * 64
 
 
-def plan(record: Any, item: str) -> int:
-    """Set a job's blocks; return the bytes of scratch memory that a thread needs."""
-    size = 8 if item == "f64" else 4
-    n_classes, row_bytes = int(record["n_classes"]), int(record["n_classes"]) * size
-    record["block"] = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
-    record["parts"] = n_classes > SEGMENT and record["n"] < FEW_ROWS
-    record["keeps"] = (
-        record["operation"] in (GRADIENT, SOFTMAX)
-        and vectors.itemsize(item) > 2
-        and not record["lse_in"]["address"]
-        and not record["parts"]
-        and row_bytes <= KEEP_BYTES
-    )
-    if record["parts"]:
-        record["block"] = 1
-    n_chunks = n_classes * size // CHUNK_BYTES + 1
-    kept = row_bytes + PAGE if record["keeps"] else 0
-    return PAGE + 3 * TILE_BYTES + 16 * n_chunks + kept
+@register_jitable
+def plan(operation, n_rows, n_classes, size, width, has_lse):
+    """Return a block's rows, whether exponentials are kept, and the bytes of scratch memory of a thread.
+
+    `size` is that of the reals, `width` of the logits' items.
+    """
+    row_bytes = n_classes * size
+    block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
+    # To read 16 bits again is less than to keep their exponentials.
+    keeps = (operation == GRADIENT or operation == SOFTMAX) and width > 2 and not has_lse
+    keeps = keeps and row_bytes <= KEEP_BYTES
+    n_chunks = row_bytes // CHUNK_BYTES + 1
+    return block, keeps, PAGE + 3 * TILE_BYTES + 16 * n_chunks + (row_bytes + PAGE if keeps else 0)
+
+
+def has_parts(n_rows: int, n_classes: int) -> bool:
+    """Whether threads share rows."""
+    return n_classes > SEGMENT and n_rows < FEW_ROWS
 
 
 def n_parts_of(n_classes: int) -> int:
