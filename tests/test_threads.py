@@ -221,3 +221,29 @@ def processors() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def test_numbas_threads_are_as_they_were():
+    import numba
+
+    numba.set_num_threads(1)
+    try:
+        bits((700, 129), "numba", 2)
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+
+
+def test_many_callers_on_numbas_layer_of_last_resort():
+    """Its own layer ends the process when two threads are inside at once; so they take turns."""
+    program = (
+        "import os\n"
+        "os.environ |= {'NUMBA_THREADING_LAYER': 'workqueue', 'NUMBA_NUM_THREADS': '4'}\n"
+        "import concurrent.futures, test_threads as t\n"
+        "expected = {job: t.bits(job, 'numba', 1) for job in t.JOBS}\n"
+        "jobs = [*t.JOBS] * 8\n"
+        "with concurrent.futures.ThreadPoolExecutor(6) as pool:\n"
+        "    assert list(pool.map(lambda job: t.bits(job, 'numba', 2), jobs)) == [expected[j] for j in jobs]\n"
+        "import numba; print(numba.threading_layer())\n"
+    )
+    assert run_child(program).strip() == "workqueue"

@@ -30,6 +30,7 @@ def _facts() -> dict[str, str]:
     facts |= {name: _version(name) for name in _LIBRARIES}
     facts["threads"] = str(get_num_threads())
     facts |= _build()
+    facts["Numba's threading layer"] = _threading_layer()
     for name, reason in _backends.backends().items():
         facts[f"backend {name}"] = reason or f"usable, is {_backends.get(name).name}"
     return facts
@@ -40,6 +41,14 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _threading_layer() -> str:
+    try:
+        module = importlib.import_module("logitloss._kernels.numba_cpu")
+    except ImportError as error:
+        return f"unknown ({error})"
+    return str(module.threading_layer())
 
 
 def _build() -> dict[str, str]:

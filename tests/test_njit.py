@@ -1,0 +1,160 @@
+"""The functions inside a user's own compiled functions: the values of the public ones, and errors as clear."""
+
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from cases import batch, frozen, probabilities
+from numba import njit, prange
+
+import logitloss as ll
+
+# Short rows and long, rows in the middle, and classes that do not lie next to each other
+SHAPES = [((33, 10), 1), ((17, 129), 1), ((3, 5, 20), -1), ((4, 7, 30), 1)]
+
+
+@njit
+def every_result(logits, target, soft, weight):
+    return (
+        ll.cross_entropy(logits, target, axis=1),
+        ll.cross_entropy(logits, target, weight=weight, label_smoothing=0.1, z_loss=1e-3, axis=1),
+        ll.cross_entropy(logits, target, ignore_index=3, reduction="none", axis=1),
+        ll.cross_entropy(logits, soft, reduction="sum", axis=1),
+        ll.cross_entropy_value_and_grad(logits, target, weight=weight, axis=1),
+        ll.cross_entropy_value_and_grad(logits, soft, label_smoothing=0.2, axis=1),
+        ll.logsumexp(logits, axis=1),
+        ll.softmax(logits, axis=1),
+    )
+
+
+def flat(results):
+    return [array for result in results for array in (result if isinstance(result, tuple) else (result,))]
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES[:2] + SHAPES[3:], ids=str)
+def test_values_are_those_of_the_public_functions(shape, axis, name):
+    dtype = np.dtype(name)
+    logits = batch((*shape[:1], *shape[2:], shape[1]), dtype)[0]
+    logits = frozen(np.moveaxis(logits, -1, 1))
+    rows = shape[:1] + shape[2:]
+    target = frozen(np.arange(np.prod(rows)).reshape(rows) % shape[1])
+    soft = frozen(np.abs(logits))
+    weight = np.linspace(0.5, 1.5, shape[1])
+    found = flat(every_result(logits, target, soft, weight))
+    expected = flat(every_result.py_func(logits, target, soft, weight))
+    for actual, wanted in zip(found, expected, strict=True):
+        wanted = np.asarray(wanted)
+        assert np.asarray(actual).dtype == wanted.dtype
+        assert np.asarray(actual).shape == wanted.shape
+        np.testing.assert_allclose(actual, wanted, rtol=4 * np.finfo(dtype).eps, atol=2 * np.finfo(dtype).eps)
+
+
+@njit
+def binary_results(logits, target, weight):
+    return (
+        ll.binary_cross_entropy_with_logits(logits, target),
+        ll.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none"),
+        ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, pos_weight=2.5),
+        ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, label_smoothing=0.1),
+    )
+
+
+@pytest.mark.parametrize("target_dtype", [np.float32, np.uint8, np.bool_])
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_binary_values(name, target_dtype):
+    dtype = np.dtype(name)
+    logits = batch((40, 129), dtype)[0]
+    target = frozen((np.arange(logits.size).reshape(logits.shape) % 3 == 0).astype(target_dtype))
+    weight = np.linspace(0, 1, 129)
+    found = flat(binary_results(logits, target, weight))
+    expected = flat(binary_results.py_func(logits, target, weight))
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=8 * np.finfo(dtype).eps)
+
+
+def test_inside_a_users_own_parallel_loop():
+    @njit(parallel=True)
+    def row_by_row(logits, target):
+        losses = np.empty(len(logits))
+        for row in prange(len(logits)):
+            losses[row] = ll.cross_entropy(logits[row], target[row])
+        return losses
+
+    logits, target = batch((700, 129), np.dtype(np.float64))
+    expected = ll.cross_entropy(logits, target, reduction="none")
+    np.testing.assert_allclose(row_by_row(logits, target), expected, rtol=1e-14)
+    threads = numba.get_num_threads()
+    assert threads == numba.config.NUMBA_NUM_THREADS
+
+
+def test_gradient_into_an_array_that_is_there():
+    @njit
+    def into(logits, target, out):
+        return ll.cross_entropy_value_and_grad(logits, target, out=out)[0]
+
+    logits, target = batch((20, 60), np.dtype(np.float32))
+    out = np.full_like(logits, np.nan)
+    value, grad = ll.cross_entropy_value_and_grad(logits, target)
+    assert into(logits, target, out) == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(out, grad, rtol=1e-6, atol=1e-9)
+
+
+@njit
+def plain(logits, target):
+    return ll.cross_entropy(logits, target)
+
+
+def test_a_bad_label_is_named():
+    logits, target = batch((20, 60), np.dtype(np.float32))
+    bad = target.copy()
+    bad[7] = 60
+    with pytest.raises(IndexError, match=r"row 7, is 60, .* 60 classes: expected 0 <= target < 60"):
+        plain(logits, bad)
+    with pytest.raises(ValueError, match="target: expected the logits' shape without the class axis"):
+        plain(logits, target[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("x.astype(np.int32), y", "logits of type .*: expected an array of float16, float32 or float64"),
+        ("x, y, reduction='median'", "reduction is 'median': expected one of none, mean, sum"),
+        ("x, y, axis=2", "axis is 2: expected -2 <= axis < 2"),
+        ("x, y, num_threads=2", "num_threads is of type .*: expected None"),
+    ],
+)
+def test_what_cannot_be_compiled_says_why(arguments, message):
+    scope = {"ll": ll, "np": np}
+    exec(f"def function(x, y): return ll.cross_entropy({arguments})", scope)
+    logits, target = batch((20, 60), np.dtype(np.float32))
+    with pytest.raises(numba.TypingError, match=message):
+        njit(scope["function"])(logits, target)
+
+
+def test_numba_finds_them_by_the_entry_point_and_keeps_what_it_compiled(tmp_path):
+    """A function kept on disk runs in a new process, which has compiled none of what it calls."""
+    (tmp_path / "user.py").write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "import logitloss as ll\n"
+        "from numba import njit\n"
+        "@njit(cache=True)\n"
+        "def loss(x, y): return ll.cross_entropy(x, y)\n"
+        "value = loss(np.zeros((3, 4), np.float32), np.arange(3))\n"
+        "print(round(value, 6), sum(loss.stats.cache_hits.values()))\n"
+    )
+    run = [sys.executable, "user.py"]
+    found = [
+        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+        for _ in range(2)
+    ]
+    assert found == [["1.386294", "0"], ["1.386294", "1"]]
+
+
+def test_probabilities_are_taken_for_targets_of_the_logits_shape():
+    logits = batch((20, 60), np.dtype(np.float32))[0]
+    soft = probabilities((20, 60), np.dtype(np.float32))
+    assert plain(logits, soft) == pytest.approx(float(ll.cross_entropy(logits, soft)), rel=1e-6)
