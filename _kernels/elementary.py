@@ -50,20 +50,27 @@ _TERMS: dict[type, dict[str, Any]] = {
 }
 
 
-def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
-    """Return the functions for one real type; `jit` compiles one to be inlined."""
+def elementary(
+    jit: Callable[..., Any], real: Any, headroom: int | None = None, holds: bool = False
+) -> SimpleNamespace:
+    """Return the functions for one real type; `jit` compiles one to be inlined.
+
+    exp `holds` its constants as `vectors.held` does, for loops that need them often.
+    """
     fma, maximum, where = vectors.fma, vectors.maximum, vectors.where
     shifted_to_exponent, exponent_of = vectors.low_bits_as_exponent, vectors.exponent_of
     mantissa_of = vectors.mantissa_of
     constants = _TERMS[real]
+    hold = vectors.held if holds else jit(lambda x: x)
     exp2, exp2_fine, log1p_unit = (
-        vectors.polynomial([float.fromhex(term) for term in constants[name].split()])
+        vectors.polynomial([float.fromhex(term) for term in constants[name].split()], holds)
         for name in ("exp2", "exp2_fine", "log1p")
     )
     zero, one, half, ln2 = real(0), real(1), real(0.5), real(np.log(2))
     infinity, log2e = real(np.inf), real(float.fromhex(constants["log2e"]))
     # exp is made this much too large, for the least of its values to be normal numbers still.
-    headroom = 30 if real is np.float32 else 60
+    if headroom is None:
+        headroom = 30 if real is np.float32 else 60
     bias = constants["bias"] + headroom
     magic = real(float.fromhex(constants["magic"]) + bias)
     # Here the exponent's place holds 0, a factor of 0.
@@ -73,9 +80,9 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
     @jit
     def exp_parts(d):
         """Return two factors of exp(d)*2**headroom, for d up to 2**6 or so; 0 at -inf, NaN at NaN."""
-        bounded = maximum(floor, d)
-        shifted = fma(bounded, log2e, magic)
-        fraction = fma(bounded, log2e, magic - shifted)
+        bounded = maximum(hold(floor), d)
+        shifted = fma(bounded, hold(log2e), hold(magic))
+        fraction = fma(bounded, hold(log2e), hold(magic) - shifted)
         return exp2(fraction), shifted_to_exponent(shifted)
 
     @jit

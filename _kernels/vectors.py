@@ -205,6 +205,13 @@ def _emit_shifted(builder: Any, kind: ir.Type, x: Any) -> Any:
     return builder.bitcast(moved, kind)
 
 
+def _emit_flipped(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
+    bits = _bits_of(kind)
+    minus = builder.bitcast(_constant(kind, -0.0), bits)
+    signs = builder.and_(builder.bitcast(y, bits), minus)
+    return builder.bitcast(builder.xor(builder.bitcast(x, bits), signs), kind)
+
+
 def _emit_exponent(builder: Any, kind: ir.Type, x: Any) -> Any:
     bits = _bits_of(kind)
     bias = 1023 if _mantissa_bits(bits) == 52 else 127
@@ -225,19 +232,43 @@ low_bits_as_exponent = _elementwise(_emit_shifted, 1)
 # Of a positive normal number, x = mantissa * 2**exponent with 1 <= mantissa < 2
 exponent_of = _elementwise(_emit_exponent, 1)
 mantissa_of = _elementwise(_emit_mantissa, 1)
+# x with its sign changed where y has a minus, be it of zero or NaN
+flipped = _elementwise(_emit_flipped, 2)
 
 
-def polynomial(terms: list[float]) -> Any:
-    """Return the function with these terms, the highest power first.
+def _emit_held(builder: Any, kind: ir.Type, x: Any) -> Any:
+    """Pass numbers, all the same if a vector's, through a register unseen."""
+    number = kind.element if isinstance(kind, ir.VectorType) else kind
+    if isinstance(kind, ir.VectorType):
+        x = builder.extract_element(x, _INT32(0))
+    bits = _bits_of(number)
+    unseen = builder.asm(ir.FunctionType(bits, [bits]), "", "=r,0", [builder.bitcast(x, bits)], False)
+    unseen.attributes.add("readnone")
+    unseen.attributes.add("nounwind")
+    x = builder.bitcast(unseen, number)
+    return _splat(builder, x, kind) if isinstance(kind, ir.VectorType) else x
+
+
+# A constant as a value not known. A loop that needs more constants than there are registers loads the known
+# ones one by one, each from a number in memory to all lanes; others it has as operands in memory, at no cost.
+held = _elementwise(_emit_held, 1)
+
+
+def polynomial(terms: list[float], holds: bool = False) -> Any:
+    """Return the function with these terms, the highest power first; it `holds` them as `held` does.
 
     Many terms go even and odd powers by themselves, for half the latency.
     """
 
     def emit(builder: Any, kind: ir.Type, x: Any) -> Any:
+        def constant(number: float) -> Any:
+            value = _constant(kind, number)
+            return _emit_held(builder, kind, value) if holds else value
+
         def chain(numbers: list[float], step: Any) -> Any:
-            total = _constant(kind, numbers[0])
+            total = constant(numbers[0])
             for number in numbers[1:]:
-                total = multiply_add(total, step, _constant(kind, number))
+                total = multiply_add(total, step, constant(number))
             return total
 
         def multiply_add(*args: Any) -> Any:
@@ -263,6 +294,17 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         return builder.select(args[0], *chosen)
 
     return common(condition, a, b), generate
+
+
+@intrinsic  # type: ignore[misc]
+def has_minus(typingctx: Any, x: Any) -> Any:
+    """Return the mask of lanes with a minus, be it of zero or NaN."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = _bits_of(args[0].type)
+        return builder.icmp_signed("<", builder.bitcast(args[0], bits), _constant(bits, 0))
+
+    return _mask_of(x)(x), generate
 
 
 @intrinsic  # type: ignore[misc]
@@ -301,6 +343,23 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
+
+
+def prefetcher(n_bytes: int) -> Any:
+    """Return the function that asks for all lines of so many bytes, `ahead` of an address."""
+
+    @intrinsic  # type: ignore[misc]
+    def prefetch_lines(typingctx: Any, address: Any, ahead: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start = builder.gep(builder.inttoptr(args[0], _BYTE.as_pointer()), [args[1]])
+            for offset in range(0, n_bytes, 64):
+                line = builder.gep(start, [_INT32(offset)])
+                _call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, _INT32(0), _INT32(3), _INT32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), generate
+
+    return prefetch_lines
 
 
 @intrinsic  # type: ignore[misc]
@@ -355,9 +414,11 @@ def _from_real(builder: Any, item: str, value: Any) -> Any:
     vector = isinstance(value.type, ir.VectorType)
     lanes = (lambda kind: ir.VectorType(kind, value.type.count)) if vector else (lambda kind: kind)
     real = value.type.element if vector else value.type
+    if item in ("f16", "bf16") and isinstance(real, ir.DoubleType):
+        # In one step it would be a function of a library that Numba does not have.
+        real = ir.FloatType()
+        value = builder.fptrunc(value, lanes(real))
     if item == "bf16":
-        if isinstance(real, ir.DoubleType):
-            value = builder.fptrunc(value, lanes(ir.FloatType()))
         bits = lanes(ir.IntType(32))
         number = builder.bitcast(value, bits)
         high = builder.lshr(number, _constant(bits, 16))
