@@ -366,7 +366,9 @@ def sigmoid(logits: Array, out: Array, log: bool, num_threads: int) -> None:
 def _run_elements(
     job: Job, x: Array, target: Array | None, loss: Array | None, out: Array | None, num_threads: int
 ) -> tuple[float, int]:
-    record, item = job.record, item_of(x)
+    # In double where the target is: a label near 1 must not be rounded before 1 - y is taken.
+    is_double = x.dtype == np.float64 or (target is not None and target.dtype == np.float64)
+    record, item = job.record, "f64" if is_double else "f32"
     record["n"] = x.size
     job.describe("logits", x)
     job.describe("target", target)

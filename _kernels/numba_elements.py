@@ -46,7 +46,7 @@ def plan(record: Any, item: str) -> int:
 
 
 def kernels(item: str) -> SimpleNamespace:
-    """Return the kernel for blocks of such logits."""
+    """Return the kernel for blocks in one real type, f32 or f64, of items of any kind."""
     real = np.float64 if item == "f64" else np.float32
     own_kind = vectors.ITEMS.index("f64" if real is np.float64 else "f32")
     ops, steps, bce = vectors.operations(real), job_steps(real), numba_bce.passes(real)

@@ -18,7 +18,7 @@ from ulp import WIDE
 
 import logitloss
 
-BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512")
+BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512", "numba")
 REQUIRED = {name.strip() for name in os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").split(",")} - {""}
 
 
