@@ -25,8 +25,9 @@ from logitloss._kernels.elementary import elementary
 PREFETCH_BYTES = 8192
 # Vectors that are summed in one chain, and chains whose e are joined
 CHAIN, JOINED = 32, 2
-_inline = njit(forceinline=True, error_model="numpy")
-_apart = njit(error_model="numpy")
+_options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_inline = njit(forceinline=True, **_options)
+_apart = njit(**_options)
 
 
 class Operands(NamedTuple):
@@ -79,7 +80,7 @@ def writer(ops: SimpleNamespace) -> SimpleNamespace:
 
 
 def passes(real: Any) -> SimpleNamespace:
-    """Return the passes over a block in one real type."""
+    """Return the passes over a block in one real type, or what makes one, `fused` with that of the gradient."""
     ops = vectors.operations(real)
     vector_bytes, chain_bytes = ops.lanes * ops.size, CHAIN * ops.lanes * ops.size
     fma, absolute, maximum, where = ops.fma, ops.absolute, ops.maximum, ops.where
@@ -230,24 +231,23 @@ def passes(real: Any) -> SimpleNamespace:
 
     # ---- anything ----
 
-    def weighted_pass(careful):
+    def weighted_pass(fused):
         @_inline
         def step(given, i, keep, spread):
             x, y = load(given.x + i), load(given.target + i)
             fraction, power = exp_parts(-absolute(x))
             e = fraction * (power * held(unit))
-            negative, positive = held(one) - y, y
-            if careful:  # `negative` is no difference of rounded numbers
-                negative, positive = fma(negative, keep, spread), fma(positive, keep, spread)
+            # With label smoothing `negative` is no difference of rounded numbers.
+            negative, positive = fma(held(one) - y, keep, spread), fma(y, keep, spread)
             positive = positive * load(given.pos_weight + (i & given.pos_weight_step))
             weight = load(given.weight + (i & given.weight_step))
             slope, q = where(has_minus(x), -positive, negative), negative + positive
-            if given.out:
+            if fused:
                 small = flipped(e, x) / (held(one) + e)
                 scale = load(given.scale + (i & given.scale_step)) * weight
                 store(given.out + i, fma(-q, small, slope) * scale)
-            if careful:
-                x = where((slope != zero) & (weight != zero), x, zero)
+            # 0*inf = 0; the exponential of NaN stays.
+            x = where((slope != zero) & (weight != zero), x, zero)
             loss = weight * fma(q, log1p_unit(e), slope * x)
             if given.loss:
                 store(given.loss + i, loss)
@@ -266,9 +266,9 @@ def passes(real: Any) -> SimpleNamespace:
                     chain = chain + step(given, i, keep, spread)
                     i += vector_bytes
                 total, lost = folded(total, lost, chain)
-                if given.stream:
+                if fused and given.stream:
                     done = drained(given.stream, given.out, done, i)
-            if given.stream:
+            if fused and given.stream:
                 finish(given.stream, given.out, done, n_bytes)
             return whole_sum(total, lost)
 
@@ -304,10 +304,7 @@ def passes(real: Any) -> SimpleNamespace:
     return SimpleNamespace(
         sigmoid=sigmoid,
         unit=unit,
-        plain=plain_pass(fused=False),
-        plain_fused=plain_pass(fused=True),
-        by_class=class_pass(fused=False),
-        by_class_fused=class_pass(fused=True),
-        weighted=weighted_pass(careful=False),
-        careful=weighted_pass(careful=True),
+        plain=plain_pass,
+        by_class=class_pass,
+        weighted=weighted_pass,
     )

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import itertools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,10 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from logitloss._kernels import numba_elements, numba_lanes, numba_rows
@@ -90,7 +93,16 @@ def compiled(function: Callable[..., Any], name: str) -> CFunc:
     kernel = CFunc(function, sig, locals={}, options={"error_model": "numpy", "nopython": True})
     with contextlib.suppress(RuntimeError):  # no folder that can be written
         kernel._cache = _KernelCache(function, name)
-    kernel.compile()
+    with global_compiler_lock:
+        # Functions made for another type differ by a number alone, counted from 1 in each process: one loaded
+        # from the disk would stand for one compiled here. So each kernel counts from a place of its own.
+        counted = FunctionIdentity._unique_ids
+        first = hashlib.sha256(f"{name} {_digest()}".encode()).hexdigest()[:12]
+        FunctionIdentity._unique_ids = itertools.count(int(first, 16))
+        try:
+            kernel.compile()
+        finally:
+            FunctionIdentity._unique_ids = counted
     return kernel
 
 
@@ -376,5 +388,9 @@ def _run_elements(
     job.describe("out", out)
     record["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
     scratch_bytes = numba_elements.plan(record, item)
-    total, _, bad = run(_kernel("numba_elements", "block", item), job, scratch_bytes, num_threads)
+    if record["operation"] == BCE_WITH_LOGITS:
+        name = "bce" if out is None else "bce_fused"
+    else:
+        name = "probability" if out is None else "sigmoid"
+    total, _, bad = run(_kernel("numba_elements", name, item), job, scratch_bytes, num_threads)
     return total, bad

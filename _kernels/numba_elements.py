@@ -17,11 +17,8 @@ from numba import carray, njit
 from logitloss._kernels import numba_bce, vectors
 from logitloss._kernels.numba_job import (
     BCE,
-    BCE_WITH_LOGITS,
     KL_DIV,
-    KL_DIV_LOG_TARGET,
     LOG_SIGMOID,
-    SIGMOID,
     block_range,
     job_steps,
     last_stride,
@@ -29,11 +26,16 @@ from logitloss._kernels.numba_job import (
     run_length,
 )
 
-BLOCK_BYTES = 1 << 14
 PAGE = 4096
-N_TILES = 7
-_inline = njit(forceinline=True, error_model="numpy")
-_apart = njit(error_model="numpy")
+BLOCK_BYTES = 4 * PAGE
+# Of a thread's memory: tiles for what is read, for losses, for results, and products of exponentials
+LOSS_AT, OUT_AT, PRODUCTS_AT = 5 * BLOCK_BYTES, 6 * BLOCK_BYTES, 7 * BLOCK_BYTES + PAGE
+SCRATCH_BYTES = PRODUCTS_AT + PAGE
+# A smaller total may have lost digits.
+ORDINARY = 2.0**-90
+_options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_inline = njit(forceinline=True, **_options)
+_apart = njit(**_options)
 _BOOL, _U8 = vectors.ITEMS.index("bool"), vectors.ITEMS.index("u8")
 # What lies behind the last logit: a loss of 0, and so is its exponential
 _NEVER = -(2.0**100)
@@ -42,7 +44,7 @@ _NEVER = -(2.0**100)
 def plan(record: Any, item: str) -> int:
     """Decide how many elements a block has; return how many bytes of scratch memory a thread needs."""
     record["block"] = BLOCK_BYTES // (8 if item == "f64" else 4)
-    return N_TILES * BLOCK_BYTES + 2 * PAGE
+    return SCRATCH_BYTES
 
 
 def kernels(item: str) -> SimpleNamespace:
@@ -55,9 +57,7 @@ def kernels(item: str) -> SimpleNamespace:
     load_one, store_one, load_any = ops.load_one, ops.store_one, vectors.any_loader(real)
     load_u8, load_bool = vectors.loader("u8", real, lanes), vectors.loader("bool", real, lanes)
     items, put_items, any_lane = steps.items, steps.put_items, vectors.any_lane
-    plain, plain_fused, by_class, by_class_fused = bce.plain, bce.plain_fused, bce.by_class, bce.by_class_fused
-    weighted, careful, sigmoid = bce.weighted, bce.careful, bce.sigmoid
-    fence = vectors.fence
+    careful, sigmoid, fence = bce.weighted(fused=False), bce.sigmoid, vectors.fence
     zero, half, one = real(0), real(0.5), real(1)
     unit = bce.unit
 
@@ -129,9 +129,9 @@ def kernels(item: str) -> SimpleNamespace:
         return -1
 
     @_apart
-    def is_hard(target, n):
+    def is_hard(target, n_bytes):
         """Whether all targets are 0 or 1."""
-        for i in range(0, n * size, vector_bytes):
+        for i in range(0, n_bytes, vector_bytes):
             y = load(target + i)
             if any_lane((y != zero) & (y != one)):
                 return False
@@ -172,68 +172,35 @@ def kernels(item: str) -> SimpleNamespace:
             a += load_one(losses + i * size)
         return (a + b) + (c + d)
 
-    @_inline
-    def bce_total(job, given, n, whole, products, loss_tile):
-        """Return the total, and fill what is wanted."""
-        eps, n_bytes = job.label_smoothing, whole * size
-        keep, spread = real(1.0 - eps), real(0.5 * eps)
-        total, ordinary, scale = np.nan, 2.0**-90, one
-        one_scale = given.out == 0 or is_number(job.scale)
-        if one_scale:
-            scale = number_of(job.scale)
-        has_weights = job.weight.address != 0 or given.loss != 0 or not one_scale
-        if eps != 0.0:
-            total = careful(given, n_bytes, keep, spread)
-        elif not has_weights and job.pos_weight.address == 0:
-            total = plain_fused(given, n_bytes, products) if given.out else plain(given, n_bytes, products)
-        else:
-            # Made of exponentials that are too large: as long as their unit can be in the scale
-            can_scale = given.out == 0 or abs(scale) > real(2.0**-60)
-            if not has_weights and is_number(job.pos_weight) and can_scale and is_hard(given.target, whole):
-                pos_weight = number_of(job.pos_weight)
-                ordinary *= max(1.0, pos_weight)
-                if given.out:
-                    store(given.scale, splat(scale * unit))
-                    store(given.scale + vector_bytes, splat(-pos_weight * scale * unit))
-                    total = by_class_fused(given, n_bytes, products)
-                else:
-                    total = by_class(given, n_bytes, products)
-            else:
-                total = weighted(given, n_bytes, keep, spread)
-        return total, ordinary
+    # ---- blocks ----
 
-    def block(jobs, number, scratch, results):
-        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
-        first, n = block_range(job, number)
-        whole = -(-n // lanes) * lanes
-        loss_tile, products = scratch + 5 * BLOCK_BYTES, scratch + N_TILES * BLOCK_BYTES + PAGE
+    @_apart
+    def operands(job, first, n, scratch):
+        """Return a block's operands, and the number of the first bad element or -1."""
+        whole, bad = -(-n // lanes) * lanes, -1
         x = operand(job.logits, first, n, whole, real(_NEVER), scratch)
         target = x
         if job.target.address:
             tile = scratch + BLOCK_BYTES
             target = operand(job.target, first, n, whole, real(-1 if job.signed else 0), tile)
-            bad = -1
             if job.signed:
                 bad, target = unsign(target, whole, tile), tile
             elif job.operation == BCE:
                 bad = first_improbable(x, target, n)
-            if bad >= 0:
-                found.bad = first + bad
-                return
         weight, weight_step = coefficient(job.weight, first, n, whole, scratch + 2 * BLOCK_BYTES)
         pos_weight, pos_weight_step = coefficient(job.pos_weight, first, n, whole, scratch + 3 * BLOCK_BYTES)
         scale, scale_step = coefficient(job.scale, first, n, whole, scratch + 4 * BLOCK_BYTES)
-
-        loss_fits = n == whole and fits(job.loss, first, n)
-        loss = place(job.loss, first) if loss_fits else loss_tile if job.loss.address else 0
-        # What may be written where logits are read is made in a tile, a quarter of a page from where they lie.
-        base = scratch + 6 * BLOCK_BYTES
-        out, stream, out_is_tile = 0, 0, False
+        loss, out, stream = 0, 0, 0
+        if job.loss.address:
+            loss = scratch + LOSS_AT
+            if n == whole and fits(job.loss, first, n):
+                loss = place(job.loss, first)
         if job.out.address:
-            out_is_tile = True
-            out = base + (x // 64 * 64 + PAGE // 4 - base) % PAGE
+            # A quarter of a page from where logits are read: those wait for what is written at their place
+            tile = scratch + OUT_AT
+            out = tile + (x // 64 * 64 + PAGE // 4 - tile) % PAGE
+            # The logits may be needed again.
             if n == whole and fits(job.out, first, n) and place(job.out, first) != x:
-                out_is_tile = False
                 if job.streams:
                     stream = place(job.out, first)
                 else:
@@ -241,30 +208,95 @@ def kernels(item: str) -> SimpleNamespace:
         given = numba_bce.Operands(
             x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, out, stream
         )
-        if job.operation == SIGMOID or job.operation == LOG_SIGMOID:
-            sigmoid(given, whole * size, job.operation == LOG_SIGMOID)
-        elif job.operation == BCE_WITH_LOGITS:
-            total, ordinary = bce_total(job, given, n, whole, products, loss_tile)
-            if not (abs(total) >= ordinary and abs(total) < np.inf):
-                loss = loss if loss else loss_tile
-                given = numba_bce.Operands(
-                    x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, 0, 0
-                )
-                careful(given, whole * size, real(1.0 - job.label_smoothing), real(0.5 * job.label_smoothing))
-                total = sum_of(loss, n)
-            found.total = total
-        else:
-            loss = loss if loss else loss_tile
-            given = numba_bce.Operands(
-                x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, 0, 0
-            )
-            probability_losses(job.operation, given, n)
-            found.total = sum_of(loss, n)
-        if job.loss.address and not loss_fits:
-            put_items(job.loss, first, n, loss_tile)
-        if out_is_tile:
-            put_items(job.out, first, n, out)
-        if stream:
-            fence()
+        return given, first + bad if bad >= 0 else -1
 
-    return SimpleNamespace(block=block)
+    @_apart
+    def finish(job, given, first, n, scratch):
+        """Bring results from tiles to where they are to be."""
+        if given.loss == scratch + LOSS_AT:
+            put_items(job.loss, first, n, given.loss)
+        if given.stream:
+            fence()
+        elif scratch <= given.out < scratch + SCRATCH_BYTES:
+            put_items(job.out, first, n, given.out)
+
+    @_inline
+    def losses_alone(given, loss):
+        """Return the operands of a pass that fills losses, in a tile if they are not wanted."""
+        return numba_bce.Operands(
+            given.x,
+            given.target,
+            given.weight,
+            given.weight_step,
+            given.pos_weight,
+            given.pos_weight_step,
+            given.scale,
+            given.scale_step,
+            given.loss if given.loss else loss,
+            0,
+            0,
+        )
+
+    def bce_block(fused):
+        plain, by_class, weighted = bce.plain(fused), bce.by_class(fused), bce.weighted(fused)
+
+        @_apart
+        def bce_total(job, given, n_bytes, products):
+            """Return the total, and under which size it is to be taken again with care."""
+            eps = job.label_smoothing
+            has_one_scale = not fused or is_number(job.scale)
+            scale = number_of(job.scale) if has_one_scale else one
+            if eps == 0.0 and job.weight.address == 0 and given.loss == 0 and has_one_scale:
+                if job.pos_weight.address == 0:
+                    return plain(given, n_bytes, products), ORDINARY
+                # Those exponentials are too large: their unit goes into the scale, if it can.
+                can_scale = not fused or abs(scale) > real(2.0**-60)
+                if can_scale and is_number(job.pos_weight) and is_hard(given.target, n_bytes):
+                    pos_weight = number_of(job.pos_weight)
+                    if fused:
+                        store(given.scale, splat(scale * unit))
+                        store(given.scale + vector_bytes, splat(-pos_weight * scale * unit))
+                    return by_class(given, n_bytes, products), ORDINARY * max(1.0, pos_weight)
+            return weighted(given, n_bytes, real(1.0 - eps), real(0.5 * eps)), ORDINARY
+
+        def block(jobs, number, scratch, results):
+            job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+            first, n = block_range(job, number)
+            given, found.bad = operands(job, first, n, scratch)
+            if found.bad >= 0:
+                return
+            n_bytes = -(-n // lanes) * vector_bytes
+            total, ordinary = bce_total(job, given, n_bytes, scratch + PRODUCTS_AT)
+            if not ordinary <= abs(total) < np.inf:
+                eps, again = job.label_smoothing, losses_alone(given, scratch + LOSS_AT)
+                careful(again, n_bytes, real(1.0 - eps), real(0.5 * eps))
+                total = sum_of(again.loss, n)
+            found.total = total
+            finish(job, given, first, n, scratch)
+
+        return block
+
+    def probability_block(jobs, number, scratch, results):
+        job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]
+        first, n = block_range(job, number)
+        given, found.bad = operands(job, first, n, scratch)
+        if found.bad >= 0:
+            return
+        made = losses_alone(given, scratch + LOSS_AT)
+        probability_losses(job.operation, made, n)
+        found.total = sum_of(made.loss, n)
+        finish(job, given, first, n, scratch)
+
+    def sigmoid_block(jobs, number, scratch, results):
+        job = carray(jobs, (1,))[0]
+        first, n = block_range(job, number)
+        given, _ = operands(job, first, n, scratch)
+        sigmoid(given, -(-n // lanes) * vector_bytes, job.operation == LOG_SIGMOID)
+        finish(job, given, first, n, scratch)
+
+    return SimpleNamespace(
+        bce=bce_block(fused=False),
+        bce_fused=bce_block(fused=True),
+        probability=probability_block,
+        sigmoid=sigmoid_block,
+    )
