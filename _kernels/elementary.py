@@ -49,8 +49,11 @@ _TERMS: dict[type, dict[str, Any]] = {
 }
 
 
-def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
-    """Return the functions for one real type; `jit` compiles one to be inlined."""
+def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) -> SimpleNamespace:
+    """Return the functions for one real type; `jit` compiles one to be inlined.
+
+    What is 1 comes out as 2**headroom, for the least exponentials to be normal numbers still.
+    """
     fma, maximum, where = vectors.fma, vectors.maximum, vectors.where
     low_bits_as_exponent = vectors.low_bits_as_exponent
     exponent_of, mantissa_of = vectors.exponent_of, vectors.mantissa_of
@@ -61,11 +64,13 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
     )
     zero, one, half, ln2 = real(0), real(1), real(0.5), real(np.log(2))
     infinity, log2e = real(np.inf), real(float.fromhex(constants["log2e"]))
-    # A row's largest exponential is about 2**headroom, for the least of them to be normal numbers still.
-    headroom = 30 if real is np.float32 else 60
+    if headroom is None:
+        headroom = 30 if real is np.float32 else 60
     bias = real(constants["bias"] + headroom)
     rounding = real(float.fromhex(constants["magic"]))
     unit = real(2.0**-headroom)
+    # At the floor, the exponent's place holds 0, a factor of 0.
+    floor, magic = real(-bias * np.log(2)), real(rounding + bias)
 
     @jit
     def rounded(x):
@@ -74,11 +79,11 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
 
     @jit
     def scale_of(k):
-        """Return what exp_parts needs for exp(x)*2**(headroom - k), of an integer k: bound and magic."""
+        """Return what scaled_parts needs for exp(x)*2**(headroom - k), of an integer k: bound and magic."""
         return (k - bias) * ln2, (rounding + bias) - k
 
     @jit
-    def exp_parts(x, bound, magic):
+    def scaled_parts(x, bound, magic):
         """Return two factors of exp(x)*2**(headroom - k): 0 for x up to the bound, NaN at NaN."""
         bounded = maximum(bound, x)
         shifted = fma(bounded, log2e, magic)
@@ -86,13 +91,22 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
         return exp2(fraction), low_bits_as_exponent(shifted)
 
     @jit
-    def exp_fine(d):
-        """exp(d) to the last bit or so."""
-        bound, magic = scale_of(zero)
-        bounded = maximum(bound, d)
+    def exp_parts(d):
+        """Return two factors of exp(d)*2**headroom, for d up to 2**6 or so; 0 at -inf, NaN at NaN."""
+        return scaled_parts(d, floor, magic)
+
+    @jit
+    def exp_raised(d):
+        """exp(d)*2**headroom to the last bit or so."""
+        bounded = maximum(floor, d)
         shifted = fma(bounded, log2e, magic)
         fraction = fma(bounded, log2e, magic - shifted)
-        return exp2_fine(fraction) * low_bits_as_exponent(shifted) * unit
+        return exp2_fine(fraction) * low_bits_as_exponent(shifted)
+
+    @jit
+    def exp(d):
+        """exp(d) to the last bit or so."""
+        return exp_raised(d) * unit
 
     @jit
     def log1p_mantissa(t):
@@ -110,8 +124,10 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
 
     return SimpleNamespace(
         scale_of=scale_of,
+        scaled_parts=scaled_parts,
         exp_parts=exp_parts,
-        exp=exp_fine,
+        exp_raised=exp_raised,
+        exp=exp,
         rounded=rounded,
         exp2_unit=exp2_fine,
         log1p=log1p,

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import itertools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ from logitloss._kernels.numba_job import (
     real_of,
 )
 from numba import njit, prange, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
@@ -89,7 +92,16 @@ class Kernel:
         self.function = njit(error_model="numpy", no_cpython_wrapper=True)(function)
         with contextlib.suppress(RuntimeError):  # no folder that can be written
             self.function._cache = _KernelCache(function, name)
-        self.function.compile(KERNEL)
+        with global_compiler_lock:
+            # Functions made for another type differ by a number alone, counted from 1 in each process: one from
+            # the disk would stand for one compiled here. So each kernel counts from a place of its own.
+            counted = FunctionIdentity._unique_ids
+            first = hashlib.sha256(f"{name} {_digest()}".encode()).hexdigest()[:12]
+            FunctionIdentity._unique_ids = itertools.count(int(first, 16))
+            try:
+                self.function.compile(KERNEL)
+            finally:
+                FunctionIdentity._unique_ids = counted
         compiled = self.function.overloads[KERNEL.args]
         self.address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
 
@@ -384,13 +396,19 @@ def sigmoid(logits: Array, out: Array, log: bool, num_threads: int) -> None:
 def _run_elements(
     job: Job, x: Array, target: Array | None, loss: Array | None, out: Array | None, num_threads: int
 ) -> tuple[float, int]:
-    record, item = job.record, item_of(x)
+    # In double where the target is: a label near 1 must not be rounded before 1 - y is taken.
+    is_double = x.dtype == np.float64 or (target is not None and target.dtype == np.float64)
+    record, item = job.record, "f64" if is_double else "f32"
     record["n"] = x.size
     job.describe("logits", x)
     job.describe("target", target)
     job.describe("loss", loss)
     job.describe("out", out)
     record["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
-    scratch_bytes = numba_elements.plan(record, item)
-    total, _, bad = run(kernel("numba_elements", "block", item), job, scratch_bytes, num_threads)
+    record["block"], scratch_bytes = numba_elements.plan(8 if is_double else 4)
+    if record["operation"] == BCE_WITH_LOGITS:
+        name = "bce" if out is None else "bce_fused"
+    else:
+        name = "probability" if out is None else "sigmoid"
+    total, _, bad = run(kernel("numba_elements", name, item), job, scratch_bytes, num_threads)
     return total, bad

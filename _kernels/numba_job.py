@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.vectors import inline, step
+from logitloss._kernels.vectors import inline, outline
 from numba import carray, types
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def axis_stride(view, axis):
     return vectors.load_integer(view.axes + 16 * axis + 8)
 
 
-@step
+@outline
 def place(view, index):
     """Return the address of a row or element."""
     at = view.address
@@ -183,7 +183,7 @@ def label_of(job, row):
     return vectors.load_label(job.target.kind, place(job.target, row))
 
 
-@step
+@outline
 def first_bad_label(job, first, n):
     """Return the first of n rows whose label is out of range, or -1."""
     for row in range(first, first + n):
@@ -208,7 +208,7 @@ _F64, _F32 = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f32")
 _store_u8 = vectors.storer("u8", np.float64)
 
 
-@step
+@outline
 def put(view, row, value):
     """Store the float64 result of a row, as float64, float32 or uint8, if it is wanted."""
     if view.address == 0:
@@ -221,7 +221,7 @@ def put(view, row, value):
         _store_u8(place(view, row), value)
 
 
-@step
+@outline
 def get(view, row, default):
     """Return a row's float64 from such an array, or `default` where there is none."""
     return _load_f64(place(view, row)) if view.address else default
@@ -237,7 +237,7 @@ def job_steps(real: Any) -> SimpleNamespace:
     any_vector, any_one = vectors.any_loader(real, lanes), vectors.any_loader(real)
     put_vector, put_one = vectors.any_storer(real, lanes), vectors.any_storer(real)
 
-    @step
+    @outline
     def load_run(kind, address, stride, n, tile):
         """Bring n items, `stride` bytes apart, into the reals of a tile."""
         done = 0
@@ -248,7 +248,7 @@ def job_steps(real: Any) -> SimpleNamespace:
         for i in range(done, n):
             store_one(tile + i * size, any_one(kind, address + i * stride))
 
-    @step
+    @outline
     def store_run(kind, address, stride, n, tile):
         """Bring n reals of a tile to floats `stride` bytes apart."""
         done = 0
@@ -259,7 +259,7 @@ def job_steps(real: Any) -> SimpleNamespace:
         for i in range(done, n):
             put_one(kind, address + i * stride, load_one(tile + i * size))
 
-    @step
+    @outline
     def items(view, first, n, tile):
         """Return the address of rows or elements first ... first + n - 1 as reals, in place or in the tile."""
         stride = last_stride(view)
@@ -272,7 +272,7 @@ def job_steps(real: Any) -> SimpleNamespace:
             done += length
         return tile
 
-    @step
+    @outline
     def put_items(view, first, n, tile):
         """Store the reals of a tile as rows or elements first ... first + n - 1."""
         done = 0

@@ -1,7 +1,6 @@
 """Rows in lanes."""
 from types import SimpleNamespace
 
-
 from numba.extending import register_jitable
 
 

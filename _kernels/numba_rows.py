@@ -35,7 +35,7 @@ from logitloss._kernels.numba_job import (
     put,
 )
 from logitloss._kernels.numba_sums import PREFETCH_BYTES, ROW, sums
-from logitloss._kernels.vectors import inline, step
+from logitloss._kernels.vectors import inline, outline
 from numba import carray
 from numba.extending import register_jitable
 
@@ -106,7 +106,7 @@ def kernels(item: str) -> SimpleNamespace:
     load_item, load_one = vectors.loader(item, real), ops.load_one
     store, store_item = vectors.storer(item, real, lanes), vectors.storer(item, real)
     store_exps, store_real = ops.store, ops.store_one
-    exp_parts, scale_of, unit = own.exp_parts, own.scale_of, np.float64(own.unit)
+    exp_parts, unit = own.exp_parts, np.float64(own.unit)
     share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
     softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
     load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
@@ -133,19 +133,19 @@ def kernels(item: str) -> SimpleNamespace:
         """Return how many classes the chunk that begins at c has: what follows has a group at least."""
         return chunk if last - c >= chunk + group else last - c
 
-    @step
+    @outline
     def pack(address, stride, n, tile):
         """Bring n items into a tile."""
         for i in range(n):
             store_item(tile + i * width, load_item(address + i * stride))
 
-    @step
+    @outline
     def unpack(address, stride, n, tile):
         """Bring a tile's items back."""
         for i in range(n):
             store_item(address + i * stride, load_item(tile + i * width))
 
-    @step
+    @outline
     def classes_of(job, i, c, n, tile):
         """Return the address of n classes of row i, in place or in the tile."""
         stride = job.logits.class_stride
@@ -156,7 +156,7 @@ def kernels(item: str) -> SimpleNamespace:
         pack(address, stride, n, tile)
         return tile
 
-    @step
+    @outline
     def gammas_of(job, i, c, n, tile):
         """Return the address of the coefficients of n classes of row i."""
         weight = job.gamma + c * size if job.gamma else 0
@@ -184,12 +184,12 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the first pass ----
 
-    @step
+    @outline
     def begin(row):
         row.m, row.s, row.weight, row.gap, row.top_weight = -infinity, 0.0, 0.0, 0.0, 0.0
         row.k, row.relative, row.top = 0.0, unit, -1
 
-    @step
+    @outline
     def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
         """Add classes first ... last - 1 of row i; exps is where exponentials are kept, or 0."""
         stride = job.logits.class_stride
@@ -218,7 +218,7 @@ def kernels(item: str) -> SimpleNamespace:
                 store_wide(mark + 8, row.relative)
             c += n
 
-    @step
+    @outline
     def part_of(job, i, part):
         """Return the record of a part of row i that threads share; behind the parts is the row's own."""
         return row_at(job.parts + (i * (n_parts(job) + 1) + part) * ROW_BYTES)
@@ -227,7 +227,7 @@ def kernels(item: str) -> SimpleNamespace:
     def n_parts(job):
         return max(1, job.n_classes // SEGMENT)
 
-    @step
+    @outline
     def merge_parts(job, row, i):
         begin(row)
         for number in range(n_parts(job)):
@@ -241,7 +241,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- from sums to results ----
 
-    @step
+    @outline
     def finish(job, row, i, lse_in):
         """Fill in what the second pass needs; return the loss."""
         is_gradient, has_labels = job.operation == GRADIENT, job.target_kind == LABELS
@@ -304,7 +304,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the second pass ----
 
-    @step
+    @outline
     def scaled(exps, gamma, gamma_factor, factor, n, to):
         """Kept exponentials times a factor, less coefficients if there are any."""
         by, less = splat(real(factor)), splat(real(gamma_factor))
@@ -315,47 +315,45 @@ def kernels(item: str) -> SimpleNamespace:
                 p = p - load_exps(gamma + at * size) * less
             store(to + at * width, p)
 
-    @step
+    @outline
     def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
         """Do the same from the logits."""
-        lowest, shift = scale_of(zero)
-        bound, magic, minus = splat(lowest), splat(shift), splat(real(reference))
+        minus = splat(real(reference))
         by, less = splat(real(factor * unit)), splat(real(gamma_factor))
         for c in range(0, n, lanes):
             at = min(c, n - lanes)
             prefetch(x + at * width + PREFETCH_BYTES)
-            p, q = exp_parts(load(x + at * width) - minus, bound, magic)
+            p, q = exp_parts(load(x + at * width) - minus)
             p = (p * q) * by
             if gamma:
                 p = p - load_exps(gamma + at * size) * less
             store(to + at * width, p)
 
-    @step
+    @outline
     def logarithms(x, m, log1p_others, n, to):
         largest, rest = splat(real(m)), splat(real(log1p_others))
         for c in range(0, n, lanes):
             at = min(c, n - lanes)
             store(to + at * width, (load(x + at * width) - largest) - rest)
 
-    @step
+    @outline
     def entropy_of(x, m, log1p_others, n):
         """Return the sum of exp(x - m)*(lse - x)."""
-        lowest, shift = scale_of(zero)
-        bound, magic, minus = splat(lowest), splat(shift), splat(real(m))
+        minus = splat(real(m))
         rest, total = splat(real(log1p_others)), 0.0
         for first in range(0, n, 16 * lanes):
             some = splat(zero)
             for c in range(first, min(n, first + 16 * lanes), lanes):
                 at = min(c, n - lanes)
                 d = load(x + at * width) - minus
-                p, q = exp_parts(d, bound, magic)
+                p, q = exp_parts(d)
                 e = p * q
                 # 0*inf = 0; what the vector before has is left out.
                 some = some + where(lanes_from(c - at, lanes) & (e != zero), e * (rest - d), zero)
             total += lanes_sum(some)
         return total * unit
 
-    @step
+    @outline
     def map_row(job, row, i, first, last, scratch, exps, marks):
         """Make the results of classes first ... last - 1 of row i."""
         stride, out = job.out.class_stride, place(job.out, i)
@@ -394,7 +392,7 @@ def kernels(item: str) -> SimpleNamespace:
                 copy(to, tile, n * width)
             c += n
 
-    @step
+    @outline
     def sum_entropy(job, row, i, first, last, scratch):
         total, c = 0.0, first
         while c < last:
@@ -405,14 +403,14 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- blocks ----
 
-    @step
+    @outline
     def set_target(job, row, i):
         row.label, row.live = -1, 1
         if job.target_kind == LABELS:
             row.label = label_of(job, i)
             row.live = row.label != job.ignore_index
 
-    @step
+    @outline
     def needs_no_pass(job, row, i, lse_in):
         """Whether a row follows from its label alone, and its sums then: it is ignored, or its lse is known.
 
@@ -469,7 +467,7 @@ def kernels(item: str) -> SimpleNamespace:
             fence()
         found.total, found.counted = total, counted
 
-    @step
+    @outline
     def keep_row(job, row, i):
         own_row = part_of(job, i, n_parts(job))
         own_row.m, own_row.reference, own_row.factor = row.m, row.reference, row.factor
@@ -477,7 +475,7 @@ def kernels(item: str) -> SimpleNamespace:
         own_row.at_top, own_row.at_label = row.at_top, row.at_label
         own_row.top, own_row.label, own_row.live = row.top, row.label, row.live
 
-    @step
+    @outline
     def part_range(job, part):
         first = part * SEGMENT
         return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.vectors import inline, step
+from logitloss._kernels.vectors import inline, outline
 
 # Groups that one chain of additions adds up
 CHAIN = 8
@@ -57,10 +57,10 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         ops.store_one,
     )
     lanes_max, lanes_sum, load_real, load_one = ops.lanes_max, ops.lanes_sum, ops.load, ops.load_one
-    exp_parts, scale_of, rounded = elementary.exp_parts, elementary.scale_of, elementary.rounded
+    scaled_parts, scale_of, rounded = elementary.scaled_parts, elementary.scale_of, elementary.rounded
     any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, vectors.prefetch
     keep_rolled, share, merge_gaps = vectors.keep_rolled, wide.share, wide.merge_gaps
-    exp2_unit, wide_fma = wide_elementary.exp2_unit, vectors.fma
+    exp_parts, exp2_unit, wide_fma = elementary.exp_parts, wide_elementary.exp2_unit, vectors.fma
     log2e, wide_log2e = elementary.log2e, float(elementary.log2e)
     unit, group, width = 2.0**-elementary.headroom, 2 * lanes, vectors.itemsize(item)
     low, zero, infinity, nan, direct = real(-np.inf), real(0), np.inf, np.nan, DIRECT[real]
@@ -85,7 +85,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         def largest_of(high0, high1):
             return lanes_max(maximum(high0, high1))
 
-    @step
+    @outline
     def look_at(x, n):
         """Return the largest of n classes, whole groups or at least one; anything where one is NaN."""
         high0, high1 = start()
@@ -95,7 +95,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             high0, high1 = look(high0, high1, x + (n - group) * width)
         return largest_of(high0, high1)
 
-    @step
+    @outline
     def place_of(x, n, value):
         """Return the first place of a value that is there."""
         wanted, c = splat(value), 0
@@ -109,7 +109,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return c + first_lane(found)
         return c + lanes + first_lane(load(x + (c + lanes) * width) == wanted)
 
-    @step
+    @outline
     def has_nan(x, n):
         for c in range(0, n, lanes):
             v = load(x + min(c, n - lanes) * width)
@@ -137,8 +137,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     def plain(keeps: bool) -> Any:
         @inline
         def add_group(v0, v1, bound, magic, sum0, sum1, exps):
-            p0, q0 = exp_parts(v0, bound, magic)
-            p1, q1 = exp_parts(v1, bound, magic)
+            p0, q0 = scaled_parts(v0, bound, magic)
+            p1, q1 = scaled_parts(v1, bound, magic)
             if keeps:
                 store(exps, p0 * q0)
                 store(exps + lanes * size, p1 * q1)
@@ -146,7 +146,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 return fma(p0, q0, sum0), fma(p1, q1, sum1)
             return fma(p1, q1, fma(p0, q0, sum0)), sum1
 
-        @step
+        @outline
         def add_part(x, c, at, skip, bound, magic, total, exps):
             """Add a group without the class `at`, and without the first `skip`."""
             sum0, sum1 = add_group(
@@ -160,7 +160,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             )
             return sum0 + sum1
 
-        @step
+        @outline
         def sum_chunk(x, n, at, k, ahead, exps):
             """Return the sum of n classes but the one at `at`, and the largest of as many `ahead`."""
             lowest, shift = scale_of(k)
@@ -188,7 +188,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 total = add_part(x, c, at, 0, bound, magic, total, exps)
                 c, cut = c + group, whole
 
-        @step
+        @outline
         def add_chunk(row, x, n, first, next_x, next_n, exps):
             """Add a chunk of n classes to the row, the first being number `first`; look at the next, if any.
 
@@ -224,17 +224,16 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     # ---- sums of anything ----
 
     @inline
-    def add_any_vector(v, g, reference, bound, magic, sum_, weight, gap, exps):
-        p, q = exp_parts(v - reference, bound, magic)
+    def add_any_vector(v, g, reference, sum_, weight, gap, exps):
+        p, q = exp_parts(v - reference)
         if exps:
             store(exps, p * q)
         return fma(p, q, sum_), weight + g, gap + where(g == zero, zero, g * (reference - v))
 
-    @step
+    @outline
     def sum_any(x, n, at, m, gamma, exps):
         """Return the sums of exponentials, gamma and gamma*(m - x) over n classes but the one at `at`."""
-        lowest, shift = scale_of(zero)
-        bound, magic, reference = splat(lowest), splat(shift), splat(m)
+        reference = splat(m)
         total, weights, gaps = splat(zero), splat(zero), splat(zero)
         whole, c = n - n % lanes, n - lanes
         if whole < n:
@@ -242,8 +241,6 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 without(load(x + c * width), low, at - c, whole - c),
                 without(load_real(gamma + c * size), zero, at - c, whole - c),
                 reference,
-                bound,
-                magic,
                 total,
                 weights,
                 gaps,
@@ -261,8 +258,6 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                         load(x + i * width),
                         load_real(gamma + i * size),
                         reference,
-                        bound,
-                        magic,
                         sum_,
                         weight,
                         gap,
@@ -277,8 +272,6 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 without(load(x + c * width), low, at - c, 0),
                 without(load_real(gamma + c * size), zero, at - c, 0),
                 reference,
-                bound,
-                magic,
                 total,
                 weights,
                 gaps,
@@ -286,7 +279,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             )
             c, cut = c + lanes, whole
 
-    @step
+    @outline
     def add_any(row, x, n, first, gamma, exps):
         """Add a chunk of n classes with their coefficients to the row."""
         largest, at = largest_in(row, x, n), -1

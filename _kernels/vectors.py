@@ -26,9 +26,9 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin
 
 # How functions that only kernels call are compiled: without the wrappers that Python would call, and by
-# `inline` into each place
-step = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-inline = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# `inline` into each place, `outline` once
+outline = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inline = njit(error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # A register's size in bytes. LLVM makes two of one where it has less (SSE2, NEON).
 VECTOR_BYTES = 64 if llvm.get_host_cpu_features().get("avx512f") else 32
@@ -224,6 +224,13 @@ def _emit_shifted(builder: Any, kind: ir.Type, x: Any) -> Any:
     return builder.bitcast(moved, kind)
 
 
+def _emit_flipped(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
+    bits = _bits_of(kind)
+    minus = builder.bitcast(_constant(kind, -0.0), bits)
+    signs = builder.and_(builder.bitcast(y, bits), minus)
+    return builder.bitcast(builder.xor(builder.bitcast(x, bits), signs), kind)
+
+
 def _emit_exponent(builder: Any, kind: ir.Type, x: Any) -> Any:
     bits = _bits_of(kind)
     bias = 1023 if _mantissa_bits(bits) == 52 else 127
@@ -244,6 +251,8 @@ low_bits_as_exponent = _elementwise(_emit_shifted, 1)
 # Of a positive normal number, x = mantissa * 2**exponent with 1 <= mantissa < 2
 exponent_of = _elementwise(_emit_exponent, 1)
 mantissa_of = _elementwise(_emit_mantissa, 1)
+# x with its sign changed where y has a minus, be it of zero or NaN
+flipped = _elementwise(_emit_flipped, 2)
 
 
 def polynomial(terms: list[float]) -> Any:
@@ -289,6 +298,17 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
+def has_minus(typingctx: Any, x: Any) -> Any:
+    """Return the mask of lanes with a minus, be it of zero or NaN."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = _bits_of(args[0].type)
+        return builder.icmp_signed("<", builder.bitcast(args[0], bits), _constant(bits, 0))
+
+    return _mask_of(x)(x), generate
+
+
+@intrinsic  # type: ignore[misc]
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Whether a mask has a lane set."""
 
@@ -324,6 +344,23 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
+
+
+def prefetcher(n_bytes: int) -> Any:
+    """Return the function that asks for all lines of so many bytes, `ahead` of an address."""
+
+    @intrinsic  # type: ignore[misc]
+    def prefetch_lines(typingctx: Any, address: Any, ahead: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start = builder.gep(builder.inttoptr(args[0], _BYTE.as_pointer()), [args[1]])
+            for offset in range(0, n_bytes, 64):
+                line = builder.gep(start, [_INT32(offset)])
+                _call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, _INT32(0), _INT32(3), _INT32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), generate
+
+    return prefetch_lines
 
 
 @intrinsic  # type: ignore[misc]
@@ -391,9 +428,11 @@ def _from_real(builder: Any, item: str, value: Any) -> Any:
     vector = isinstance(value.type, ir.VectorType)
     lanes = (lambda kind: ir.VectorType(kind, value.type.count)) if vector else (lambda kind: kind)
     real = value.type.element if vector else value.type
+    if item in ("f16", "bf16") and isinstance(real, ir.DoubleType):
+        # In one step it would be a function of a library that Numba does not have.
+        real = ir.FloatType()
+        value = builder.fptrunc(value, lanes(real))
     if item == "bf16":
-        if isinstance(real, ir.DoubleType):
-            value = builder.fptrunc(value, lanes(ir.FloatType()))
         bits = lanes(ir.IntType(32))
         number = builder.bitcast(value, bits)
         high = builder.lshr(number, _constant(bits, 16))
@@ -641,7 +680,7 @@ _put_bytes, _put_byte = storer("f32", np.float32, VECTOR_BYTES // 4), storer("u8
 _stream_bytes = storer("f32", np.float32, VECTOR_BYTES // 4, streams=True)
 
 
-@step
+@outline
 def copy(to: int, source: int, n: int) -> None:
     """Copy bytes."""
     for i in range(0, n - n % VECTOR_BYTES, VECTOR_BYTES):
@@ -650,7 +689,7 @@ def copy(to: int, source: int, n: int) -> None:
         _put_byte(to + i, _byte(source + i))
 
 
-@step
+@outline
 def stream(to: int, source: int, n: int) -> None:
     """Copy bytes, whole lines around the cache."""
     head = min(-to % 64, n)

@@ -25,16 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _REALS = {types.float16: "f16", types.float32: "f32", types.float64: "f64"}
-_KERNELS = (("numba_rows", "softmax_block"), ("numba_lanes", "softmax_block"), ("numba_elements", "block"))
-_KERNELS_OF_ITEMS = tuple((*kernel, item) for item in _REALS.values() for kernel in _KERNELS)
 _LABEL_WEIGHT = ("numba_labels", "label_weight", "f32")
+_KERNELS = (
+    *(("numba_rows", "softmax_block", item) for item in _REALS.values()),
+    *(("numba_lanes", "softmax_block", item) for item in _REALS.values()),
+    *(("numba_elements", name, item) for name in ("bce", "bce_fused") for item in ("f32", "f64")),
+    _LABEL_WEIGHT,
+)
 
 
 # ---- kernels by their address ----
 
 # Compiled code refers to the kernels by a table, which it finds by name: so it can be kept on disk, and nothing
 # of a kernel is compiled into it. An entry is 0 until the kernel is asked for.
-_NUMBERS = {kernel: number for number, kernel in enumerate((*_KERNELS_OF_ITEMS, _LABEL_WEIGHT))}
+_NUMBERS = {kernel: number for number, kernel in enumerate(_KERNELS)}
 _TABLE, _TABLE_NAME, _LOADER_NAME = np.zeros(len(_NUMBERS), np.int64), "logitloss_kernels", "logitloss_load"
 
 
@@ -43,7 +47,7 @@ def _load_kernel(number: int) -> int:
     """Fill in an entry, compiling the kernel or loading it from the disk."""
     from logitloss._kernels import numba_cpu
 
-    _TABLE[number] = numba_cpu.kernel(*list(_NUMBERS)[number]).address
+    _TABLE[number] = numba_cpu.kernel(*_KERNELS[number]).address
     return int(_TABLE[number])
 
 
@@ -234,7 +238,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     f64, real_kind = ITEMS.index("f64"), ITEMS.index("f64" if item == "f64" else "f32")
     operation = numba_job.GRADIENT if wants_grad else numba_job.NOTHING
     kinds = numba_job.PROBABILITIES if is_soft else numba_job.LABELS
-    means, sums, none = reduction == "mean", reduction == "sum", reduction == "none"
+    means, none = reduction == "mean", reduction == "none"
     found_type = numba_job.FOUND
 
     @register_jitable
@@ -502,8 +506,10 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
 
     item, by = _item("logits", logits), _reduction(reduction)
     ndim, kind, target_kind = logits.ndim, vectors.ITEMS.index(item), _kind("target", target)
-    block = _NUMBERS["numba_elements", "block", item]
-    plan, size, width = numba_elements.plan, 8 if item == "f64" else 4, vectors.itemsize(item)
+    # In double where the target is, as the Numba backend does
+    is_double = types.float64 in (logits.dtype, target.dtype)
+    block = _NUMBERS["numba_elements", "bce_fused" if wants_grad else "bce", "f64" if is_double else "f32"]
+    plan, size = numba_elements.plan, 8 if is_double else 4
     job_type, found_type, operation = numba_job.JOB, numba_job.FOUND, numba_job.BCE_WITH_LOGITS
     real: Any = np.float64 if item == "f64" else np.float32
     f64, real_kind = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f64" if item == "f64" else "f32")
@@ -539,7 +545,8 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
             _describe(job.out, out, kind, -1, axes[5])
             if means:
                 _describe(job.scale, scale, f64, -1, axes[6])
-        job.block, scratch_bytes = plan(size)
+        block_size, scratch_bytes = plan(size)
+        job.block = block_size
         memory, total = np.empty(scratch_bytes + 4096, np.uint8), 0.0
         scratch = (memory.ctypes.data + 4095) // 4096 * 4096
         for number in range((job.n + job.block - 1) // job.block):
