@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from logitloss._kernels import vectors
 
 if TYPE_CHECKING:
@@ -79,12 +78,17 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
         return exp2(fraction), shifted_to_exponent(shifted)
 
     @jit
-    def exp_fine(d):
-        """exp(d) to the last bit or so."""
+    def exp_raised(d):
+        """exp(d)*2**headroom to the last bit or so, for d up to 2**6 or so; 0 at -inf, NaN at NaN."""
         bounded = maximum(floor, d)
         shifted = fma(bounded, log2e, magic)
         fraction = fma(bounded, log2e, magic - shifted)
-        return exp2_fine(fraction) * shifted_to_exponent(shifted) * unit
+        return exp2_fine(fraction) * shifted_to_exponent(shifted)
+
+    @jit
+    def exp_fine(d):
+        """exp(d) to the last bit or so."""
+        return exp_raised(d) * unit
 
     @jit
     def log1p_mantissa(t):
@@ -101,5 +105,11 @@ def elementary(jit: Callable[..., Any], real: Any) -> SimpleNamespace:
         return where(t < infinity, log, t)
 
     return SimpleNamespace(
-        exp_parts=exp_parts, exp=exp_fine, log1p=log1p, log1p_unit=log1p_mantissa, headroom=headroom, unit=unit
+        exp_parts=exp_parts,
+        exp_raised=exp_raised,
+        exp=exp_fine,
+        log1p=log1p,
+        log1p_unit=log1p_mantissa,
+        headroom=headroom,
+        unit=unit,
     )

@@ -18,7 +18,7 @@ from ulp import WIDE
 
 import logitloss
 
-BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512")
+BACKENDS = ("reference", "numba", "cython-baseline", "cython-avx2", "cython-avx512")
 REQUIRED = {name.strip() for name in os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").split(",")} - {""}
 
 
