@@ -37,7 +37,6 @@ from logitloss._kernels.numba_lanes_finish import (
     FACTOR,
     GAP,
     GAP_LOST,
-    HIT,
     LABEL,
     LABEL_ENTRY,
     LABEL_GAMMA,
@@ -59,6 +58,7 @@ from logitloss._kernels.numba_lanes_finish import (
     WEIGHT_LOST,
     finisher,
     inline,
+    jit,
 )
 from numba import carray, njit
 
@@ -120,6 +120,7 @@ def kernels(item: str) -> SimpleNamespace:
     load_one, store_one, stream, exp = ops.load_one, ops.store_one, ops.stream, functions.exp
     labels_of, numbers, fill, bring = of_arrays.labels_of, of_arrays.numbers, of_arrays.fill, of_arrays.bring
     beside, lanes_of, put = of_arrays.are_beside, of_arrays.lanes_of, of_arrays.put
+    store_byte = vectors.storer("u8", real)
     put_items, load_item = of_arrays.put_items, of_arrays.load_item
     wide_steps = job_steps(np.float64)
     wide_load_run, wide_put_items = wide_steps.load_run, wide_steps.put_items
@@ -137,7 +138,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the first pass ----
 
-    @njit
+    @jit
     def restore_infinite(x, step, n_classes, high, before, total):
         """Return the sum, 0 but for NaN in rows that hold +inf."""
         total = where(high == infinity, before * zero, total)
@@ -171,7 +172,7 @@ def kernels(item: str) -> SimpleNamespace:
         add_four = twice(add_two, 2)
         add_eight = twice(add_four, 4)
 
-        @njit
+        @jit
         def sum_range(rows, x, x_step, e, e_step, is_first, n_classes):
             for offset in range(0, rows.width * size, vector_bytes):
                 at = rows.slots + offset
@@ -224,7 +225,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     sum_range, sum_and_keep = summing(keeps=False), summing(keeps=True)
 
-    @njit
+    @jit
     def find_tops(rows, x, x_step, first_class, n_classes):
         """Find the largest logit and its class, first of equals."""
         for offset in range(0, rows.width * size, vector_bytes):
@@ -240,7 +241,7 @@ def kernels(item: str) -> SimpleNamespace:
             store(high_at, high)
             store(top_at, top)
 
-    @njit
+    @jit
     def weigh_range(rows, x, x_step, g, first_class, n_classes):
         """Add the coefficients of a range of classes, in lanes at `g`, to rows' sums of them."""
         for offset in range(0, rows.width * size, vector_bytes):
@@ -268,7 +269,7 @@ def kernels(item: str) -> SimpleNamespace:
             store(at + GAP_LOST * rows.slot_bytes, gap_lost)
             store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
 
-    @njit
+    @jit
     def exp_range(rows, m_at, x, x_step, e, n_classes):
         """Store the exponentials of a range of classes, relative to the logits at m_at."""
         for c in range(n_classes):
@@ -276,7 +277,7 @@ def kernels(item: str) -> SimpleNamespace:
                 d = load(x + c * x_step + offset) - finite_or_zero(load(m_at + offset))
                 store(e + c * rows.stride + offset, exp_raised(d))
 
-    @njit
+    @jit
     def gammas_of(job, rows, first_class, n_classes):
         """Bring the coefficients of a range of classes into the other tile."""
         if job.target_kind == LABELS:
@@ -336,7 +337,7 @@ def kernels(item: str) -> SimpleNamespace:
         """Return the function that turns a range of classes into entries of `out`, in lanes both."""
         entry, entry_of_one = entry_by(load), entry_by(load_one)
 
-        @njit
+        @jit
         def map_range(rows, start, step, out, out_step, first_class, n_classes, streams):
             for c in range(n_classes):
                 number = real(first_class + c)
@@ -361,7 +362,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     map_product, map_gamma, map_log = mapping(product), mapping(product_with_gamma), mapping(logarithm)
 
-    @njit
+    @jit
     def second_pass(job, rows, in_tile, has_gamma, is_kept):
         are_beside = beside(job.out, rows)
         streams = job.streams and are_beside
@@ -391,7 +392,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- a block ----
 
-    @njit
+    @jit
     def prepare(job, rows):
         """Bring what belongs to rows; return how many count, or -1 if a label is bad."""
         counted = rows.n
@@ -417,7 +418,7 @@ def kernels(item: str) -> SimpleNamespace:
                     store_one(rows.slots + LABEL_GAMMA * rows.slot_bytes + i, gamma)
         return counted
 
-    @njit
+    @jit
     def load_wide(view, rows):
         done = 0
         to = rows.slots + LSE_IN * rows.slot_bytes
@@ -427,7 +428,7 @@ def kernels(item: str) -> SimpleNamespace:
             wide_load_run(view.kind, at, last_stride(view), length, to + 8 * done)
             done += length
 
-    @njit
+    @jit
     def target_logits(job, rows):
         """Bring the logit of each row's label; that of some class where the row is ignored."""
         view, done = job.logits, 0
@@ -443,16 +444,22 @@ def kernels(item: str) -> SimpleNamespace:
                 at += stride
             done += length
 
-    @njit
+    @jit
     def put_hits(job, rows):
-        for offset in range(0, rows.width * size, vector_bytes):
-            at = rows.slots + offset
-            label, total = load(at + LABEL * rows.slot_bytes), load(at + SUM * rows.slot_bytes)
-            is_hit = (label == load(at + TOP * rows.slot_bytes)) & (total == total)
-            store(at + HIT * rows.slot_bytes, where(is_hit, splat(real(1)), zero))
-        put_items(job.hit, rows.first, rows.n, rows.slots + HIT * rows.slot_bytes)
+        view, done = job.hit, 0
+        label_at, top_at = rows.slots + LABEL * rows.slot_bytes, rows.slots + TOP * rows.slot_bytes
+        sum_at = rows.slots + SUM * rows.slot_bytes
+        while done < rows.n:
+            length = run_length(view, rows.first + done, rows.n - done)
+            to = place(view, rows.first + done)
+            for i in range(done * size, (done + length) * size, size):
+                total = load_one(sum_at + i)
+                is_hit = load_one(label_at + i) == load_one(top_at + i) and total == total
+                store_byte(to, real(1) if is_hit else zero)
+                to += last_stride(view)
+            done += length
 
-    @njit
+    @jit
     def first_pass(job, rows, in_tile, has_gamma, is_kept):
         fits = in_tile == job.n_classes
         has_top = has_gamma or job.hit.address != 0 or job.operation == ENTROPY

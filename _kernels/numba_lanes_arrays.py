@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 from logitloss._kernels import vectors
 from logitloss._kernels.numba_job import job_steps, last_stride, place, run_length
+import functools
+
 from numba import njit
+jit = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 LINE = 64
 
@@ -42,7 +45,7 @@ def arrays(item: str) -> SimpleNamespace:
     load_labels, load_any = vectors.label_loader(real, lanes), vectors.any_loader(real)
     zero, one, ignored, bad = real(0), real(1), real(-1), real(-2)
 
-    @njit
+    @jit
     def labels_of(job, rows, to):
         """Bring labels to reals, -1 where ignored; return how many rows count, or -1 if a label is bad."""
         target, done, n_ignored, lowest = job.target, 0, 0, splat(zero)
@@ -72,13 +75,13 @@ def arrays(item: str) -> SimpleNamespace:
             return -1
         return rows.n - n_ignored - np.intp(lanes_sum(n_ignored_lanes))
 
-    @njit
+    @jit
     def fill(to, n, value):
         """Store one real n times, in whole vectors."""
         for i in range(0, n, lanes):
             store(to + i * size, splat(value))
 
-    @njit
+    @jit
     def numbers(view, rows, otherwise, to):
         """Bring numbers by row to reals, `otherwise` where there are none."""
         if not view.address:
@@ -94,7 +97,7 @@ def arrays(item: str) -> SimpleNamespace:
                 load_run(view.kind, at, stride, length, to + done * size)
             done += length
 
-    @njit
+    @jit
     def are_beside(view, rows):
         """Whether the rows lie side by side, as reals that fill whole vectors."""
         return (
@@ -104,11 +107,11 @@ def arrays(item: str) -> SimpleNamespace:
             and run_length(view, rows.first, rows.n) == rows.n
         )
 
-    @njit(forceinline=True)
+    @jit(forceinline=True)
     def has_pieces(view, n_classes):
         return view.kind == kind and view.class_stride == item_size and n_classes >= piece
 
-    @njit
+    @jit
     def bring(view, rows, first_class, n_classes, tile):
         """Bring classes of all rows into a tile."""
         row_stride, done = last_stride(view), 0
@@ -137,7 +140,7 @@ def arrays(item: str) -> SimpleNamespace:
             for i in range(rows.n, rows.width):
                 store_one(tile + c * rows.stride + i * size, zero)
 
-    @njit
+    @jit
     def lanes_of(view, rows, first_class, n_classes):
         """Return where these classes are as lanes, in place or in the tile, and the bytes between classes."""
         if are_beside(view, rows):
@@ -145,7 +148,7 @@ def arrays(item: str) -> SimpleNamespace:
         bring(view, rows, first_class, n_classes, rows.tile)
         return rows.tile, rows.stride
 
-    @njit
+    @jit
     def stream_bytes(to, n, start):
         """Copy items around the cache, but for those that share a line with others."""
         head = min(n, -to & (LINE - 1))
@@ -158,7 +161,7 @@ def arrays(item: str) -> SimpleNamespace:
         for i in range(whole, n, item_size):
             store_item(to + i, load_item(start + i))
 
-    @njit
+    @jit
     def put(view, rows, first_class, n_classes, streams):
         """Bring classes of all rows from the tile to where they belong."""
         row_stride, done = last_stride(view), 0
@@ -194,7 +197,7 @@ def arrays(item: str) -> SimpleNamespace:
 
     if piece == 4:
 
-        @njit(forceinline=True)
+        @jit(forceinline=True)
         def put_pieces(start, step, to, stride):
             store_pieces(
                 to, stride, (load(start), load(start + step), load(start + 2 * step), load(start + 3 * step))
@@ -202,7 +205,7 @@ def arrays(item: str) -> SimpleNamespace:
 
     else:
 
-        @njit(forceinline=True)
+        @jit(forceinline=True)
         def put_pieces(start, step, to, stride):
             store_pieces(to, stride, (load(start), load(start + step)))
 

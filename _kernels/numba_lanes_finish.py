@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,16 @@ from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING
 from numba import njit
 
-inline = njit(forceinline=True)
+# Nothing of Python calls these.
+jit = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inline = jit(forceinline=True)
 
 # What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes where there is none.
 (LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
 # Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
-(REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY, HIT) = range(11, 21)
+(REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
 # float64, in two slots each if need be
-LSE, LSE_IN, N_SLOTS = 21, 23, 25
+LSE, LSE_IN, N_SLOTS = 20, 22, 24
 
 
 def _expm1(functions: SimpleNamespace) -> Any:
@@ -72,7 +75,7 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
         """A sum and what it lost, if it is finite."""
         return where(absolute(total) < infinity, total + lost, total)
 
-    @njit
+    @jit
     def finish(job, rows, has_gamma):
         losses = np.float64(0)
         z_loss = zero if is_plain else wide(job.z_loss)
