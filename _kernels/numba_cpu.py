@@ -13,6 +13,8 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import itertools
+import secrets
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
@@ -71,6 +74,11 @@ def _digest() -> str:
     here = Path(__file__).parent
     names = ("vectors.py", "elementary.py", "recurrence.py", *sorted(p.name for p in here.glob("numba_*.py")))
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in names)).hexdigest()
+
+
+# Numba tells functions of one name apart by a number that counts from 1 in every process. Kernels from the disk,
+# each compiled in another process, would take each other's inner functions for their own.
+FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 
 class _KernelCache(FunctionCache):  # type: ignore[misc]

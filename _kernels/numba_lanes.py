@@ -404,6 +404,8 @@ def kernels(item: str) -> SimpleNamespace:
         else:
             # A class that no row has
             fill(label_at, rows.width, real(job.n_classes))
+            for i in range(rows.n * size, rows.width * size, size):
+                store_one(label_at + i, real(-1))
         if job.operation == GRADIENT:
             numbers(job.scale, rows, real(1), rows.slots + SCALE * rows.slot_bytes)
         if job.lse_in.address:
