@@ -665,6 +665,124 @@ def load_integer(typingctx: Any, address: Any) -> Any:
     return types.int64(types.intp), generate
 
 
+# ---- rows of a few items each, a row in each lane ----
+
+
+# A vector is taken as pieces of 16 bytes of reals, each from another row: so a load or store moves a whole
+# piece, and a transpose stays within them.
+def piece_items(real: Any) -> int:
+    """Return how many items a piece has: so many classes of a row."""
+    return 16 // np.dtype(real).itemsize
+
+
+def _transposed_pieces(builder: Any, block: list[Any], lanes: int) -> list[Any]:
+    """Return as many vectors as a piece has items, transposed within the pieces; it is its own inverse."""
+    unit, n = 1, len(block)
+    while unit < n:
+        # Of two vectors, runs of `unit` items in turn: those from their pieces' low halves, and their high
+        low = [
+            i - i % n + i % n // (2 * unit) * unit + i % unit + i // unit % 2 * lanes for i in range(lanes)
+        ]
+        orders = [_indices(low), _indices([i + n // 2 for i in low])]
+        block = block[::2] + block[1::2] if unit > 1 else block
+        pairs = list(zip(block[::2], block[1::2], strict=True))
+        block = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
+        unit *= 2
+    return block
+
+
+def piece_loader(item: str, real: Any, lanes: int) -> Any:
+    """Return a function that loads a piece's classes of `lanes` rows `stride` bytes apart: a vector a class."""
+    number, n = types.float64 if real is np.float64 else types.float32, piece_items(real)
+    piece = ir.VectorType(_stored_type(item), n)
+    result = types.UniTuple(Vector(number, lanes), n)
+
+    @intrinsic  # type: ignore[misc]
+    def load(typingctx: Any, address: Any, stride: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            def load_piece(row: int) -> Any:
+                place = builder.add(args[0], builder.mul(args[1], args[1].type(row)))
+                value = builder.load(builder.inttoptr(place, piece.as_pointer()))
+                value.align = itemsize(item)
+                return value
+
+            def join(parts: list[Any]) -> Any:
+                if len(parts) == 1:
+                    return parts[0]
+                low, high = join(parts[: len(parts) // 2]), join(parts[len(parts) // 2 :])
+                return builder.shuffle_vector(low, high, _indices(list(range(2 * low.type.count))))
+
+            rows = [join([load_piece(row) for row in range(first, lanes, n)]) for first in range(n)]
+            reals = [_to_real(builder, item, row, context.get_value_type(number)) for row in rows]
+            return context.make_tuple(builder, sig.return_type, _transposed_pieces(builder, reals, lanes))
+
+        return result(types.intp, types.intp), generate
+
+    return load
+
+
+def piece_storer(item: str, real: Any, lanes: int) -> Any:
+    """Return the function that stores them."""
+    n = piece_items(real)
+    piece = ir.VectorType(_stored_type(item), n)
+
+    @intrinsic  # type: ignore[misc]
+    def store(typingctx: Any, address: Any, stride: Any, classes: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            block = _transposed_pieces(builder, cgutils.unpack_tuple(builder, args[2], n), lanes)
+            for first, reals in enumerate(block):
+                items = _from_real(builder, item, reals)
+                for row in range(first, lanes, n):
+                    order = _indices(list(range(row - first, row - first + n)))
+                    place = builder.add(args[0], builder.mul(args[1], args[1].type(row)))
+                    value = builder.shuffle_vector(items, items, order)
+                    builder.store(value, builder.inttoptr(place, piece.as_pointer())).align = itemsize(item)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, classes), generate
+
+    return store
+
+
+def label_loader(real: Any, n: int) -> Any:
+    """Return a function that loads n labels of a kind as reals, -1 where ignored, -2 where out of range.
+
+    There are fewer than 2**24 classes, which a float32 can number.
+    """
+    number = types.float64 if real is np.float64 else types.float32
+
+    @intrinsic  # type: ignore[misc]
+    def load(typingctx: Any, kind: Any, address: Any, n_classes: Any, ignore_index: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            wide = ir.VectorType(ir.IntType(64), n)
+
+            def make(item: str) -> Any:
+                stored = ir.VectorType(ir.IntType(8 * itemsize(item)), n)
+                value = builder.load(builder.inttoptr(args[1], stored.as_pointer()))
+                value.align = itemsize(item)
+                if item == "u64":
+                    is_over = builder.icmp_signed("<", value, _constant(wide, 0))
+                    return builder.select(is_over, _constant(wide, 2**63 - 1), value)
+                if itemsize(item) == 8:
+                    return value
+                return (builder.sext if item.startswith("i") else builder.zext)(value, wide)
+
+            labels = _switch(builder, args[0], ITEMS, make)
+            is_class = builder.icmp_unsigned("<", labels, _splat(builder, args[2], wide))
+            is_ignored = builder.icmp_signed("==", labels, _splat(builder, args[3], wide))
+            narrow = ir.VectorType(_INT32, n)
+            value = builder.select(is_class, builder.trunc(labels, narrow), _constant(narrow, -2))
+            value = builder.select(is_ignored, _constant(narrow, -1), value)
+            return builder.sitofp(value, ir.VectorType(context.get_value_type(number), n))
+
+        return Vector(number, n)(*[types.intp] * 4), generate
+
+    return load
+
+
+# ---- bytes ----
+
+
 @intrinsic  # type: ignore[misc]
 def as_pointer(typingctx: Any, address: Any) -> Any:
     """Return an address as what `carray` takes."""

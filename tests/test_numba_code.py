@@ -21,7 +21,8 @@ WIDEST = {"f32": "ps", "f64": "pd"}
 @pytest.mark.skipif(not FEATURES.get("fma"), reason="the processor has no fused multiply-add to look for")
 @pytest.mark.parametrize("item", WIDEST)
 @pytest.mark.parametrize(
-    ("module", "name"), [("numba_rows", "part_sums"), ("numba_lanes", "softmax_block"), ("numba_elements", "bce")]
+    ("module", "name"),
+    [("numba_rows", "part_sums"), ("numba_lanes", "softmax_block"), ("numba_elements", "bce")],
 )
 def test_exponentials_are_in_vectors_of_the_widest_kind(module, name, item):
     made = getattr(importlib.import_module(f"logitloss._kernels.{module}").kernels(item), name)

@@ -438,7 +438,12 @@ def _activation(item: str, ndim: int, axis: int, operation: int) -> Callable[...
     from logitloss._kernels import numba_job
     from logitloss._kernels.vectors import ITEMS
 
-    run, job_type, kind, no_target = _softmax_runner(item), numba_job.JOB, ITEMS.index(item), numba_job.NO_TARGET
+    run, job_type, kind, no_target = (
+        _softmax_runner(item),
+        numba_job.JOB,
+        ITEMS.index(item),
+        numba_job.NO_TARGET,
+    )
     output = "out" if operation != numba_job.NOTHING else "lse"
     out_kind = kind if output == "out" else ITEMS.index("f64" if item == "f64" else "f32")
 
@@ -529,7 +534,10 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
         _describe(job.logits, logits, kind, -1, axes[0])
         _describe(job.target, target, target_kind, -1, axes[1])
         divisor = np.float64(logits.size) if means else 1.0
-        scale, loss = np.full(1, _divided(1.0, divisor)), np.empty(logits.shape if none else (0,) * ndim, real)
+        scale, loss = (
+            np.full(1, _divided(1.0, divisor)),
+            np.empty(logits.shape if none else (0,) * ndim, real),
+        )
         weights, positives = np.empty(0), np.empty(0)
         if weight is not None:
             weights = np.broadcast_to(np.asarray(weight), logits.shape).astype(np.float64).ravel()

@@ -1,0 +1,137 @@
+"""Rows in lanes from their sums to losses, and to what the second pass needs; and where all that is kept."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from logitloss._kernels import recurrence, vectors
+from logitloss._kernels.elementary import elementary
+from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING
+from logitloss._kernels.vectors import inline, outline
+
+# What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes where there is none.
+(LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
+# Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
+(REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
+# float64, in two slots each if need be
+LSE, LSE_IN, N_SLOTS = 20, 22, 24
+
+
+def _expm1(functions: SimpleNamespace) -> Any:
+    """Return the function for d <= 0, by its series near 0, where exp(d) - 1 would lose its digits."""
+    terms = vectors.polynomial([1 / math.factorial(k) for k in range(18, 0, -1)])
+    exp, where = functions.exp, vectors.where
+    half, one = np.float64(0.5), np.float64(1)
+
+    @inline
+    def expm1(d):
+        return where(d > -half, d * terms(d), exp(d) - one)
+
+    return expm1
+
+
+def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
+    """Return the function that finishes rows of one real type in another.
+
+    If it `is_plain` there are no coefficients by class but beta, and no lse is given or wanted.
+    """
+    ops, functions = vectors.operations(wide), elementary(inline, wide)
+    size = vectors.itemsize("f64" if real is np.float64 else "f32")
+    own = "f64" if real is np.float64 else "f32"
+    take, give = vectors.loader(own, wide, ops.lanes), vectors.storer(own, wide, ops.lanes)
+    steps = recurrence.steps(
+        inline,
+        SimpleNamespace(
+            fma=ops.fma,
+            absolute=ops.absolute,
+            maximum=ops.maximum,
+            minimum=ops.minimum,
+            where=ops.where,
+            exp=functions.exp,
+            expm1=functions.exp if is_plain else _expm1(functions),
+            log1p=functions.log1p,
+        ),
+        wide,
+    )
+    softmax_of, softmax_from = steps.softmax_of, steps.softmax_from
+    loss_of, gradient_of, lanes_sum = steps.loss_of, steps.gradient_of, ops.lanes_sum
+    load_f64 = vectors.loader("f64", np.float64, ops.lanes)
+    store_f64 = vectors.storer("f64", np.float64, ops.lanes)
+    splat, where, lanes, absolute = ops.splat, ops.where, ops.lanes, ops.absolute
+    zero, one, infinity = wide(0), wide(1), wide(np.inf)
+    # The sums' exponentials are too large by this.
+    unit = wide(elementary(inline, real).unit)
+
+    @inline
+    def whole(total, lost):
+        """A sum and what it lost, if it is finite."""
+        return where(absolute(total) < infinity, total + lost, total)
+
+    @outline
+    def finish(job, rows, has_gamma):
+        losses = np.float64(0)
+        z_loss = zero if is_plain else wide(job.z_loss)
+        has_labels, slot = job.target_kind == LABELS, rows.slot_bytes
+        for i in range(0, rows.width, lanes):
+            at = rows.slots + i * size
+            m, s = take(at + LARGEST * slot), whole(take(at + SUM * slot), take(at + LOST * slot)) * unit
+            live = take(at + LABEL * slot) >= zero
+            beta, target_logit, label_gamma = splat(zero), m, splat(zero)
+            weight, gap, top_weight = splat(zero), splat(zero), splat(zero)
+            if has_labels:
+                beta = take(at + BETA * slot) if job.beta else splat(one)
+                target_logit = take(at + TARGET_LOGIT * slot)
+            if is_plain:
+                log1p_others, lse, p_top, p_others = softmax_of(m, s)
+            else:
+                if has_gamma or job.operation == ENTROPY:
+                    weight = whole(take(at + WEIGHT * slot), take(at + WEIGHT_LOST * slot))
+                    gap = whole(take(at + GAP * slot), take(at + GAP_LOST * slot))
+                    top_weight = take(at + TOP_WEIGHT * slot)
+                    if has_labels:
+                        label_gamma = take(at + LABEL_GAMMA * slot)
+                if job.lse_in.address:
+                    lse_in = load_f64(rows.slots + LSE_IN * slot + 8 * i)
+                    log1p_others, lse, p_top, p_others = softmax_from(m + s * zero, s, lse_in)
+                else:
+                    log1p_others, lse, p_top, p_others = softmax_of(m, s)
+                if job.lse.address:
+                    store_f64(rows.slots + LSE * slot + 8 * i, lse)
+            if not is_plain and job.operation == ENTROPY:
+                loss = log1p_others + gap * unit * p_top
+            else:
+                loss = loss_of(m, log1p_others, lse, weight, gap, top_weight, beta, target_logit, z_loss)
+            loss = where(live, loss, zero)
+            give(at + LOSS * slot, loss)
+            losses += lanes_sum(loss)
+            if job.operation == NOTHING:
+                continue
+            give(at + LOG1P_OTHERS * slot, log1p_others)
+            factor, entry = p_top * unit, splat(zero)
+            if job.operation == GRADIENT:
+                alpha, at_top, entry = gradient_of(
+                    m,
+                    log1p_others,
+                    lse,
+                    p_top,
+                    p_others,
+                    weight,
+                    top_weight,
+                    beta,
+                    label_gamma,
+                    target_logit,
+                    z_loss,
+                )
+                scale = where(live, take(at + SCALE * slot), zero)
+                factor, entry = factor * alpha * scale, entry * scale
+                if not is_plain:
+                    give(at + SCALE * slot, scale)
+                    give(at + TOP_ENTRY * slot, where(live, at_top * scale, zero))
+            give(at + FACTOR * slot, where(live, factor, zero))
+            give(at + LABEL_ENTRY * slot, entry)
+        return losses
+
+    return finish
