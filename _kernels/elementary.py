@@ -108,5 +108,10 @@ def elementary(
         return where(t < infinity, log, t)
 
     return SimpleNamespace(
-        exp_parts=exp_parts, exp=exp_fine, log1p=log1p, log1p_unit=log1p_mantissa, headroom=headroom, unit=unit
+        exp_parts=exp_parts,
+        exp=exp_fine,
+        log1p=log1p,
+        log1p_unit=log1p_mantissa,
+        headroom=headroom,
+        unit=unit,
     )

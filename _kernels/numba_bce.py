@@ -173,7 +173,9 @@ def passes(real: Any) -> SimpleNamespace:
         x, is_positive = load(given.x + i), load(given.target + i) == held(one)
         fraction, power = exp_flushed(-absolute(x))
         e = fraction * power
-        chain = fma(where(is_positive, pos_weight, held(one)), maximum(zero, where(is_positive, -x, x)), chain)
+        chain = fma(
+            where(is_positive, pos_weight, held(one)), maximum(zero, where(is_positive, -x, x)), chain
+        )
         negative, positive = where(is_positive, zero, e), where(is_positive, e, zero)
         product = fma(product, held(one) + negative, negative)
         return chain, product, fma(positive_product, held(one) + positive, positive)

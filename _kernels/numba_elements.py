@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from logitloss._kernels import numba_bce, vectors
+from logitloss._kernels import vectors
+from logitloss._kernels.numba_bce import PREFETCH_BYTES, Operands, passes
 from logitloss._kernels.numba_job import (
     BCE,
     KL_DIV,
@@ -50,11 +51,11 @@ def kernels(item: str) -> SimpleNamespace:
     """Return the kernel for blocks in one real type, f32 or f64, of items of any kind."""
     real = np.float64 if item == "f64" else np.float32
     own_kind = vectors.ITEMS.index("f64" if real is np.float64 else "f32")
-    ops, steps, bce = vectors.operations(real), job_steps(real), numba_bce.passes(real)
+    ops, steps, bce = vectors.operations(real), job_steps(real), passes(real)
     lanes, size, vector_bytes = ops.lanes, ops.size, ops.lanes * ops.size
-    load, store, splat, where, absolute = ops.load, ops.store, ops.splat, ops.where, ops.absolute
+    load, store, splat, absolute = ops.load, ops.store, ops.splat, ops.absolute
     load_one, store_one, load_any = ops.load_one, ops.store_one, vectors.any_loader(real)
-    load_u8, load_bool = vectors.loader("u8", real, lanes), vectors.loader("bool", real, lanes)
+    load_u8, minimum = vectors.loader("u8", real, lanes), ops.minimum
     prefetch = vectors.prefetcher(BLOCK_BYTES // size)
     items, put_items, any_lane = steps.items, steps.put_items, vectors.any_lane
     fma, fence = ops.fma, vectors.fence
@@ -81,14 +82,10 @@ def kernels(item: str) -> SimpleNamespace:
     def operand(view, first, n, whole, behind, tile):
         """Return the address of n elements followed by `behind`."""
         if (view.kind == _U8 or view.kind == _BOOL) and n == whole and is_run(view, 1, first, n):
-            at = place(view, first)
-            if view.kind == _BOOL:
-                for i in range(0, n, lanes):
-                    store(tile + i * size, load_bool(at + i))
-            else:
-                for i in range(0, n, lanes):
-                    store(tile + i * size, load_u8(at + i))
-            prefetch(at, numba_bce.PREFETCH_BYTES // size)
+            at, largest = place(view, first), one if view.kind == _BOOL else real(255)
+            for i in range(0, n, lanes):
+                store(tile + i * size, minimum(load_u8(at + i), splat(largest)))
+            prefetch(at, PREFETCH_BYTES // size)
             return tile
         at = items(view, first, n, tile)
         if n == whole:
@@ -207,7 +204,7 @@ def kernels(item: str) -> SimpleNamespace:
                     stream = place(job.out, first)
                 else:
                     out = place(job.out, first)
-        given = numba_bce.Operands(
+        given = Operands(
             x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, out, stream
         )
         return given, first + bad if bad >= 0 else -1
@@ -239,7 +236,9 @@ def kernels(item: str) -> SimpleNamespace:
                     return plain(given, n_bytes, products), ORDINARY
                 # Those exponentials are too large: their unit goes into the scale, if it can.
                 can_scale = not fused or abs(scale) > real(2.0**-60)
-                if can_scale and is_number(job.pos_weight) and is_hard(given.target, n_bytes):
+                known_hard = job.target.kind == _BOOL or job.signed != 0
+                is_by_class = can_scale and is_number(job.pos_weight)
+                if is_by_class and (known_hard or is_hard(given.target, n_bytes)):
                     pos_weight = number_of(job.pos_weight)
                     scales = products + PAGE // 2
                     store(scales, splat(scale * unit))

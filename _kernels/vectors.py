@@ -166,9 +166,7 @@ def _elementwise(emit: Any, n_args: int) -> Any:
             return None
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            values = [
-                context.cast(builder, a, kind, common) for a, kind in zip(args, sig.args, strict=True)
-            ]
+            values = [context.cast(builder, a, kind, common) for a, kind in zip(args, sig.args, strict=True)]
             return emit(builder, context.get_value_type(common), *values)
 
         return common(*given), generate
@@ -391,9 +389,11 @@ def itemsize(item: str) -> int:
 
 def _to_real(builder: Any, item: str, value: Any, real: ir.Type) -> Any:
     """Return items as reals."""
-    lanes = (lambda kind: ir.VectorType(kind, value.type.count)) if isinstance(
-        value.type, ir.VectorType
-    ) else (lambda kind: kind)
+    lanes = (
+        (lambda kind: ir.VectorType(kind, value.type.count))
+        if isinstance(value.type, ir.VectorType)
+        else (lambda kind: kind)
+    )
     if item == "bf16":
         wide = lanes(ir.IntType(32))
         value = builder.shl(builder.zext(value, wide), _constant(wide, 16))
@@ -455,7 +455,7 @@ def loader(item: str, real: Any, n: int = 1) -> Any:
 
 
 def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
-    """Return a function that stores reals as items, around the cache if it `streams`: then on a vector's bound."""
+    """Return a function that stores reals as items; around the cache if it `streams`, on a vector's bound."""
     number = types.float64 if real is np.float64 else types.float32
     given = Vector(number, n) if n > 1 else number
     stored = ir.VectorType(_stored_type(item), n) if n > 1 else _stored_type(item)
@@ -599,7 +599,8 @@ def operations(real: Any) -> SimpleNamespace:
             lane = ir.IntType(8 * itemsize(item))
             kind = ir.VectorType(lane, n)
             numbers = ir.Constant(kind, list(range(n)))
-            low, high = (_splat(builder, builder.trunc(a, lane) if lane.width < 64 else a, kind) for a in args)
+            narrow = [builder.trunc(a, lane) if lane.width < 64 else a for a in args]
+            low, high = (_splat(builder, a, kind) for a in narrow)
             return builder.and_(
                 builder.icmp_signed(">=", numbers, low), builder.icmp_signed("<", numbers, high)
             )
