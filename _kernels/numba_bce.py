@@ -29,8 +29,8 @@ CHAIN, JOINED = 32, 2
 class Operands(NamedTuple):
     """Addresses of reals, a whole number of vectors. What lies behind the block's adds nothing to a total.
 
-    A step is -1, or 0 where one vector is for all. 0 is no address: `loss` and `out` are not wanted then, and
-    `out` is not a tile on its way to `stream`, around the cache.
+    A step is -1, or 0 where one vector is for all. `out` is 0 where it is not wanted, `stream` where `out` is
+    no tile on its way there, around the cache.
     """
 
     x: int
@@ -165,7 +165,7 @@ def passes(real: Any) -> SimpleNamespace:
     #      loss = max(z, 0) + log1p(e), gradient = sigmoid(z), each times a weight; two scales, by class ----
 
     @inline
-    def class_step(given, i, chain, product, positive_product, pos_weight):
+    def class_step(given, i, chain, product, positive_product, pos_weight, scales):
         x, is_positive = load(given.x + i), load(given.target + i) == one
         fraction, power = exp_flushed(-absolute(x))
         e = fraction * power
@@ -175,15 +175,14 @@ def passes(real: Any) -> SimpleNamespace:
         return chain, product, fma(positive_product, one + positive, positive)
 
     @inline
-    def class_step_fused(given, i, chain, product, positive_product, pos_weight):
+    def class_step_fused(given, i, chain, product, positive_product, pos_weight, scales):
         x, is_positive = load(given.x + i), load(given.target + i) == one
         fraction, power = exp_parts(-absolute(x))
         e = fraction * power
         z = where(is_positive, -x, x)
         chain = fma(where(is_positive, pos_weight, one), maximum(zero, z), chain)
         slope = where(has_minus(z), e, above) / fma(e, unit, one)
-        scale = where(is_positive, load(given.scale + vector_bytes), load(given.scale))
-        store(given.out + i, slope * scale)
+        store(given.out + i, slope * where(is_positive, load(scales + vector_bytes), load(scales)))
         negative, positive = where(is_positive, zero, e), where(is_positive, e, zero)
         product = fma(product, fma(negative, unit, one), negative)
         return chain, product, fma(positive_product, fma(positive, unit, one), positive)
@@ -192,7 +191,7 @@ def passes(real: Any) -> SimpleNamespace:
         step, product_unit = (class_step_fused, unit) if fused else (class_step, one)
 
         @outline
-        def by_class(given, n_bytes, products):
+        def by_class(given, n_bytes, products, scales):
             zeros, pos_weight = splat(zero), load(given.pos_weight)
             total, lost, product, positive_product = zeros, zeros, zeros, zeros
             n_products, i = 0, 0
@@ -203,7 +202,7 @@ def passes(real: Any) -> SimpleNamespace:
                 end, chain = min(i + chain_bytes, n_bytes), zeros
                 while i < end:
                     chain, product, positive_product = step(
-                        given, i, chain, product, positive_product, pos_weight
+                        given, i, chain, product, positive_product, pos_weight, scales
                     )
                     i += vector_bytes
                 total, lost = folded(total, lost, chain)
@@ -227,26 +226,26 @@ def passes(real: Any) -> SimpleNamespace:
 
     # ---- anything ----
 
-    def weighted_pass(fused):
+    def weighted_pass(fused, careful):
         @inline
-        def step(given, i, keep, spread):
+        def step(given, i, weight_at, pos_weight_at, keep, spread):
             x, y = load(given.x + i), load(given.target + i)
             fraction, power = exp_parts(-absolute(x))
             e = fraction * (power * unit)
-            # With label smoothing `negative` is no difference of rounded numbers.
-            negative, positive = fma(one - y, keep, spread), fma(y, keep, spread)
-            positive = positive * load(given.pos_weight + (i & given.pos_weight_step))
-            weight = load(given.weight + (i & given.weight_step))
+            negative, positive = one - y, y
+            if careful:  # `negative` is no difference of rounded numbers
+                negative, positive = fma(negative, keep, spread), fma(positive, keep, spread)
+            positive = positive * load(pos_weight_at)
+            weight = load(weight_at)
             slope, q = where(has_minus(x), -positive, negative), negative + positive
             if fused:
                 small = flipped(e, x) / (one + e)
                 scale = load(given.scale + (i & given.scale_step)) * weight
                 store(given.out + i, fma(-q, small, slope) * scale)
-            # 0*inf = 0; the exponential of NaN stays.
-            x = where((slope != zero) & (weight != zero), x, zero)
+            if careful:  # 0*inf = 0; the exponential of NaN stays
+                x = where((slope != zero) & (weight != zero), x, zero)
             loss = weight * fma(q, log1p_unit(e), slope * x)
-            if given.loss:
-                store(given.loss + i, loss)
+            store(given.loss + i, loss)
             return loss
 
         @outline
@@ -254,12 +253,19 @@ def passes(real: Any) -> SimpleNamespace:
             zeros = splat(zero)
             total, lost = zeros, zeros
             i, done = 0, start(given.stream)
+            weight_at, pos_weight_at = given.weight, given.pos_weight
+            weight_step, pos_weight_step = (
+                vector_bytes & given.weight_step,
+                vector_bytes & given.pos_weight_step,
+            )
             while i < n_bytes:
                 prefetch(given.x + i, PREFETCH_BYTES)
                 prefetch(given.target + i, PREFETCH_BYTES)
                 end, chain = min(i + chain_bytes, n_bytes), zeros
                 while i < end:
-                    chain = chain + step(given, i, keep, spread)
+                    chain = chain + step(given, i, weight_at, pos_weight_at, keep, spread)
+                    weight_at += weight_step
+                    pos_weight_at += pos_weight_step
                     i += vector_bytes
                 total, lost = folded(total, lost, chain)
                 if fused and given.stream:
@@ -272,33 +278,36 @@ def passes(real: Any) -> SimpleNamespace:
 
     # ---- sigmoid ----
 
-    @inline
-    def sigmoid_step(given, i, log):
-        x = load(given.x + i)
-        fraction, power = exp_parts(-absolute(x))
-        e = fraction * (power * unit)
-        if log:
-            store(given.out + i, where(x > zero, zero, x) - log1p_unit(e))
-        else:
-            store(given.out + i, where(x > zero, one, e) / (one + e))
+    def sigmoid_pass(log):
+        @inline
+        def step(given, i):
+            x = load(given.x + i)
+            fraction, power = exp_parts(-absolute(x))
+            e = fraction * (power * unit)
+            if log:
+                result = where(x > zero, zero, x) - log1p_unit(e)
+            else:
+                result = where(x > zero, one, e) / (one + e)
+            store(given.out + i, result)
 
-    @outline
-    def sigmoid(given, n_bytes, log):
-        """Fill `out`; with its logarithm if `log`."""
-        i, done = 0, start(given.stream)
-        while i < n_bytes:
-            prefetch(given.x + i, PREFETCH_BYTES)
-            end = min(i + chain_bytes, n_bytes)
-            while i < end:
-                sigmoid_step(given, i, log)
-                i += vector_bytes
+        @outline
+        def sigmoid(given, n_bytes):
+            i, done = 0, start(given.stream)
+            while i < n_bytes:
+                prefetch(given.x + i, PREFETCH_BYTES)
+                end = min(i + chain_bytes, n_bytes)
+                while i < end:
+                    step(given, i)
+                    i += vector_bytes
+                if given.stream:
+                    done = drained(given.stream, given.out, done, i)
             if given.stream:
-                done = drained(given.stream, given.out, done, i)
-        if given.stream:
-            finish(given.stream, given.out, done, n_bytes)
+                finish(given.stream, given.out, done, n_bytes)
+
+        return sigmoid
 
     return SimpleNamespace(
-        sigmoid=sigmoid,
+        sigmoid=sigmoid_pass,
         unit=unit,
         plain=plain_pass,
         by_class=class_pass,

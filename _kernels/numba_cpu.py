@@ -409,6 +409,6 @@ def _run_elements(
     if record["operation"] == BCE_WITH_LOGITS:
         name = "bce" if out is None else "bce_fused"
     else:
-        name = "probability" if out is None else "sigmoid"
+        name = {SIGMOID: "sigmoid", LOG_SIGMOID: "log_sigmoid"}.get(int(record["operation"]), "probability")
     total, _, bad = run(kernel("numba_elements", name, item), job, scratch_bytes, num_threads)
     return total, bad

@@ -11,11 +11,11 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import numba_bce, vectors
+from logitloss._kernels import vectors
+from logitloss._kernels.numba_bce import PREFETCH_BYTES, Operands, passes
 from logitloss._kernels.numba_job import (
     BCE,
     KL_DIV,
-    LOG_SIGMOID,
     block_range,
     found_at,
     job_at,
@@ -49,13 +49,14 @@ def kernels(item: str) -> SimpleNamespace:
     """Return the kernel for blocks in one real type, f32 or f64, of items of any kind."""
     real = np.float64 if item == "f64" else np.float32
     own_kind = vectors.ITEMS.index("f64" if real is np.float64 else "f32")
-    ops, steps, bce = vectors.operations(real), job_steps(real), numba_bce.passes(real)
+    ops, steps, bce = vectors.operations(real), job_steps(real), passes(real)
     lanes, size, vector_bytes = ops.lanes, ops.size, ops.lanes * ops.size
     load, store, splat, absolute = ops.load, ops.store, ops.splat, ops.absolute
     load_one, store_one, load_any = ops.load_one, ops.store_one, vectors.any_loader(real)
-    load_u8, load_bool = vectors.loader("u8", real, lanes), vectors.loader("bool", real, lanes)
+    load_u8, minimum = vectors.loader("u8", real, lanes), ops.minimum
+    prefetch = vectors.prefetcher(BLOCK_BYTES // size)
     items, put_items, any_lane = steps.items, steps.put_items, vectors.any_lane
-    careful, sigmoid, fence = bce.weighted(fused=False), bce.sigmoid, vectors.fence
+    fma, fence = ops.fma, vectors.fence
     zero, half, one = real(0), real(0.5), real(1)
     unit = bce.unit
 
@@ -79,10 +80,10 @@ def kernels(item: str) -> SimpleNamespace:
     def operand(view, first, n, whole, behind, tile):
         """Return the address of n elements followed by `behind`."""
         if (view.kind == _U8 or view.kind == _BOOL) and n == whole and is_run(view, 1, first, n):
-            at = place(view, first)
+            at, largest = place(view, first), one if view.kind == _BOOL else real(255)
             for i in range(0, n, lanes):
-                reals = load_bool(at + i) if view.kind == _BOOL else load_u8(at + i)
-                store(tile + i * size, reals)
+                store(tile + i * size, minimum(load_u8(at + i), splat(largest)))
+            prefetch(at, PREFETCH_BYTES // size)
             return tile
         at = items(view, first, n, tile)
         if n == whole:
@@ -129,11 +130,11 @@ def kernels(item: str) -> SimpleNamespace:
     @outline
     def is_hard(target, n_bytes):
         """Whether all targets are 0 or 1."""
+        soft = splat(zero)
         for i in range(0, n_bytes, vector_bytes):
             y = load(target + i)
-            if any_lane((y != zero) & (y != one)):
-                return False
-        return True
+            soft = soft + absolute(fma(y, y, -y))
+        return not any_lane(soft != zero)
 
     # ---- losses ----
 
@@ -188,11 +189,9 @@ def kernels(item: str) -> SimpleNamespace:
         weight, weight_step = coefficient(job.weight, first, n, whole, scratch + 2 * BLOCK_BYTES)
         pos_weight, pos_weight_step = coefficient(job.pos_weight, first, n, whole, scratch + 3 * BLOCK_BYTES)
         scale, scale_step = coefficient(job.scale, first, n, whole, scratch + 4 * BLOCK_BYTES)
-        loss, out, stream = 0, 0, 0
-        if job.loss.address:
-            loss = scratch + LOSS_AT
-            if n == whole and fits(job.loss, first, n):
-                loss = place(job.loss, first)
+        loss, out, stream = scratch + LOSS_AT, 0, 0
+        if n == whole and fits(job.loss, first, n):
+            loss = place(job.loss, first)
         if job.out.address:
             # A quarter of a page from where logits are read: those wait for what is written at their place
             tile = scratch + OUT_AT
@@ -203,7 +202,7 @@ def kernels(item: str) -> SimpleNamespace:
                     stream = place(job.out, first)
                 else:
                     out = place(job.out, first)
-        given = numba_bce.Operands(
+        given = Operands(
             x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, out, stream
         )
         return given, first + bad if bad >= 0 else -1
@@ -211,32 +210,16 @@ def kernels(item: str) -> SimpleNamespace:
     @outline
     def finish(job, given, first, n, scratch):
         """Bring results from tiles to where they are to be."""
-        if given.loss == scratch + LOSS_AT:
+        if job.loss.address and given.loss == scratch + LOSS_AT:
             put_items(job.loss, first, n, given.loss)
         if given.stream:
             fence()
         elif scratch <= given.out < scratch + SCRATCH_BYTES:
             put_items(job.out, first, n, given.out)
 
-    @inline
-    def losses_alone(given, loss):
-        """Return the operands of a pass that fills losses, in a tile if they are not wanted."""
-        return numba_bce.Operands(
-            given.x,
-            given.target,
-            given.weight,
-            given.weight_step,
-            given.pos_weight,
-            given.pos_weight_step,
-            given.scale,
-            given.scale_step,
-            given.loss if given.loss else loss,
-            0,
-            0,
-        )
-
     def bce_block(fused):
-        plain, by_class, weighted = bce.plain(fused), bce.by_class(fused), bce.weighted(fused)
+        plain, by_class = bce.plain(fused), bce.by_class(fused)
+        weighted, careful = bce.weighted(fused, careful=False), bce.weighted(fused, careful=True)
 
         @outline
         def bce_total(job, given, n_bytes, products):
@@ -244,18 +227,22 @@ def kernels(item: str) -> SimpleNamespace:
             eps = job.label_smoothing
             has_one_scale = not fused or is_number(job.scale)
             scale = number_of(job.scale) if has_one_scale else one
-            if eps == 0.0 and job.weight.address == 0 and given.loss == 0 and has_one_scale:
+            if eps != 0.0:
+                return careful(given, n_bytes, real(1.0 - eps), real(0.5 * eps)), ORDINARY
+            if job.weight.address == 0 and job.loss.address == 0 and has_one_scale:
                 if job.pos_weight.address == 0:
                     return plain(given, n_bytes, products), ORDINARY
                 # Those exponentials are too large: their unit goes into the scale, if it can.
                 can_scale = not fused or abs(scale) > real(2.0**-60)
-                if can_scale and is_number(job.pos_weight) and is_hard(given.target, n_bytes):
+                known_hard = job.target.kind == _BOOL or job.signed != 0
+                is_by_class = can_scale and is_number(job.pos_weight)
+                if is_by_class and (known_hard or is_hard(given.target, n_bytes)):
                     pos_weight = number_of(job.pos_weight)
-                    if fused:
-                        store(given.scale, splat(scale * unit))
-                        store(given.scale + vector_bytes, splat(-pos_weight * scale * unit))
-                    return by_class(given, n_bytes, products), ORDINARY * max(1.0, pos_weight)
-            return weighted(given, n_bytes, real(1.0 - eps), real(0.5 * eps)), ORDINARY
+                    scales = products + PAGE // 2
+                    store(scales, splat(scale * unit))
+                    store(scales + vector_bytes, splat(-pos_weight * scale * unit))
+                    return by_class(given, n_bytes, products, scales), ORDINARY * max(1.0, pos_weight)
+            return weighted(given, n_bytes, one, zero), ORDINARY
 
         def block(jobs, number, scratch, results):
             job, found = job_at(jobs), found_at(results)
@@ -266,9 +253,9 @@ def kernels(item: str) -> SimpleNamespace:
             n_bytes = -(-n // lanes) * vector_bytes
             total, ordinary = bce_total(job, given, n_bytes, scratch + PRODUCTS_AT)
             if not ordinary <= abs(total) < np.inf:
-                eps, again = job.label_smoothing, losses_alone(given, scratch + LOSS_AT)
-                careful(again, n_bytes, real(1.0 - eps), real(0.5 * eps))
-                total = sum_of(again.loss, n)
+                eps = job.label_smoothing
+                careful(given, n_bytes, real(1.0 - eps), real(0.5 * eps))
+                total = sum_of(given.loss, n)
             found.total = total
             finish(job, given, first, n, scratch)
 
@@ -280,21 +267,26 @@ def kernels(item: str) -> SimpleNamespace:
         given, found.bad = operands(job, first, n, scratch)
         if found.bad >= 0:
             return
-        made = losses_alone(given, scratch + LOSS_AT)
-        probability_losses(job.operation, made, n)
-        found.total = sum_of(made.loss, n)
+        probability_losses(job.operation, given, n)
+        found.total = sum_of(given.loss, n)
         finish(job, given, first, n, scratch)
 
-    def sigmoid_block(jobs, number, scratch, results):
-        job = job_at(jobs)
-        first, n = block_range(job, number)
-        given, _ = operands(job, first, n, scratch)
-        sigmoid(given, -(-n // lanes) * vector_bytes, job.operation == LOG_SIGMOID)
-        finish(job, given, first, n, scratch)
+    def sigmoid_block(log):
+        sigmoid = bce.sigmoid(log)
+
+        def block(jobs, number, scratch, results):
+            job = job_at(jobs)
+            first, n = block_range(job, number)
+            given, _ = operands(job, first, n, scratch)
+            sigmoid(given, -(-n // lanes) * vector_bytes)
+            finish(job, given, first, n, scratch)
+
+        return block
 
     return SimpleNamespace(
         bce=bce_block(fused=False),
         bce_fused=bce_block(fused=True),
         probability=probability_block,
-        sigmoid=sigmoid_block,
+        sigmoid=sigmoid_block(log=False),
+        log_sigmoid=sigmoid_block(log=True),
     )
