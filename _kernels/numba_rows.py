@@ -34,7 +34,7 @@ from logitloss._kernels.numba_job import (
     place,
     put,
 )
-from logitloss._kernels.numba_sums import PREFETCH_BYTES, ROW, sums
+from logitloss._kernels.numba_sums import DIRECT, PREFETCH_BYTES, ROW, sums
 from logitloss._kernels.vectors import inline, outline
 from numba import carray
 from numba.extending import register_jitable
@@ -107,10 +107,17 @@ def kernels(item: str) -> SimpleNamespace:
     store, store_item = vectors.storer(item, real, lanes), vectors.storer(item, real)
     store_exps, store_real = ops.store, ops.store_one
     exp_parts, unit = own.exp_parts, np.float64(own.unit)
+    scaled_parts, scale_of, rounded = own.scaled_parts, own.scale_of, own.rounded
+    exp2_unit, wide_fma, direct = wide_own.exp2_unit, vectors.fma, DIRECT[real]
+    log2e, wide_log2e = own.log2e, float(own.log2e)
     share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
     softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
     load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
     lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, vectors.prefetch
+    load_pair, store_pair = vectors.pair_loader(item, real, lanes), vectors.pair_storer(item, real, lanes)
+    stream_vector, line = ops.stream, 64 // size
+    # A factor that is no normal number loses digits.
+    smallest = 2.0**-120 if real is np.float32 else 2.0**-1000
     as_pointer, copy, stream, fence = vectors.as_pointer, vectors.copy, vectors.stream, vectors.fence
     infinity, zero, row_type, expm1 = np.inf, real(0), ROW, math.expm1
 
@@ -277,10 +284,7 @@ def kernels(item: str) -> SimpleNamespace:
                 else 1.0 / share(lse_in, row.reference)
             )
         if not is_gradient:
-            row.label = -1
-            row.at_top = p_top
-            if job.operation != SOFTMAX:
-                row.top = -1
+            row.label, row.top = -1, -1
             return loss
         scale = get(job.scale, i, 1.0)
         alpha, at_top, at_label = gradient_of(
@@ -316,18 +320,54 @@ def kernels(item: str) -> SimpleNamespace:
             store(to + at * width, p)
 
     @outline
+    def stream_scaled(exps, factor, n, to, label, at_label, tile):
+        """Send kept exponentials times a factor, but for the label's entry, around the cache by whole lines."""
+        by = splat(real(factor))
+        head = min(-to % 64 // size, n)
+        last = head + (n - head) // line * line
+        for c in range(head):
+            store_item(to + c * size, load_one(exps + c * size) * real(factor))
+        for c in range(last, n):
+            store_item(to + c * size, load_one(exps + c * size) * real(factor))
+        own = head + (label - head) // line * line if head <= label < last else last
+        c, stop = head, own
+        while True:
+            for i in range(c * size, stop * size, line * size):
+                for j in range(0, line * size, lanes * size):
+                    stream_vector(to + i + j, load_exps(exps + i + j) * by)
+            if stop == last:
+                break
+            for j in range(0, line * size, lanes * size):
+                store_exps(tile + j, load_exps(exps + own * size + j) * by)
+            store_item(tile + (label - own) * size, real(at_label))
+            stream(to + own * size, tile, line * size)
+            c, stop = own + line, last
+        if 0 <= label < head or last <= label < n:
+            store_item(to + label * size, real(at_label))
+
+    @outline
     def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
-        """Do the same from the logits."""
-        minus = splat(real(reference))
-        by, less = splat(real(factor * unit)), splat(real(gamma_factor))
-        for c in range(0, n, lanes):
-            at = min(c, n - lanes)
+        """Do the same from the logits: relative to a power of two, where that can be, or to the reference."""
+        k, relative, minus = zero, unit, splat(real(reference))
+        if abs(reference) <= direct:
+            k, minus = rounded(real(reference) * log2e), splat(zero)
+            relative *= exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
+        lowest, shift = scale_of(k)
+        bound, magic = splat(lowest), splat(shift)
+        by, less = splat(real(factor * relative)), splat(real(gamma_factor))
+        if gamma:
+            for c in range(0, n, lanes):
+                at = min(c, n - lanes)
+                p, q = scaled_parts(load(x + at * width) - minus, bound, magic)
+                store(to + at * width, (p * q) * by - load_exps(gamma + at * size) * less)
+            return
+        for c in range(0, n, group):
+            at = min(c, n - group)
             prefetch(x + at * width + PREFETCH_BYTES)
-            p, q = exp_parts(load(x + at * width) - minus)
-            p = (p * q) * by
-            if gamma:
-                p = p - load_exps(gamma + at * size) * less
-            store(to + at * width, p)
+            v0, v1 = load_pair(x + at * width)
+            p0, q0 = scaled_parts(v0 - minus, bound, magic)
+            p1, q1 = scaled_parts(v1 - minus, bound, magic)
+            store_pair(to + at * width, (p0 * q0) * by, (p1 * q1) * by)
 
     @outline
     def logarithms(x, m, log1p_others, n, to):
@@ -370,10 +410,17 @@ def kernels(item: str) -> SimpleNamespace:
             else:
                 if has_gamma:
                     gamma = gammas_of(job, i, c, n, scratch + TILE_BYTES)
+                is_kept, factor = False, 0.0
                 if exps:
                     mark = marks + (c - first) // chunk * 16
-                    relative = share(load_wide(mark), row.m) * load_wide(mark + 8)
-                    scaled(exps + c * size, gamma, row.gamma_factor, row.factor * relative, n, tile)
+                    factor = row.factor * share(load_wide(mark), row.m) * load_wide(mark + 8)
+                    is_kept = abs(factor) > smallest
+                if is_kept and gamma == 0 and stride == width and job.streams and row.top < 0:
+                    stream_scaled(exps + c * size, factor, n, to, row.label - c, row.at_label, tile)
+                    c += n
+                    continue
+                if is_kept:
+                    scaled(exps + c * size, gamma, row.gamma_factor, factor, n, tile)
                 else:
                     x = classes_of(job, i, c, n, scratch)
                     if job.operation == LOG_SOFTMAX:

@@ -523,6 +523,41 @@ def pair_loader(item: str, real: Any, n: int) -> Any:
     return load_words
 
 
+def pair_storer(item: str, real: Any, n: int) -> Any:
+    """Return the function that stores such a pair; of NaN, none whose last bits are all set."""
+    if item != "bf16":
+        store, width = storer(item, real, n), itemsize(item)
+
+        @inline
+        def store_pair(address, first, second):
+            store(address, first)
+            store(address + n * width, second)
+
+        return store_pair
+
+    vector = Vector(types.float32, n)
+
+    @intrinsic  # type: ignore[misc]
+    def store_words(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            words = ir.VectorType(_INT32, n)
+
+            def rounded(value: Any) -> Any:
+                bits = builder.bitcast(value, words)
+                odd = builder.and_(builder.lshr(bits, _constant(words, 16)), _constant(words, 1))
+                return builder.add(builder.add(bits, odd), _constant(words, 0x7FFF))
+
+            low = builder.lshr(rounded(args[1]), _constant(words, 16))
+            high = builder.and_(rounded(args[2]), _constant(words, 0xFFFF0000))
+            pointer = builder.inttoptr(args[0], words.as_pointer())
+            builder.store(builder.or_(low, high), pointer).align = 2
+            return context.get_dummy_value()
+
+        return types.void(types.intp, vector, vector), generate
+
+    return store_words
+
+
 def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
     """Return the functions that seek the largest of floats of 16 bits, n at a time, by their bits.
 
