@@ -33,8 +33,10 @@ from logitloss._kernels.numba_job import (
 )
 from logitloss._kernels.numba_lanes_arrays import LINE, Rows, arrays
 from logitloss._kernels.numba_lanes_finish import (
+    BEFORE,
     BETA,
     FACTOR,
+    FROM,
     GAP,
     GAP_LOST,
     LABEL,
@@ -47,6 +49,7 @@ from logitloss._kernels.numba_lanes_finish import (
     LSE,
     LSE_IN,
     N_SLOTS,
+    PEAK,
     REFERENCE,
     SCALE,
     SUM,
@@ -109,7 +112,7 @@ def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for logits of such items."""
     real = np.float64 if item == "f64" else np.float32
     ops, of_arrays = vectors.operations(real), arrays(item)
-    size, lanes = ops.size, ops.lanes
+    size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
     functions = elementary(inline, real)
@@ -138,92 +141,141 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the first pass ----
 
+    # Loops run over the rows, for few classes at a time, and what a row has so far waits in memory: a turn then
+    # depends on none before it, and a processor does several at once.
     @jit
-    def restore_infinite(x, step, n_classes, high, before, total):
-        """Return the sum, 0 but for NaN in rows that hold +inf."""
-        total = where(high == infinity, before * zero, total)
+    def raise_largest(rows, x, step, n_classes):
+        """Make the largest logits those of these classes too."""
+        # Two or four at a time, the last of them again if need be. (Of one, LLVM makes a store of some lanes,
+        # which is slow.)
+        largest = rows.slots + LARGEST * rows.slot_bytes
+        if n_classes < 4:
+            step = step if n_classes > 1 else 0
+            for c in range(max(1, n_classes - 1)):
+                start = x + c * step
+                for i in range(0, rows.width * size, vector_bytes):
+                    high = maximum(load(start + i), load(largest + i))
+                    store(largest + i, maximum(load(start + step + i), high))
+            return
+        for c in range(0, n_classes, 4):
+            start = x + min(c, n_classes - 4) * step
+            for i in range(0, rows.width * size, vector_bytes):
+                at = start + i
+                high = maximum(load(at), load(largest + i))
+                high = maximum(load(at + step), high)
+                high = maximum(load(at + 2 * step), high)
+                store(largest + i, maximum(load(at + 3 * step), high))
+
+    @jit
+    def nan_of(x, step, n_classes, total):
+        """Return the sum so far, NaN where a logit is."""
         for c in range(n_classes):
             logit = load(x + c * step)
             total = where(logit != logit, logit, total)
         return total
 
-    def summing(keeps):
-        """Return the function that adds a range of classes to rows' sums and, if it `keeps`, stores exponentials."""
+    @jit
+    def begin_range(rows, x, step, is_first, n_classes):
+        """Bring rows' largest logits and sums to where a range of classes can join them."""
+        slot = rows.slot_bytes
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            if is_first:
+                store(i + LARGEST * slot, splat(-infinity))
+                store(i + SUM * slot, splat(zero))
+                store(i + LOST * slot, splat(zero))
+            store(i + BEFORE * slot, load(i + LARGEST * slot))
+        raise_largest(rows, x, step, n_classes)
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            old, high, total = load(i + BEFORE * slot), load(i + LARGEST * slot), load(i + SUM * slot)
+            reference, peak = finite_or_zero(high), splat(zero)
+            store(i + FROM * slot, reference)
+            if any_lane(high == infinity):
+                total = nan_of(x + i - rows.slots, step, n_classes, total)
+            store(i + BEFORE * slot, total)
+            if not is_first:
+                # The top so far joins the others where it is one no more.
+                rises = high > old
+                factor = where(rises, exp(old - reference), splat(real(1)))
+                store(i + SUM * slot, fma(total, factor, where(rises, factor * one_raised, zero)))
+                store(i + LOST * slot, load(i + LOST * slot) * factor)
+                peak = where(rises, zero, splat(one_raised))
+            store(i + PEAK * slot, peak)
 
+    @jit
+    def exp_range(rows, x, step, e, n_classes, ahead, ahead_step):
+        """Store the exponentials of classes, relative to FROM; fetch what will be read next meanwhile."""
+        from_at = rows.slots + FROM * rows.slot_bytes
+        for c in range(n_classes):
+            start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
+            for i in range(0, rows.width * size, vector_bytes):
+                vectors.prefetch(fetched + i)
+                store(to + i, exp_raised(load(start + i) - load(from_at + i)))
+
+    @inline
+    def join_one(e, step, peak):
+        power = load(e)
+        return minimum(peak, power), maximum(power, peak)
+
+    def twice(join_half, half):
         @inline
-        def add_one(x, x_step, e, e_step, reference, peak):
-            power = exp_raised(load(x) - reference)
-            if keeps:
-                store(e, power)
-            return minimum(peak, power), maximum(power, peak)
+        def join_both(e, step, peak):
+            first, peak = join_half(e, step, peak)
+            second, peak = join_half(e + half * step, step, peak)
+            return first + second, peak
 
-        def twice(add_half, half):
-            @inline
-            def add_both(x, x_step, e, e_step, reference, peak):
-                first, peak = add_half(x, x_step, e, e_step, reference, peak)
-                x, e = x + half * x_step, e + half * e_step
-                second, peak = add_half(x, x_step, e, e_step, reference, peak)
-                return first + second, peak
+        return join_both
 
-            return add_both
+    # In pairs, and pairs of these: few roundings
+    join_two = twice(join_one, 1)
+    join_four = twice(join_two, 2)
+    join_eight = twice(join_four, 4)
 
-        # In pairs, and pairs of these: few roundings
-        add_two = twice(add_one, 1)
-        add_four = twice(add_two, 2)
-        add_eight = twice(add_four, 4)
+    def joining(join_some):
+        @inline
+        def join(rows, e):
+            slot = rows.slot_bytes
+            for i in range(0, rows.width * size, vector_bytes):
+                at = rows.slots + i
+                more, peak = join_some(e + i, rows.stride, load(at + PEAK * slot))
+                total, lost = add(load(at + SUM * slot), load(at + LOST * slot), more)
+                store(at + SUM * slot, total)
+                store(at + LOST * slot, lost)
+                store(at + PEAK * slot, peak)
 
-        @jit
-        def sum_range(rows, x, x_step, e, e_step, is_first, n_classes):
-            for offset in range(0, rows.width * size, vector_bytes):
-                at = rows.slots + offset
-                old, total, lost = splat(-infinity), splat(zero), splat(zero)
-                if not is_first:
-                    old = load(at + LARGEST * rows.slot_bytes)
-                    total = load(at + SUM * rows.slot_bytes)
-                    lost = load(at + LOST * rows.slot_bytes)
-                before, high = total, old
-                from_class, to_class = x + offset, e + offset
-                for _ in range(n_classes):
-                    high = maximum(load(from_class), high)
-                    from_class += x_step
-                reference = finite_or_zero(high)
-                peak = splat(zero)
-                if not is_first:
-                    # The top so far joins the others where it is one no more.
-                    rises = high > old
-                    factor = where(rises, exp(old - reference), splat(real(1)))
-                    total = fma(total, factor, where(rises, factor * one_raised, zero))
-                    lost = lost * factor
-                    peak = where(rises, zero, splat(one_raised))
-                from_class = x + offset
-                for _ in range(n_classes // 8):
-                    more, peak = add_eight(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 8 * x_step
-                    to_class += 8 * e_step
-                if n_classes & 4:
-                    more, peak = add_four(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 4 * x_step
-                    to_class += 4 * e_step
-                if n_classes & 2:
-                    more, peak = add_two(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 2 * x_step
-                    to_class += 2 * e_step
-                if n_classes & 1:
-                    more, peak = add_one(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                if any_lane(high == infinity):
-                    total = restore_infinite(x + offset, x_step, n_classes, high, before, total)
-                    lost = where(high == infinity, zero, lost)
-                store(at + LARGEST * rows.slot_bytes, high)
-                store(at + SUM * rows.slot_bytes, total)
-                store(at + LOST * rows.slot_bytes, lost)
+        return join
 
-        return sum_range
+    sum_eight, sum_four = joining(join_eight), joining(join_four)
+    sum_two, sum_one = joining(join_two), joining(join_one)
 
-    sum_range, sum_and_keep = summing(keeps=False), summing(keeps=True)
+    @jit
+    def sum_range(rows, x, step, e, is_kept, is_first, n_classes, ahead, ahead_step):
+        """Add classes to rows' sums; their exponentials go to `e`, where they stay if they are kept."""
+        begin_range(rows, x, step, is_first, n_classes)
+        for c in range(0, n_classes, CHAIN):
+            n = min(CHAIN, n_classes - c)
+            to = e + c * rows.stride if is_kept else e
+            exp_range(rows, x + c * step, step, to, n, ahead + c * ahead_step, ahead_step)
+            if n == CHAIN:
+                sum_eight(rows, to)
+                continue
+            if n & 4:
+                sum_four(rows, to)
+                to += 4 * rows.stride
+            if n & 2:
+                sum_two(rows, to)
+                to += 2 * rows.stride
+            if n & 1:
+                sum_one(rows, to)
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            is_infinite = load(i + LARGEST * rows.slot_bytes) == infinity
+            if any_lane(is_infinite):
+                # Only a NaN counts beside +inf, which makes one of its own.
+                total = where(
+                    is_infinite, load(i + BEFORE * rows.slot_bytes), load(i + SUM * rows.slot_bytes)
+                )
+                store(i + SUM * rows.slot_bytes, total)
+                lost = where(is_infinite, zero, load(i + LOST * rows.slot_bytes))
+                store(i + LOST * rows.slot_bytes, lost)
 
     @jit
     def find_tops(rows, x, x_step, first_class, n_classes):
@@ -240,6 +292,8 @@ def kernels(item: str) -> SimpleNamespace:
                 high = maximum(logit, high)
             store(high_at, high)
             store(top_at, top)
+            store(rows.slots + LARGEST * rows.slot_bytes + offset, high)
+            store(rows.slots + FROM * rows.slot_bytes + offset, finite_or_zero(high))
 
     @jit
     def weigh_range(rows, x, x_step, g, first_class, n_classes):
@@ -268,14 +322,6 @@ def kernels(item: str) -> SimpleNamespace:
             store(at + GAP * rows.slot_bytes, gap)
             store(at + GAP_LOST * rows.slot_bytes, gap_lost)
             store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
-
-    @jit
-    def exp_range(rows, m_at, x, x_step, e, n_classes):
-        """Store the exponentials of a range of classes, relative to the logits at m_at."""
-        for c in range(n_classes):
-            for offset in range(0, rows.width * size, vector_bytes):
-                d = load(x + c * x_step + offset) - finite_or_zero(load(m_at + offset))
-                store(e + c * rows.stride + offset, exp_raised(d))
 
     @jit
     def gammas_of(job, rows, first_class, n_classes):
@@ -372,7 +418,7 @@ def kernels(item: str) -> SimpleNamespace:
             if not is_kept:
                 start, step = lanes_of(job.logits, rows, c, n)
                 if job.operation != LOG_SOFTMAX:
-                    exp_range(rows, rows.slots + LARGEST * rows.slot_bytes, start, step, rows.tile, n)
+                    exp_range(rows, start, step, rows.tile, n, start, step)
                     start, step = rows.tile, rows.stride
             out, out_step = rows.tile, rows.stride
             if are_beside:
@@ -476,15 +522,20 @@ def kernels(item: str) -> SimpleNamespace:
             if not (has_top and fits):
                 x, step = lanes_of(job.logits, rows, c, n)
             if job.operation == ENTROPY:
-                exp_range(rows, rows.slots + REFERENCE * rows.slot_bytes, x, step, rows.other, n)
+                exp_range(rows, x, step, rows.other, n, x, step)
             elif has_gamma:
                 gammas_of(job, rows, c, n)
             if has_gamma or job.operation == ENTROPY:
                 weigh_range(rows, x, step, rows.other, c, n)
-            if is_kept:
-                sum_and_keep(rows, x, step, rows.tile, rows.stride, c == 0, n)
-            else:
-                sum_range(rows, x, step, rows.tile, rows.stride, c == 0, n)
+            if job.operation != ENTROPY:
+                # What is in the tile gives way to its exponentials.
+                is_tile = x == rows.tile
+                if is_tile and fits:
+                    # Rows of few classes follow each other.
+                    ahead, ahead_step = place(job.logits, rows.first + rows.n - 1), rows.n * item_size
+                else:
+                    ahead, ahead_step = x + rows.n * size, step
+                sum_range(rows, x, step, rows.tile, is_kept or is_tile, c == 0, n, ahead, ahead_step)
 
     def softmax_block(jobs, block, scratch, results):
         job, found = carray(jobs, (1,))[0], carray(results, (1,))[0]

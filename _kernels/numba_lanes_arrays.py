@@ -15,6 +15,7 @@ from logitloss._kernels.numba_job import job_steps, last_stride, place, run_leng
 import functools
 
 from numba import njit
+
 jit = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 LINE = 64
