@@ -57,6 +57,8 @@ def arrays(item: str) -> SimpleNamespace:
             at = place(target, rows.first + done)
             whole = length - length % lanes if stride == _SIZES[target.kind] else 0
             for i in range(0, whole, lanes):
+                # The next block's
+                vectors.prefetch(at + (i + rows.n) * stride)
                 label = load_labels(target.kind, at + i * stride, job.n_classes, job.ignore_index)
                 store(to + (done + i) * size, label)
                 lowest = minimum(label, lowest)
