@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from numba import carray, njit
-
 from logitloss._kernels import vectors
 from logitloss._kernels.numba_job import (
     block_range,
@@ -18,7 +16,7 @@ from logitloss._kernels.numba_job import (
     put,
     run_length,
 )
-
+from numba import carray, njit
 
 # Labels as float32 lanes are exact below this.
 MOST_CLASSES = 1 << 24

@@ -1,10 +1,10 @@
 """A block of rows of the softmax family, a row in each lane: short rows, and rows side by side (`axis=1`).
 
 What a row keeps (`recurrence`) is a vector's lane here. The largest logit of a range of classes is sought
-first; of the exponentials relative to it, which are made 2**headroom too large, and the largest so far, the
-smaller joins the others' sum: so the top stays out without a comparison of its place. Where all classes of the
-block fit a tile the exponentials stay there for the second pass, which then only multiplies. Where they do
-not, classes go by ranges, and a row that rises brings its sum along.
+first. Exponentials are relative to it, 2**headroom too large, and go to a tile; of each and the largest so
+far, the smaller joins the others' sum, so that the top stays out and nobody asks where it is. Where a tile
+holds all classes of the block the exponentials stay for the second pass, which then only multiplies. Where it
+does not, classes go by ranges, and a row that rises brings its sum along.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ from logitloss._kernels.numba_lanes_finish import (
     inline,
     jit,
 )
-from numba import carray, njit
+from numba import carray
 
 # Fewer classes go by lanes wherever they lie.
 FEW_CLASSES = 48
 # As labels, reals can number these.
 MOST_CLASSES = 1 << 24
-# The logits of a block of short rows stay in the nearest cache, rows side by side make long runs of each class.
+# A block of short rows stays in the nearest cache, rows side by side make long runs of each class.
 BLOCK_ROWS = 1024
 SHORT_BYTES = 1 << 14
 TILE_BYTES = 1 << 17
@@ -78,7 +78,7 @@ CHAIN = 8
 
 
 def _stride(block: int, size: int) -> int:
-    """Return the bytes between classes: a line more than the rows take, to stay out of one set of the cache."""
+    """Return the bytes between classes: the rows' and a line, to stay out of one set of the cache."""
     return block * size + LINE
 
 
@@ -344,7 +344,7 @@ def kernels(item: str) -> SimpleNamespace:
     # ---- the second pass ----
 
     def product(load):
-        """An entry from its exponential."""
+        """Return the function for an entry from its exponential."""
 
         @inline
         def entry(rows, at, e, g, number):
@@ -356,7 +356,7 @@ def kernels(item: str) -> SimpleNamespace:
         return entry
 
     def product_with_gamma(load):
-        """The same with a coefficient."""
+        """Return the same with a coefficient by class."""
 
         @inline
         def entry(rows, at, e, g, number):
@@ -370,7 +370,7 @@ def kernels(item: str) -> SimpleNamespace:
         return entry
 
     def logarithm(load):
-        """A logarithm of softmax from the logit."""
+        """Return the function for a logarithm of softmax from the logit."""
 
         @inline
         def entry(rows, at, x, g, number):

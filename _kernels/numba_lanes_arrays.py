@@ -12,16 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 from logitloss._kernels import vectors
 from logitloss._kernels.numba_job import job_steps, last_stride, place, run_length
-import functools
-
-from numba import njit
-
-jit = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+from logitloss._kernels.numba_lanes_finish import jit
 
 LINE = 64
 
-# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row, so
-# many bytes a slot, `tile` and `other` those of two tiles.
+# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row, so many
+# bytes a slot, `tile` and `other` those of two tiles.
 Rows = namedtuple("Rows", "first n width slots slot_bytes stride tile other")
 
 _SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
