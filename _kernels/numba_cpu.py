@@ -22,12 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
-from numba.core.bytecode import FunctionIdentity
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
-
 from logitloss._kernels import numba_elements, numba_lanes, numba_rows
 from logitloss._kernels.numba_job import (
     BCE,
@@ -50,6 +44,11 @@ from logitloss._kernels.numba_job import (
     item_of,
     real_of,
 )
+from numba import njit, prange, types
+from numba.core.bytecode import FunctionIdentity
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +75,8 @@ def _digest() -> str:
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in names)).hexdigest()
 
 
-# Numba tells functions of one name apart by a number that counts from 1 in every process. Kernels from the disk,
-# each compiled in another process, would take each other's inner functions for their own.
+# Numba tells functions of one name apart by a number that counts from 1 in every process. Kernels from the
+# disk, each compiled in another process, would take each other's inner functions for their own.
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import (
     ENTROPY,
     GRADIENT,
@@ -32,37 +31,23 @@ from logitloss._kernels.numba_job import (
     run_length,
 )
 from logitloss._kernels.numba_lanes_arrays import LINE, Rows, arrays
+from logitloss._kernels.numba_lanes_entries import entries
 from logitloss._kernels.numba_lanes_finish import (
-    BEFORE,
     BETA,
-    FACTOR,
-    FROM,
-    GAP,
-    GAP_LOST,
     LABEL,
-    LABEL_ENTRY,
     LABEL_GAMMA,
-    LARGEST,
-    LOG1P_OTHERS,
     LOSS,
-    LOST,
     LSE,
     LSE_IN,
     N_SLOTS,
-    PEAK,
-    REFERENCE,
     SCALE,
     SUM,
     TARGET_LOGIT,
     TOP,
-    TOP_ENTRY,
-    TOP_WEIGHT,
-    WEIGHT,
-    WEIGHT_LOST,
     finisher,
-    inline,
     jit,
 )
+from logitloss._kernels.numba_lanes_sums import CHAIN, sums
 from numba import carray
 
 # Fewer classes go by lanes wherever they lie.
@@ -73,8 +58,6 @@ MOST_CLASSES = 1 << 24
 BLOCK_ROWS = 1024
 SHORT_BYTES = 1 << 14
 TILE_BYTES = 1 << 17
-# Sums take so many classes between roundings that are kept.
-CHAIN = 8
 
 
 def _stride(block: int, size: int) -> int:
@@ -113,215 +96,20 @@ def kernels(item: str) -> SimpleNamespace:
     real = np.float64 if item == "f64" else np.float32
     ops, of_arrays = vectors.operations(real), arrays(item)
     size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
-    load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
-    fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
-    functions = elementary(inline, real)
-    exp_raised = functions.exp_raised
-    zero, infinity, one_raised = real(0), real(np.inf), real(2.0**functions.headroom)
+    of_sums, of_entries = sums(real), entries(real)
+    load, store, zero = ops.load, ops.store, real(0)
+    exp_range, sum_range = of_sums.exp_range, of_sums.sum_range
+    find_tops, weigh_range = of_sums.find_tops, of_sums.weigh_range
+    map_product, map_gamma, map_log = of_entries.map_product, of_entries.map_gamma, of_entries.map_log
     finish_plain, finish = finisher(real, real, is_plain=True), finisher(real, np.float64, is_plain=False)
     vector_bytes = lanes * size
-    load_one, store_one, stream, exp = ops.load_one, ops.store_one, ops.stream, functions.exp
+    load_one, store_one, maximum = ops.load_one, ops.store_one, ops.maximum
     labels_of, numbers, fill, bring = of_arrays.labels_of, of_arrays.numbers, of_arrays.fill, of_arrays.bring
     beside, lanes_of, put = of_arrays.are_beside, of_arrays.lanes_of, of_arrays.put
     store_byte = vectors.storer("u8", real)
     put_items, load_item = of_arrays.put_items, of_arrays.load_item
     wide_steps = job_steps(np.float64)
     wide_load_run, wide_put_items = wide_steps.load_run, wide_steps.put_items
-
-    @inline
-    def finite_or_zero(m):
-        return where(absolute(m) < infinity, m, zero)
-
-    @inline
-    def add(total, lost, term):
-        """Add a term, and keep what is lost to rounding."""
-        new = total + term
-        added = new - total
-        return new, lost + ((total - (new - added)) + (term - added))
-
-    # ---- the first pass ----
-
-    # Loops run over the rows, for few classes at a time, and what a row has so far waits in memory: a turn then
-    # depends on none before it, and a processor does several at once.
-    @jit
-    def raise_largest(rows, x, step, n_classes):
-        """Make the largest logits those of these classes too."""
-        # Two or four at a time, the last of them again if need be. (Of one, LLVM makes a store of some lanes,
-        # which is slow.)
-        largest = rows.slots + LARGEST * rows.slot_bytes
-        if n_classes < 4:
-            step = step if n_classes > 1 else 0
-            for c in range(max(1, n_classes - 1)):
-                start = x + c * step
-                for i in range(0, rows.width * size, vector_bytes):
-                    high = maximum(load(start + i), load(largest + i))
-                    store(largest + i, maximum(load(start + step + i), high))
-            return
-        for c in range(0, n_classes, 4):
-            start = x + min(c, n_classes - 4) * step
-            for i in range(0, rows.width * size, vector_bytes):
-                at = start + i
-                high = maximum(load(at), load(largest + i))
-                high = maximum(load(at + step), high)
-                high = maximum(load(at + 2 * step), high)
-                store(largest + i, maximum(load(at + 3 * step), high))
-
-    @jit
-    def nan_of(x, step, n_classes, total):
-        """Return the sum so far, NaN where a logit is."""
-        for c in range(n_classes):
-            logit = load(x + c * step)
-            total = where(logit != logit, logit, total)
-        return total
-
-    @jit
-    def begin_range(rows, x, step, is_first, n_classes):
-        """Bring rows' largest logits and sums to where a range of classes can join them."""
-        slot = rows.slot_bytes
-        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
-            if is_first:
-                store(i + LARGEST * slot, splat(-infinity))
-                store(i + SUM * slot, splat(zero))
-                store(i + LOST * slot, splat(zero))
-            store(i + BEFORE * slot, load(i + LARGEST * slot))
-        raise_largest(rows, x, step, n_classes)
-        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
-            old, high, total = load(i + BEFORE * slot), load(i + LARGEST * slot), load(i + SUM * slot)
-            reference, peak = finite_or_zero(high), splat(zero)
-            store(i + FROM * slot, reference)
-            if any_lane(high == infinity):
-                total = nan_of(x + i - rows.slots, step, n_classes, total)
-            store(i + BEFORE * slot, total)
-            if not is_first:
-                # The top so far joins the others where it is one no more.
-                rises = high > old
-                factor = where(rises, exp(old - reference), splat(real(1)))
-                store(i + SUM * slot, fma(total, factor, where(rises, factor * one_raised, zero)))
-                store(i + LOST * slot, load(i + LOST * slot) * factor)
-                peak = where(rises, zero, splat(one_raised))
-            store(i + PEAK * slot, peak)
-
-    @jit
-    def exp_range(rows, x, step, e, n_classes, ahead, ahead_step):
-        """Store the exponentials of classes, relative to FROM; fetch what will be read next meanwhile."""
-        from_at = rows.slots + FROM * rows.slot_bytes
-        for c in range(n_classes):
-            start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
-            for i in range(0, rows.width * size, vector_bytes):
-                vectors.prefetch(fetched + i)
-                store(to + i, exp_raised(load(start + i) - load(from_at + i)))
-
-    @inline
-    def join_one(e, step, peak):
-        power = load(e)
-        return minimum(peak, power), maximum(power, peak)
-
-    def twice(join_half, half):
-        @inline
-        def join_both(e, step, peak):
-            first, peak = join_half(e, step, peak)
-            second, peak = join_half(e + half * step, step, peak)
-            return first + second, peak
-
-        return join_both
-
-    # In pairs, and pairs of these: few roundings
-    join_two = twice(join_one, 1)
-    join_four = twice(join_two, 2)
-    join_eight = twice(join_four, 4)
-
-    def joining(join_some):
-        @inline
-        def join(rows, e):
-            slot = rows.slot_bytes
-            for i in range(0, rows.width * size, vector_bytes):
-                at = rows.slots + i
-                more, peak = join_some(e + i, rows.stride, load(at + PEAK * slot))
-                total, lost = add(load(at + SUM * slot), load(at + LOST * slot), more)
-                store(at + SUM * slot, total)
-                store(at + LOST * slot, lost)
-                store(at + PEAK * slot, peak)
-
-        return join
-
-    sum_eight, sum_four = joining(join_eight), joining(join_four)
-    sum_two, sum_one = joining(join_two), joining(join_one)
-
-    @jit
-    def sum_range(rows, x, step, e, is_kept, is_first, n_classes, ahead, ahead_step):
-        """Add classes to rows' sums; their exponentials go to `e`, where they stay if they are kept."""
-        begin_range(rows, x, step, is_first, n_classes)
-        for c in range(0, n_classes, CHAIN):
-            n = min(CHAIN, n_classes - c)
-            to = e + c * rows.stride if is_kept else e
-            exp_range(rows, x + c * step, step, to, n, ahead + c * ahead_step, ahead_step)
-            if n == CHAIN:
-                sum_eight(rows, to)
-                continue
-            if n & 4:
-                sum_four(rows, to)
-                to += 4 * rows.stride
-            if n & 2:
-                sum_two(rows, to)
-                to += 2 * rows.stride
-            if n & 1:
-                sum_one(rows, to)
-        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
-            is_infinite = load(i + LARGEST * rows.slot_bytes) == infinity
-            if any_lane(is_infinite):
-                # Only a NaN counts beside +inf, which makes one of its own.
-                total = where(
-                    is_infinite, load(i + BEFORE * rows.slot_bytes), load(i + SUM * rows.slot_bytes)
-                )
-                store(i + SUM * rows.slot_bytes, total)
-                lost = where(is_infinite, zero, load(i + LOST * rows.slot_bytes))
-                store(i + LOST * rows.slot_bytes, lost)
-
-    @jit
-    def find_tops(rows, x, x_step, first_class, n_classes):
-        """Find the largest logit and its class, first of equals."""
-        for offset in range(0, rows.width * size, vector_bytes):
-            high_at = rows.slots + REFERENCE * rows.slot_bytes + offset
-            top_at = rows.slots + TOP * rows.slot_bytes + offset
-            high, top = splat(-infinity), splat(zero)
-            if first_class:
-                high, top = load(high_at), load(top_at)
-            for c in range(n_classes):
-                logit = load(x + c * x_step + offset)
-                top = where(logit > high, splat(real(first_class + c)), top)
-                high = maximum(logit, high)
-            store(high_at, high)
-            store(top_at, top)
-            store(rows.slots + LARGEST * rows.slot_bytes + offset, high)
-            store(rows.slots + FROM * rows.slot_bytes + offset, finite_or_zero(high))
-
-    @jit
-    def weigh_range(rows, x, x_step, g, first_class, n_classes):
-        """Add the coefficients of a range of classes, in lanes at `g`, to rows' sums of them."""
-        for offset in range(0, rows.width * size, vector_bytes):
-            at = rows.slots + offset
-            reference = finite_or_zero(load(at + REFERENCE * rows.slot_bytes))
-            top = load(at + TOP * rows.slot_bytes)
-            weight, weight_lost, gap, gap_lost = splat(zero), splat(zero), splat(zero), splat(zero)
-            top_weight = splat(zero)
-            if first_class:
-                weight = load(at + WEIGHT * rows.slot_bytes)
-                weight_lost = load(at + WEIGHT_LOST * rows.slot_bytes)
-                gap = load(at + GAP * rows.slot_bytes)
-                gap_lost = load(at + GAP_LOST * rows.slot_bytes)
-                top_weight = load(at + TOP_WEIGHT * rows.slot_bytes)
-            for c in range(n_classes):
-                logit, gamma = load(x + c * x_step + offset), load(g + c * rows.stride + offset)
-                is_top = top == splat(real(first_class + c))
-                weight, weight_lost = add(weight, weight_lost, where(is_top, zero, gamma))
-                # 0*inf = 0
-                gap, gap_lost = add(gap, gap_lost, where(gamma == zero, zero, gamma * (reference - logit)))
-                top_weight = where(is_top, gamma, top_weight)
-            store(at + WEIGHT * rows.slot_bytes, weight)
-            store(at + WEIGHT_LOST * rows.slot_bytes, weight_lost)
-            store(at + GAP * rows.slot_bytes, gap)
-            store(at + GAP_LOST * rows.slot_bytes, gap_lost)
-            store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
 
     @jit
     def gammas_of(job, rows, first_class, n_classes):
@@ -342,71 +130,6 @@ def kernels(item: str) -> SimpleNamespace:
                 store(at, (load(at) * factor + summand) * weight)
 
     # ---- the second pass ----
-
-    def product(load):
-        """Return the function for an entry from its exponential."""
-
-        @inline
-        def entry(rows, at, e, g, number):
-            # An exponential may be NaN where the row is ignored; where it is not, the factor is.
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
-            is_label = load(at + LABEL * rows.slot_bytes) == number
-            return where(is_label, load(at + LABEL_ENTRY * rows.slot_bytes), p)
-
-        return entry
-
-    def product_with_gamma(load):
-        """Return the same with a coefficient by class."""
-
-        @inline
-        def entry(rows, at, e, g, number):
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
-            result = p - load(g) * load(at + SCALE * rows.slot_bytes)
-            is_top = load(at + TOP * rows.slot_bytes) == number
-            result = where(is_top, load(at + TOP_ENTRY * rows.slot_bytes), result)
-            is_label = load(at + LABEL * rows.slot_bytes) == number
-            return where(is_label, load(at + LABEL_ENTRY * rows.slot_bytes), result)
-
-        return entry
-
-    def logarithm(load):
-        """Return the function for a logarithm of softmax from the logit."""
-
-        @inline
-        def entry(rows, at, x, g, number):
-            ahead = load(x) - load(at + LARGEST * rows.slot_bytes)
-            return ahead - load(at + LOG1P_OTHERS * rows.slot_bytes)
-
-        return entry
-
-    def mapping(entry_by):
-        """Return the function that turns a range of classes into entries of `out`, in lanes both."""
-        entry, entry_of_one = entry_by(load), entry_by(load_one)
-
-        @jit
-        def map_range(rows, start, step, out, out_step, first_class, n_classes, streams):
-            for c in range(n_classes):
-                number = real(first_class + c)
-                x, to, g = start + c * step, out + c * out_step, rows.other + c * rows.stride
-                end = rows.n * size
-                if streams:
-                    # Whole lines go around the cache; what shares one with other rows does not.
-                    head = min(end, -to & (LINE - 1))
-                    whole = head + (end - head) // LINE * LINE
-                    for i in range(0, head, size):
-                        store_one(to + i, entry_of_one(rows, rows.slots + i, x + i, g + i, number))
-                    for i in range(head, whole, LINE):
-                        for j in range(i, i + LINE, vector_bytes):
-                            stream(to + j, entry(rows, rows.slots + j, x + j, g + j, number))
-                    for i in range(whole, end, size):
-                        store_one(to + i, entry_of_one(rows, rows.slots + i, x + i, g + i, number))
-                else:
-                    for i in range(0, end, vector_bytes):
-                        store(to + i, entry(rows, rows.slots + i, x + i, g + i, number))
-
-        return map_range
-
-    map_product, map_gamma, map_log = mapping(product), mapping(product_with_gamma), mapping(logarithm)
 
     @jit
     def second_pass(job, rows, in_tile, has_gamma, is_kept):

@@ -16,8 +16,8 @@ from logitloss._kernels.numba_lanes_finish import jit
 
 LINE = 64
 
-# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row, so many
-# bytes a slot, `tile` and `other` those of two tiles.
+# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row,
+# so many bytes a slot, `tile` and `other` those of two tiles.
 Rows = namedtuple("Rows", "first n width slots slot_bytes stride tile other")
 
 _SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)

@@ -17,7 +17,7 @@ from numba import njit
 jit = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 inline = jit(forceinline=True)
 
-# What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes where none is given.
+# What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes if there is none.
 (LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
 # Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
 (REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
