@@ -1,10 +1,10 @@
 """A block of rows of the softmax family, a row in each lane: short rows, and rows side by side (`axis=1`).
 
 What a row keeps (`recurrence`) is a vector's lane here. The largest logit of a range of classes is sought
-first; of the exponentials relative to it, which are made 2**headroom too large, and the largest so far, the
-smaller joins the others' sum: so the top stays out without a comparison of its place. Where all classes of the
-block fit a tile the exponentials stay there for the second pass, which then only multiplies. Where they do
-not, classes go by ranges, and a row that rises brings its sum along.
+first. Exponentials are relative to it, 2**headroom too large, and go to a tile; of each and the largest so
+far, the smaller joins the others' sum, so that the top stays out and nobody asks where it is. Where a tile
+holds all classes of the block the exponentials stay for the second pass, which then only multiplies. Where it
+does not, classes go by ranges, and a row that rises brings its sum along.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import (
     ENTROPY,
     GRADIENT,
@@ -32,50 +31,38 @@ from logitloss._kernels.numba_job import (
     run_length,
 )
 from logitloss._kernels.numba_lanes_arrays import LINE, Rows, arrays
+from logitloss._kernels.numba_lanes_entries import entries
 from logitloss._kernels.numba_lanes_finish import (
     BETA,
-    FACTOR,
-    GAP,
-    GAP_LOST,
     LABEL,
-    LABEL_ENTRY,
     LABEL_GAMMA,
-    LARGEST,
-    LOG1P_OTHERS,
     LOSS,
-    LOST,
     LSE,
     LSE_IN,
     N_SLOTS,
-    REFERENCE,
     SCALE,
     SUM,
     TARGET_LOGIT,
     TOP,
-    TOP_ENTRY,
-    TOP_WEIGHT,
-    WEIGHT,
-    WEIGHT_LOST,
     finisher,
 )
-from logitloss._kernels.vectors import inline, outline
+from logitloss._kernels.numba_lanes_sums import CHAIN, sums
+from logitloss._kernels.vectors import outline
 from numba.extending import register_jitable
 
 # Fewer classes go by lanes wherever they lie.
 FEW_CLASSES = 48
 # As labels, reals can number these.
 MOST_CLASSES = 1 << 24
-# The logits of a block of short rows stay in the nearest cache, rows side by side make long runs of each class.
+# A block of short rows stays in the nearest cache, rows side by side make long runs of each class.
 BLOCK_ROWS = 1024
 SHORT_BYTES = 1 << 14
 TILE_BYTES = 1 << 17
-# Sums take so many classes between roundings that are kept.
-CHAIN = 8
 
 
 @register_jitable
 def _stride(block, size):
-    """Return the bytes between classes: a line more than the rows take, to stay out of one set of the cache."""
+    """Return the bytes between classes: the rows' and a line, to stay out of one set of the cache."""
     return block * size + LINE
 
 
@@ -107,173 +94,21 @@ def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for logits of such items."""
     real = np.float64 if item == "f64" else np.float32
     ops, of_arrays = vectors.operations(real), arrays(item)
-    size, lanes = ops.size, ops.lanes
-    load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
-    fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
-    functions = elementary(inline, real)
-    exp_raised = functions.exp_raised
-    zero, infinity, one_raised = real(0), real(np.inf), real(2.0**functions.headroom)
+    size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
+    of_sums, of_entries = sums(real), entries(real)
+    load, store, zero = ops.load, ops.store, real(0)
+    exp_range, sum_range = of_sums.exp_range, of_sums.sum_range
+    find_tops, weigh_range = of_sums.find_tops, of_sums.weigh_range
+    map_product, map_gamma, map_log = of_entries.map_product, of_entries.map_gamma, of_entries.map_log
     finish_plain, finish = finisher(real, real, is_plain=True), finisher(real, np.float64, is_plain=False)
     vector_bytes = lanes * size
-    load_one, store_one, stream, exp = ops.load_one, ops.store_one, ops.stream, functions.exp
+    load_one, store_one, maximum = ops.load_one, ops.store_one, ops.maximum
     labels_of, numbers, fill, bring = of_arrays.labels_of, of_arrays.numbers, of_arrays.fill, of_arrays.bring
     beside, lanes_of, put = of_arrays.are_beside, of_arrays.lanes_of, of_arrays.put
     store_byte = vectors.storer("u8", real)
     put_items, load_item = of_arrays.put_items, of_arrays.load_item
     wide_steps = job_steps(np.float64)
     wide_load_run, wide_put_items = wide_steps.load_run, wide_steps.put_items
-
-    @inline
-    def finite_or_zero(m):
-        return where(absolute(m) < infinity, m, zero)
-
-    @inline
-    def add(total, lost, term):
-        """Add a term, and keep what is lost to rounding."""
-        new = total + term
-        added = new - total
-        return new, lost + ((total - (new - added)) + (term - added))
-
-    # ---- the first pass ----
-
-    @outline
-    def restore_infinite(x, step, n_classes, high, before, total):
-        """Return the sum, 0 but for NaN in rows that hold +inf."""
-        total = where(high == infinity, before * zero, total)
-        for c in range(n_classes):
-            logit = load(x + c * step)
-            total = where(logit != logit, logit, total)
-        return total
-
-    def summing(keeps):
-        """Return the function that adds a range of classes to rows' sums and, if it `keeps`, stores exponentials."""
-
-        @inline
-        def add_one(x, x_step, e, e_step, reference, peak):
-            power = exp_raised(load(x) - reference)
-            if keeps:
-                store(e, power)
-            return minimum(peak, power), maximum(power, peak)
-
-        def twice(add_half, half):
-            @inline
-            def add_both(x, x_step, e, e_step, reference, peak):
-                first, peak = add_half(x, x_step, e, e_step, reference, peak)
-                x, e = x + half * x_step, e + half * e_step
-                second, peak = add_half(x, x_step, e, e_step, reference, peak)
-                return first + second, peak
-
-            return add_both
-
-        # In pairs, and pairs of these: few roundings
-        add_two = twice(add_one, 1)
-        add_four = twice(add_two, 2)
-        add_eight = twice(add_four, 4)
-
-        @outline
-        def sum_range(rows, x, x_step, e, e_step, is_first, n_classes):
-            for offset in range(0, rows.width * size, vector_bytes):
-                at = rows.slots + offset
-                old, total, lost = splat(-infinity), splat(zero), splat(zero)
-                if not is_first:
-                    old = load(at + LARGEST * rows.slot_bytes)
-                    total = load(at + SUM * rows.slot_bytes)
-                    lost = load(at + LOST * rows.slot_bytes)
-                before, high = total, old
-                from_class, to_class = x + offset, e + offset
-                for _ in range(n_classes):
-                    high = maximum(load(from_class), high)
-                    from_class += x_step
-                reference = finite_or_zero(high)
-                peak = splat(zero)
-                if not is_first:
-                    # The top so far joins the others where it is one no more.
-                    rises = high > old
-                    factor = where(rises, exp(old - reference), splat(real(1)))
-                    total = fma(total, factor, where(rises, factor * one_raised, zero))
-                    lost = lost * factor
-                    peak = where(rises, zero, splat(one_raised))
-                from_class = x + offset
-                for _ in range(n_classes // 8):
-                    more, peak = add_eight(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 8 * x_step
-                    to_class += 8 * e_step
-                if n_classes & 4:
-                    more, peak = add_four(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 4 * x_step
-                    to_class += 4 * e_step
-                if n_classes & 2:
-                    more, peak = add_two(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                    from_class += 2 * x_step
-                    to_class += 2 * e_step
-                if n_classes & 1:
-                    more, peak = add_one(from_class, x_step, to_class, e_step, reference, peak)
-                    total, lost = add(total, lost, more)
-                if any_lane(high == infinity):
-                    total = restore_infinite(x + offset, x_step, n_classes, high, before, total)
-                    lost = where(high == infinity, zero, lost)
-                store(at + LARGEST * rows.slot_bytes, high)
-                store(at + SUM * rows.slot_bytes, total)
-                store(at + LOST * rows.slot_bytes, lost)
-
-        return sum_range
-
-    sum_range, sum_and_keep = summing(keeps=False), summing(keeps=True)
-
-    @outline
-    def find_tops(rows, x, x_step, first_class, n_classes):
-        """Find the largest logit and its class, first of equals."""
-        for offset in range(0, rows.width * size, vector_bytes):
-            high_at = rows.slots + REFERENCE * rows.slot_bytes + offset
-            top_at = rows.slots + TOP * rows.slot_bytes + offset
-            high, top = splat(-infinity), splat(zero)
-            if first_class:
-                high, top = load(high_at), load(top_at)
-            for c in range(n_classes):
-                logit = load(x + c * x_step + offset)
-                top = where(logit > high, splat(real(first_class + c)), top)
-                high = maximum(logit, high)
-            store(high_at, high)
-            store(top_at, top)
-
-    @outline
-    def weigh_range(rows, x, x_step, g, first_class, n_classes):
-        """Add the coefficients of a range of classes, in lanes at `g`, to rows' sums of them."""
-        for offset in range(0, rows.width * size, vector_bytes):
-            at = rows.slots + offset
-            reference = finite_or_zero(load(at + REFERENCE * rows.slot_bytes))
-            top = load(at + TOP * rows.slot_bytes)
-            weight, weight_lost, gap, gap_lost = splat(zero), splat(zero), splat(zero), splat(zero)
-            top_weight = splat(zero)
-            if first_class:
-                weight = load(at + WEIGHT * rows.slot_bytes)
-                weight_lost = load(at + WEIGHT_LOST * rows.slot_bytes)
-                gap = load(at + GAP * rows.slot_bytes)
-                gap_lost = load(at + GAP_LOST * rows.slot_bytes)
-                top_weight = load(at + TOP_WEIGHT * rows.slot_bytes)
-            for c in range(n_classes):
-                logit, gamma = load(x + c * x_step + offset), load(g + c * rows.stride + offset)
-                is_top = top == splat(real(first_class + c))
-                weight, weight_lost = add(weight, weight_lost, where(is_top, zero, gamma))
-                # 0*inf = 0
-                gap, gap_lost = add(gap, gap_lost, where(gamma == zero, zero, gamma * (reference - logit)))
-                top_weight = where(is_top, gamma, top_weight)
-            store(at + WEIGHT * rows.slot_bytes, weight)
-            store(at + WEIGHT_LOST * rows.slot_bytes, weight_lost)
-            store(at + GAP * rows.slot_bytes, gap)
-            store(at + GAP_LOST * rows.slot_bytes, gap_lost)
-            store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
-
-    @outline
-    def exp_range(rows, m_at, x, x_step, e, n_classes):
-        """Store the exponentials of a range of classes, relative to the logits at m_at."""
-        for c in range(n_classes):
-            for offset in range(0, rows.width * size, vector_bytes):
-                d = load(x + c * x_step + offset) - finite_or_zero(load(m_at + offset))
-                store(e + c * rows.stride + offset, exp_raised(d))
 
     @outline
     def gammas_of(job, rows, first_class, n_classes):
@@ -295,71 +130,6 @@ def kernels(item: str) -> SimpleNamespace:
 
     # ---- the second pass ----
 
-    def product(load):
-        """An entry from its exponential."""
-
-        @inline
-        def entry(rows, at, e, g, number):
-            # An exponential may be NaN where the row is ignored; where it is not, the factor is.
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
-            is_label = load(at + LABEL * rows.slot_bytes) == number
-            return where(is_label, load(at + LABEL_ENTRY * rows.slot_bytes), p)
-
-        return entry
-
-    def product_with_gamma(load):
-        """The same with a coefficient."""
-
-        @inline
-        def entry(rows, at, e, g, number):
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
-            result = p - load(g) * load(at + SCALE * rows.slot_bytes)
-            is_top = load(at + TOP * rows.slot_bytes) == number
-            result = where(is_top, load(at + TOP_ENTRY * rows.slot_bytes), result)
-            is_label = load(at + LABEL * rows.slot_bytes) == number
-            return where(is_label, load(at + LABEL_ENTRY * rows.slot_bytes), result)
-
-        return entry
-
-    def logarithm(load):
-        """A logarithm of softmax from the logit."""
-
-        @inline
-        def entry(rows, at, x, g, number):
-            ahead = load(x) - load(at + LARGEST * rows.slot_bytes)
-            return ahead - load(at + LOG1P_OTHERS * rows.slot_bytes)
-
-        return entry
-
-    def mapping(entry_by):
-        """Return the function that turns a range of classes into entries of `out`, in lanes both."""
-        entry, entry_of_one = entry_by(load), entry_by(load_one)
-
-        @outline
-        def map_range(rows, start, step, out, out_step, first_class, n_classes, streams):
-            for c in range(n_classes):
-                number = real(first_class + c)
-                x, to, g = start + c * step, out + c * out_step, rows.other + c * rows.stride
-                end = rows.n * size
-                if streams:
-                    # Whole lines go around the cache; what shares one with other rows does not.
-                    head = min(end, -to & (LINE - 1))
-                    whole = head + (end - head) // LINE * LINE
-                    for i in range(0, head, size):
-                        store_one(to + i, entry_of_one(rows, rows.slots + i, x + i, g + i, number))
-                    for i in range(head, whole, LINE):
-                        for j in range(i, i + LINE, vector_bytes):
-                            stream(to + j, entry(rows, rows.slots + j, x + j, g + j, number))
-                    for i in range(whole, end, size):
-                        store_one(to + i, entry_of_one(rows, rows.slots + i, x + i, g + i, number))
-                else:
-                    for i in range(0, end, vector_bytes):
-                        store(to + i, entry(rows, rows.slots + i, x + i, g + i, number))
-
-        return map_range
-
-    map_product, map_gamma, map_log = mapping(product), mapping(product_with_gamma), mapping(logarithm)
-
     @outline
     def second_pass(job, rows, in_tile, has_gamma, is_kept):
         are_beside = beside(job.out, rows)
@@ -370,7 +140,7 @@ def kernels(item: str) -> SimpleNamespace:
             if not is_kept:
                 start, step = lanes_of(job.logits, rows, c, n)
                 if job.operation != LOG_SOFTMAX:
-                    exp_range(rows, rows.slots + LARGEST * rows.slot_bytes, start, step, rows.tile, n)
+                    exp_range(rows, start, step, rows.tile, n, start, step)
                     start, step = rows.tile, rows.stride
             out, out_step = rows.tile, rows.stride
             if are_beside:
@@ -474,15 +244,20 @@ def kernels(item: str) -> SimpleNamespace:
             if not (has_top and fits):
                 x, step = lanes_of(job.logits, rows, c, n)
             if job.operation == ENTROPY:
-                exp_range(rows, rows.slots + REFERENCE * rows.slot_bytes, x, step, rows.other, n)
+                exp_range(rows, x, step, rows.other, n, x, step)
             elif has_gamma:
                 gammas_of(job, rows, c, n)
             if has_gamma or job.operation == ENTROPY:
                 weigh_range(rows, x, step, rows.other, c, n)
-            if is_kept:
-                sum_and_keep(rows, x, step, rows.tile, rows.stride, c == 0, n)
-            else:
-                sum_range(rows, x, step, rows.tile, rows.stride, c == 0, n)
+            if job.operation != ENTROPY:
+                # What is in the tile gives way to its exponentials.
+                is_tile = x == rows.tile
+                if is_tile and fits:
+                    # Rows of few classes follow each other.
+                    ahead, ahead_step = place(job.logits, rows.first + rows.n - 1), rows.n * item_size
+                else:
+                    ahead, ahead_step = x + rows.n * size, step
+                sum_range(rows, x, step, rows.tile, is_kept or is_tile, c == 0, n, ahead, ahead_step)
 
     def softmax_block(jobs, block, scratch, results):
         job, found = job_at(jobs), found_at(results)

@@ -16,8 +16,8 @@ from logitloss._kernels.vectors import inline, outline
 
 LINE = 64
 
-# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row, so
-# many bytes a slot, `tile` and `other` those of two tiles.
+# A block: `n` rows from `first` on, `width` in whole vectors. `slots` is the address of what is kept by row,
+# so many bytes a slot, `tile` and `other` those of two tiles.
 Rows = namedtuple("Rows", "first n width slots slot_bytes stride tile other")
 
 _SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
@@ -53,6 +53,8 @@ def arrays(item: str) -> SimpleNamespace:
             at = place(target, rows.first + done)
             whole = length - length % lanes if stride == _SIZES[target.kind] else 0
             for i in range(0, whole, lanes):
+                # The next block's
+                vectors.prefetch(at + (i + rows.n) * stride)
                 label = load_labels(target.kind, at + i * stride, job.n_classes, job.ignore_index)
                 store(to + (done + i) * size, label)
                 lowest = minimum(label, lowest)

@@ -12,12 +12,14 @@ from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING
 from logitloss._kernels.vectors import inline, outline
 
-# What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes where there is none.
+# What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes if there is none.
 (LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
 # Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
 (REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
+# Of a pass: what exponentials are relative to, the largest of them, and what was before this range
+(FROM, PEAK, BEFORE) = range(20, 23)
 # float64, in two slots each if need be
-LSE, LSE_IN, N_SLOTS = 20, 22, 24
+LSE, LSE_IN, N_SLOTS = 23, 25, 27
 
 
 def _expm1(functions: SimpleNamespace) -> Any:
@@ -67,12 +69,19 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
 
     @inline
     def whole(total, lost):
-        """A sum and what it lost, if it is finite."""
+        """Return a sum with what it lost, if it is finite."""
         return where(absolute(total) < infinity, total + lost, total)
 
     @outline
-    def finish(job, rows, has_gamma):
+    def total_of(rows):
+        """Return the sum of the losses."""
         losses = np.float64(0)
+        for at in range(rows.slots, rows.slots + rows.width * size, lanes * size):
+            losses += lanes_sum(take(at + LOSS * rows.slot_bytes))
+        return losses
+
+    @outline
+    def finish(job, rows, has_gamma):
         z_loss = zero if is_plain else wide(job.z_loss)
         has_labels, slot = job.target_kind == LABELS, rows.slot_bytes
         for i in range(0, rows.width, lanes):
@@ -91,6 +100,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
                     weight = whole(take(at + WEIGHT * slot), take(at + WEIGHT_LOST * slot))
                     gap = whole(take(at + GAP * slot), take(at + GAP_LOST * slot))
                     top_weight = take(at + TOP_WEIGHT * slot)
+                    if job.operation == ENTROPY:  # whose coefficients are the exponentials
+                        s = weight * unit
                     if has_labels:
                         label_gamma = take(at + LABEL_GAMMA * slot)
                 if job.lse_in.address:
@@ -106,7 +117,6 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
                 loss = loss_of(m, log1p_others, lse, weight, gap, top_weight, beta, target_logit, z_loss)
             loss = where(live, loss, zero)
             give(at + LOSS * slot, loss)
-            losses += lanes_sum(loss)
             if job.operation == NOTHING:
                 continue
             give(at + LOG1P_OTHERS * slot, log1p_others)
@@ -132,6 +142,6 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
                     give(at + TOP_ENTRY * slot, where(live, at_top * scale, zero))
             give(at + FACTOR * slot, where(live, factor, zero))
             give(at + LABEL_ENTRY * slot, entry)
-        return losses
+        return total_of(rows)
 
     return finish

@@ -727,7 +727,7 @@ def _transposed_pieces(builder: Any, block: list[Any], lanes: int) -> list[Any]:
 
 
 def piece_loader(item: str, real: Any, lanes: int) -> Any:
-    """Return a function that loads a piece's classes of `lanes` rows `stride` bytes apart: a vector a class."""
+    """Return a function that loads a piece of `lanes` rows `stride` bytes apart: a vector a class."""
     number, n = types.float64 if real is np.float64 else types.float32, piece_items(real)
     piece = ir.VectorType(_stored_type(item), n)
     result = types.UniTuple(Vector(number, lanes), n)

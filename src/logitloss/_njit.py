@@ -230,7 +230,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     from logitloss._kernels.vectors import ITEMS
 
     run, job_type, kind = _softmax_runner(item), numba_job.JOB, ITEMS.index(item)
-    label_weight = _NUMBERS[_LABEL_WEIGHT]
+    label_weight, label_block = _NUMBERS[_LABEL_WEIGHT], 4096
     is_label = isinstance(target, types.Integer)
     is_soft = not is_label and isinstance(target.dtype, types.Float)
     target_kind = ITEMS.index("i64") if is_label else _kind("target", target)
@@ -289,14 +289,15 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         if means and is_soft:
             divisor = np.float64(job.n)
         elif means and (wants_grad or weight is not None):
-            found = np.zeros(1, found_type)
-            found[0].bad, job.block, kept = -1, job.n, job.beta
-            job.beta = weights.ctypes.data if weight is not None else 0
-            _run_kernel(label_weight, jobs.ctypes.data, 0, 0, found.ctypes.data)
+            found, kept, divisor = np.zeros(1, found_type), job.beta, 0.0
+            job.beta, job.block = weights.ctypes.data if weight is not None else 0, label_block
+            for number in range((job.n + label_block - 1) // label_block):
+                found[0].total, found[0].bad = 0.0, -1
+                _run_kernel(label_weight, jobs.ctypes.data, number, 0, found.ctypes.data)
+                divisor += found[0].total
+                if found[0].bad >= 0:
+                    _raise_label(labels, found[0].bad, n_classes, ignore_index)
             job.beta = kept
-            divisor = found[0].total
-            if found[0].bad >= 0:
-                _raise_label(labels, found[0].bad, n_classes, ignore_index)
         loss = np.empty(job.n if none else 0, real)
         if none:
             _describe(job.loss, loss, real_kind, -1, axes[2])

@@ -1,0 +1,237 @@
+"""Sums over the classes of rows in lanes: of exponentials, and of coefficients by class.
+
+Loops run over the rows, for few classes at a time, and what a row has so far waits in memory: a turn then
+depends on none before it, and a processor does several at once.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from logitloss._kernels import vectors
+from logitloss._kernels.elementary import elementary
+from logitloss._kernels.numba_lanes_finish import (
+    BEFORE,
+    FROM,
+    GAP,
+    GAP_LOST,
+    LARGEST,
+    LOST,
+    PEAK,
+    REFERENCE,
+    SUM,
+    TOP,
+    TOP_WEIGHT,
+    WEIGHT,
+    WEIGHT_LOST,
+)
+from logitloss._kernels.vectors import inline, outline
+
+# Classes between two roundings that are kept
+CHAIN = 8
+
+
+def sums(real: type) -> SimpleNamespace:
+    """Return the functions for one real type."""
+    ops, functions = vectors.operations(real), elementary(inline, real)
+    load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
+    fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
+    exp, exp_raised = functions.exp, functions.exp_raised
+    zero, infinity, one_raised = real(0), real(np.inf), real(2.0**functions.headroom)
+    size, vector_bytes = ops.size, ops.lanes * ops.size
+
+    @inline
+    def finite_or_zero(m):
+        return where(absolute(m) < infinity, m, zero)
+
+    @inline
+    def add(total, lost, term):
+        """Add a term, and keep what is lost to rounding."""
+        new = total + term
+        added = new - total
+        return new, lost + ((total - (new - added)) + (term - added))
+
+    @outline
+    def raise_largest(rows, x, step, n_classes):
+        """Make the largest logits those of these classes too."""
+        # Two or four at a time, the last of them again if need be. (Of one, LLVM makes a store of some lanes,
+        # which is slow.)
+        largest = rows.slots + LARGEST * rows.slot_bytes
+        if n_classes < 4:
+            step = step if n_classes > 1 else 0
+            for c in range(max(1, n_classes - 1)):
+                start = x + c * step
+                for i in range(0, rows.width * size, vector_bytes):
+                    high = maximum(load(start + i), load(largest + i))
+                    store(largest + i, maximum(load(start + step + i), high))
+            return
+        for c in range(0, n_classes, 4):
+            start = x + min(c, n_classes - 4) * step
+            for i in range(0, rows.width * size, vector_bytes):
+                at = start + i
+                high = maximum(load(at), load(largest + i))
+                high = maximum(load(at + step), high)
+                high = maximum(load(at + 2 * step), high)
+                store(largest + i, maximum(load(at + 3 * step), high))
+
+    @outline
+    def nan_of(x, step, n_classes, total):
+        """Return the sum so far, NaN where a logit is."""
+        for c in range(n_classes):
+            logit = load(x + c * step)
+            total = where(logit != logit, logit, total)
+        return total
+
+    @outline
+    def begin_range(rows, x, step, is_first, n_classes):
+        """Bring rows' largest logits and sums to where a range of classes can join them."""
+        slot = rows.slot_bytes
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            if is_first:
+                store(i + LARGEST * slot, splat(-infinity))
+                store(i + SUM * slot, splat(zero))
+                store(i + LOST * slot, splat(zero))
+            store(i + BEFORE * slot, load(i + LARGEST * slot))
+        raise_largest(rows, x, step, n_classes)
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            old, high, total = load(i + BEFORE * slot), load(i + LARGEST * slot), load(i + SUM * slot)
+            reference, peak = finite_or_zero(high), splat(zero)
+            store(i + FROM * slot, reference)
+            if any_lane(high == infinity):
+                total = nan_of(x + i - rows.slots, step, n_classes, total)
+            store(i + BEFORE * slot, total)
+            if not is_first:
+                # The top so far joins the others where it is one no more.
+                rises = high > old
+                factor = where(rises, exp(old - reference), splat(real(1)))
+                store(i + SUM * slot, fma(total, factor, where(rises, factor * one_raised, zero)))
+                store(i + LOST * slot, load(i + LOST * slot) * factor)
+                peak = where(rises, zero, splat(one_raised))
+            store(i + PEAK * slot, peak)
+
+    @outline
+    def exp_range(rows, x, step, e, n_classes, ahead, ahead_step):
+        """Store the exponentials of classes, relative to FROM; fetch what will be read next meanwhile."""
+        from_at = rows.slots + FROM * rows.slot_bytes
+        for c in range(n_classes):
+            start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
+            for i in range(0, rows.width * size, vector_bytes):
+                vectors.prefetch(fetched + i)
+                store(to + i, exp_raised(load(start + i) - load(from_at + i)))
+
+    @inline
+    def join_one(e, step, peak):
+        power = load(e)
+        return minimum(peak, power), maximum(power, peak)
+
+    def twice(join_half, half):
+        @inline
+        def join_both(e, step, peak):
+            first, peak = join_half(e, step, peak)
+            second, peak = join_half(e + half * step, step, peak)
+            return first + second, peak
+
+        return join_both
+
+    # In pairs, and pairs of these: few roundings
+    join_two = twice(join_one, 1)
+    join_four = twice(join_two, 2)
+    join_eight = twice(join_four, 4)
+
+    def joining(join_some):
+        @inline
+        def join(rows, e):
+            slot = rows.slot_bytes
+            for i in range(0, rows.width * size, vector_bytes):
+                at = rows.slots + i
+                more, peak = join_some(e + i, rows.stride, load(at + PEAK * slot))
+                total, lost = add(load(at + SUM * slot), load(at + LOST * slot), more)
+                store(at + SUM * slot, total)
+                store(at + LOST * slot, lost)
+                store(at + PEAK * slot, peak)
+
+        return join
+
+    sum_eight, sum_four = joining(join_eight), joining(join_four)
+    sum_two, sum_one = joining(join_two), joining(join_one)
+
+    @outline
+    def sum_range(rows, x, step, e, is_kept, is_first, n_classes, ahead, ahead_step):
+        """Add classes to rows' sums; their exponentials go to `e`, where they stay if they are kept."""
+        begin_range(rows, x, step, is_first, n_classes)
+        for c in range(0, n_classes, CHAIN):
+            n = min(CHAIN, n_classes - c)
+            to = e + c * rows.stride if is_kept else e
+            exp_range(rows, x + c * step, step, to, n, ahead + c * ahead_step, ahead_step)
+            if n == CHAIN:
+                sum_eight(rows, to)
+                continue
+            if n & 4:
+                sum_four(rows, to)
+                to += 4 * rows.stride
+            if n & 2:
+                sum_two(rows, to)
+                to += 2 * rows.stride
+            if n & 1:
+                sum_one(rows, to)
+        for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            is_infinite = load(i + LARGEST * rows.slot_bytes) == infinity
+            if any_lane(is_infinite):
+                # Only a NaN counts beside +inf, which makes one of its own.
+                total = where(
+                    is_infinite, load(i + BEFORE * rows.slot_bytes), load(i + SUM * rows.slot_bytes)
+                )
+                store(i + SUM * rows.slot_bytes, total)
+                lost = where(is_infinite, zero, load(i + LOST * rows.slot_bytes))
+                store(i + LOST * rows.slot_bytes, lost)
+
+    @outline
+    def find_tops(rows, x, x_step, first_class, n_classes):
+        """Find the largest logit and its class, first of equals."""
+        for offset in range(0, rows.width * size, vector_bytes):
+            high_at = rows.slots + REFERENCE * rows.slot_bytes + offset
+            top_at = rows.slots + TOP * rows.slot_bytes + offset
+            high, top = splat(-infinity), splat(zero)
+            if first_class:
+                high, top = load(high_at), load(top_at)
+            for c in range(n_classes):
+                logit = load(x + c * x_step + offset)
+                top = where(logit > high, splat(real(first_class + c)), top)
+                high = maximum(logit, high)
+            store(high_at, high)
+            store(top_at, top)
+            store(rows.slots + LARGEST * rows.slot_bytes + offset, high)
+            store(rows.slots + FROM * rows.slot_bytes + offset, finite_or_zero(high))
+
+    @outline
+    def weigh_range(rows, x, x_step, g, first_class, n_classes):
+        """Add the coefficients of a range of classes, in lanes at `g`, to rows' sums of them."""
+        for offset in range(0, rows.width * size, vector_bytes):
+            at = rows.slots + offset
+            reference = finite_or_zero(load(at + REFERENCE * rows.slot_bytes))
+            top = load(at + TOP * rows.slot_bytes)
+            weight, weight_lost, gap, gap_lost = splat(zero), splat(zero), splat(zero), splat(zero)
+            top_weight = splat(zero)
+            if first_class:
+                weight = load(at + WEIGHT * rows.slot_bytes)
+                weight_lost = load(at + WEIGHT_LOST * rows.slot_bytes)
+                gap = load(at + GAP * rows.slot_bytes)
+                gap_lost = load(at + GAP_LOST * rows.slot_bytes)
+                top_weight = load(at + TOP_WEIGHT * rows.slot_bytes)
+            for c in range(n_classes):
+                logit, gamma = load(x + c * x_step + offset), load(g + c * rows.stride + offset)
+                is_top = top == splat(real(first_class + c))
+                weight, weight_lost = add(weight, weight_lost, where(is_top, zero, gamma))
+                # 0*inf = 0
+                gap, gap_lost = add(gap, gap_lost, where(gamma == zero, zero, gamma * (reference - logit)))
+                top_weight = where(is_top, gamma, top_weight)
+            store(at + WEIGHT * rows.slot_bytes, weight)
+            store(at + WEIGHT_LOST * rows.slot_bytes, weight_lost)
+            store(at + GAP * rows.slot_bytes, gap)
+            store(at + GAP_LOST * rows.slot_bytes, gap_lost)
+            store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
+
+    return SimpleNamespace(
+        exp_range=exp_range, sum_range=sum_range, find_tops=find_tops, weigh_range=weigh_range
+    )
