@@ -52,7 +52,7 @@ def steps(jit: Callable[..., Any], ops: Any, real: Callable[[float], Any]) -> Si
 
     @jit
     def reference(m):
-        """What gaps are taken from: m, or 0 as long as every logit is -inf and none the top."""
+        """Return what gaps are taken from: m, or 0 as long as every logit is -inf and none the top."""
         return where(m > -infinity, m, zero)
 
     @jit
@@ -106,16 +106,16 @@ def steps(jit: Callable[..., Any], ops: Any, real: Callable[[float], Any]) -> Si
     ):
         """Return alpha, and the entries at the top and at the label, all to be multiplied by scale.
 
-        The top's is for rows with coefficients by class; the label's holds whether it is the top or not.
+        The top's is for rows with coefficients by class whose label is another class; the label's holds
+        wherever the label is, be it one of several tops.
         """
         z_slope = lse * (two * z_loss) if z_loss != zero else zero * lse
         alpha = beta + (weight + top_weight) + z_slope
-        is_top = target_logit == m
-        own = where(is_top, beta, zero) + top_weight
-        rest = where(is_top, zero, beta) + weight + z_slope
-        at_top = p_top * rest - p_others * own
+        at_top = p_top * (weight + z_slope + beta) - p_others * top_weight
+        own = beta + label_gamma
+        if_top = p_top * (weight + z_slope + (top_weight - label_gamma)) - p_others * own
         p = exp(target_logit - m) * p_top
-        return alpha, at_top, where(is_top, at_top, alpha * p - (beta + label_gamma))
+        return alpha, at_top, where(target_logit == m, if_top, alpha * p - own)
 
     # ---- of an element ----
 

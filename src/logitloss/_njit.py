@@ -537,7 +537,7 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
         divisor = np.float64(logits.size) if means else 1.0
         scale, loss = (
             np.full(1, _divided(1.0, divisor)),
-            np.empty(logits.shape if none else (0,) * ndim, real),
+            np.empty(logits.size if none else 0, real),
         )
         weights, positives = np.empty(0), np.empty(0)
         if weight is not None:
@@ -570,8 +570,8 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
 
 def _binary_value_of(reduction: str) -> Callable[..., Any]:
     if reduction == "none":
-        return register_jitable(lambda found: found[2])
-    return register_jitable(lambda found: _divided(found[0], found[1]))
+        return register_jitable(lambda logits, found: found[2].reshape(logits.shape))
+    return register_jitable(lambda logits, found: _divided(found[0], found[1]))
 
 
 @overload(logitloss.binary_cross_entropy_with_logits, strict=False, prefer_literal=True)
@@ -601,7 +601,7 @@ def _binary_value(
         num_threads=None,
         backend=None,
     ):
-        return value_of(body(logits, target, weight, pos_weight, label_smoothing, logits))
+        return value_of(logits, body(logits, target, weight, pos_weight, label_smoothing, logits))
 
     return compiled
 
@@ -634,6 +634,6 @@ def _binary_value_and_grad(
         backend=None,
     ):
         grad = _output(out, logits)
-        return value_of(body(logits, target, weight, pos_weight, label_smoothing, grad)), grad
+        return value_of(logits, body(logits, target, weight, pos_weight, label_smoothing, grad)), grad
 
     return compiled
