@@ -12,18 +12,51 @@ module needs neither numba nor a device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from logitloss._kernels.cuda_arrays import DeviceArray
+import numpy as np
+from logitloss._kernels.cuda_arrays import DeviceArray
+
+
+def cuda_launch() -> Any:
+    """Return the module that launches kernels, and that needs Numba."""
+    from logitloss._kernels import cuda_launch
+
+    return cuda_launch
+
+
+def cuda_host() -> Any:
+    """Return the module that sends NumPy arrays through the device."""
+    from logitloss._kernels import cuda_host
+
+    return cuda_host
+
 
 name = "cuda"
+
+
+def _on_device(array: Any) -> bool:
+    return isinstance(array, DeviceArray)
+
+
+def _number_and_array(scale: Any) -> tuple[Any, Any]:
+    """Return a scale as a number and as an array, one of them None."""
+    return (None, scale) if isinstance(scale, np.ndarray) else (scale, None)
 
 
 def label_weight(
     target: Any, weight: Any, ignore_index: int, n_classes: int, num_threads: int, *, stream: int = 0
 ) -> tuple[Any, Any]:
-    raise NotImplementedError
+    if _on_device(target):
+        total, _, bad = cuda_launch().labels(None, target, ignore_index, n_classes, weight, None, stream)
+        return total, bad
+    there = cuda_launch().coefficients(weight, np.float64)
+
+    def call(given: Any, stream: int) -> Any:
+        return cuda_launch().labels(None, given["target"], ignore_index, n_classes, there, None, stream)
+
+    total, _, bad = cuda_host().run(target.shape, {"target": target}, {}, call)
+    return total, bad
 
 
 def cross_entropy(
@@ -43,7 +76,15 @@ def cross_entropy(
     *,
     stream: int = 0,
 ) -> tuple[Any, Any, Any]:
-    raise NotImplementedError
+    options = {
+        "second": "none" if grad is None else "grad",
+        "gamma": gamma,
+        "ignore_index": ignore_index,
+        "z_loss": z_loss,
+    }
+    outputs = {"loss": loss, "lse": lse, "hit": hit, "out": grad}
+    inputs = {"logits": logits, "target": target}
+    return _rows(inputs, outputs, options, {"beta": beta}, scale, lse_in, stream)
 
 
 def soft_cross_entropy(
@@ -62,19 +103,58 @@ def soft_cross_entropy(
     *,
     stream: int = 0,
 ) -> Any:
-    raise NotImplementedError
+    options = {
+        "second": "none" if grad is None else "grad",
+        "gamma": weight,
+        "target_scale": target_scale,
+        "target_offset": target_offset,
+        "z_loss": z_loss,
+    }
+    outputs = {"loss": loss, "lse": lse, "out": grad}
+    return _rows({"logits": logits, "target": target}, outputs, options, {}, scale, lse_in, stream)[0]
 
 
 def logsumexp(logits: Any, lse: Any, num_threads: int, *, stream: int = 0) -> None:
-    raise NotImplementedError
+    _rows({"logits": logits}, {"lse": lse}, {}, {}, 1.0, None, stream)
 
 
 def softmax(logits: Any, out: Any, log: bool, num_threads: int, *, stream: int = 0) -> None:
-    raise NotImplementedError
+    options = {"second": "log_softmax" if log else "softmax"}
+    _rows({"logits": logits}, {"out": out}, options, {}, 1.0, None, stream)
 
 
 def entropy(logits: Any, out: Any, num_threads: int, *, stream: int = 0) -> None:
-    raise NotImplementedError
+    _rows({"logits": logits}, {"out": out}, {"second": "entropy"}, {}, 1.0, None, stream)
+
+
+def _rows(
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    options: dict[str, Any],
+    by_class: dict[str, Any],
+    scale: Any,
+    lse_in: Any,
+    stream: int,
+) -> tuple[Any, Any, Any]:
+    """Run the kernels over rows, of device arrays where they lie, of NumPy arrays in chunks."""
+    run = cuda_launch().rows
+    logits = inputs["logits"]
+    if _on_device(logits):
+        return run(**inputs, **outputs, **options, **by_class, scale=scale, lse_in=lse_in, stream=stream)
+    number, array = _number_and_array(scale)
+    there = {key: cuda_launch().coefficients(given, np.float64) for key, given in by_class.items()}
+    if options.get("gamma") is not None:
+        gamma = options["gamma"]
+        there["gamma"] = cuda_launch().coefficients(gamma, cuda_launch().real_of(logits.dtype))
+        there["gamma_sum"] = float(np.sum(gamma))
+    if any(outputs.get(key) is not None for key in ("loss", "lse", "hit")):
+        lse_in = None
+
+    def call(given: dict[str, DeviceArray], stream: int) -> Any:
+        chunk_scale = given.pop("scale", number)
+        return run(**given, **{**options, **there}, scale=chunk_scale, stream=stream)
+
+    return cuda_host().run(logits.shape[:-1], {**inputs, "scale": array, "lse_in": lse_in}, outputs, call)
 
 
 def nll(
@@ -87,7 +167,39 @@ def nll(
     *,
     stream: int = 0,
 ) -> tuple[Any, Any, Any]:
-    raise NotImplementedError
+    n_classes = log_probabilities.shape[-1]
+    run = cuda_launch().labels
+    if _on_device(log_probabilities):
+        return run(log_probabilities, target, ignore_index, n_classes, weight, loss, stream)
+    there = cuda_launch().coefficients(weight, np.float64)
+
+    def call(given: dict[str, DeviceArray], stream: int) -> Any:
+        return run(given["x"], given["target"], ignore_index, n_classes, there, given.get("loss"), stream)
+
+    inputs = {"x": log_probabilities, "target": target}
+    return cuda_host().run(target.shape, inputs, {"loss": loss}, call)
+
+
+def _elements(
+    operation: str,
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    settings: tuple[float, float, float],
+    scale: Any,
+    stream: int,
+) -> tuple[Any, Any, Any]:
+    """Run the kernel over elements, of device arrays where they lie, of NumPy arrays in chunks."""
+    run = cuda_launch().elements
+    x = inputs["x"]
+    if _on_device(x):
+        return run(operation, **inputs, **outputs, settings=settings, scale=scale, stream=stream)
+    number, array = _number_and_array(scale)
+
+    def call(given: dict[str, DeviceArray], stream: int) -> Any:
+        chunk_scale = given.pop("scale", number)
+        return run(operation, **given, settings=settings, scale=chunk_scale, stream=stream)
+
+    return cuda_host().run(x.shape, {**inputs, "scale": array}, outputs, call)
 
 
 def binary_cross_entropy_with_logits(
@@ -104,23 +216,31 @@ def binary_cross_entropy_with_logits(
     *,
     stream: int = 0,
 ) -> tuple[Any, Any]:
-    raise NotImplementedError
+    settings = (1.0 - label_smoothing, 0.5 * label_smoothing, float(signed))
+    inputs = {"x": logits, "target": target, "weight": weight, "pos_weight": pos_weight}
+    outputs = {"loss": loss, "out": grad}
+    total, _, bad = _elements("bce_with_logits", inputs, outputs, settings, scale, stream)
+    return total, bad
 
 
 def binary_cross_entropy(
     probabilities: Any, target: Any, weight: Any, loss: Any, num_threads: int, *, stream: int = 0
 ) -> tuple[Any, Any]:
-    raise NotImplementedError
+    inputs = {"x": probabilities, "target": target, "weight": weight}
+    total, _, bad = _elements("bce", inputs, {"loss": loss}, (0.0, 0.0, 0.0), 1.0, stream)
+    return total, bad
 
 
 def kl_div(
     log_probabilities: Any, target: Any, log_target: bool, loss: Any, num_threads: int, *, stream: int = 0
 ) -> Any:
-    raise NotImplementedError
+    inputs = {"x": log_probabilities, "target": target}
+    return _elements("kl_div", inputs, {"loss": loss}, (float(log_target), 0.0, 0.0), 1.0, stream)[0]
 
 
 def sigmoid(logits: Any, out: Any, log: bool, num_threads: int, *, stream: int = 0) -> None:
-    raise NotImplementedError
+    operation = "log_sigmoid" if log else "sigmoid"
+    _elements(operation, {"x": logits}, {"out": out}, (0.0, 0.0, 0.0), 1.0, stream)
 
 
 def divide(numerator: Any, divisor: Any, *, stream: int = 0) -> DeviceArray:
@@ -129,4 +249,4 @@ def divide(numerator: Any, divisor: Any, *, stream: int = 0) -> DeviceArray:
     So a mean, or the scale that its gradient needs, never waits: `scale` may be such an array, broadcast to
     the rows.
     """
-    raise NotImplementedError
+    return cuda_launch().divide(numerator, divisor, stream)

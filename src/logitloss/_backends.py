@@ -167,6 +167,9 @@ def _load(backend: str | None) -> Kernels:
         raise ValueError(f"backend is {name!r}: expected one of {', '.join(NAMES)}")
     if name == "reference":
         kernels = cast("Kernels", importlib.import_module("logitloss._kernels.reference"))
+    elif name == "cuda":
+        importlib.import_module("logitloss._kernels.cuda_device").get()
+        kernels = cast("Kernels", importlib.import_module("logitloss._kernels.numba_cuda"))
     else:
         kernels = _load_cython(name)
     _loaded[backend] = kernels
