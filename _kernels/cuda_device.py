@@ -23,15 +23,15 @@ class Geometry(NamedTuple):
     block: int  # threads of a block
     warp: int  # threads of a warp
     cache_words: int  # of 32 bits a thread keeps in shared memory
-    blocks_each: int  # blocks a multiprocessor is given
     short_row: int  # up to so many classes a thread takes a row alone
     warp_row: int  # up to so many classes a warp takes a row, beyond it a block
     part_classes: int  # of a row that is shared among blocks
+    many_rows: int  # from so many rows for each multiprocessor threads take a row each, if that joins loads
 
 
 # 32 words of 256 threads are 32 kB of the 48 that a kernel may declare; the rest is left to the cache.
-GEOMETRY = Geometry(256, 32, 32, 4, 24, 2048, 1 << 15)
-SIMULATED = Geometry(4, 2, 32, 1, 8, 64, 1 << 10)
+GEOMETRY = Geometry(256, 32, 32, 24, 2048, 1 << 15, 2048)
+SIMULATED = Geometry(4, 2, 32, 8, 64, 128, 8)
 
 
 def is_simulated() -> bool:
@@ -127,7 +127,11 @@ class _Device:
 class _Simulator:
     """The host in the place of a device."""
 
-    multiprocessors = 1
+    multiprocessors = 2
+
+    def __init__(self) -> None:
+        shared = importlib.import_module("numba.cuda.simulator.kernelapi").FakeCUDAShared
+        shared.array = _shared_array
 
     def allocate(self, n_bytes: int) -> tuple[int, object]:
         # on 16 bytes as the driver's allocations are, and full of what no result may show
@@ -163,3 +167,13 @@ class _Simulator:
                 kernel[blocks, threads](*arguments)
         finally:
             sys.setswitchinterval(interval)
+
+
+def _shared_array(self: Any, shape: int, dtype: Any) -> Any:
+    """Return a block's shared array by where it is made, in one step.
+
+    The simulator's own looks first and makes then, so that two threads may each come by one of their own.
+    """
+    frame = sys._getframe(1)
+    place = (frame.f_code, frame.f_lineno)
+    return self._allocations.setdefault(place, np.empty(shape, dtype))

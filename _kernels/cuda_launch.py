@@ -125,7 +125,7 @@ def rows(
     contiguous = logits.strides[-1] == logits.itemsize or n_classes == 1
     if out is not None and second != "entropy":
         contiguous = contiguous and out.strides[-1] == out.itemsize and same_phase(logits, out, n_axes)
-    enough_rows = n_rows >= 64 * device.multiprocessors * geometry.warp
+    enough_rows = n_rows >= geometry.many_rows * device.multiprocessors
     across_rows = not contiguous and views[0][-1] == logits.itemsize and enough_rows
     if n_classes <= geometry.short_row or across_rows:
         team = 1

@@ -117,11 +117,8 @@ _FROM_F32 = {
 def integer_load(kind: str) -> Any:
     """Return a function address -> int64; what is over 2**63 comes out negative."""
     if SIMULATED:
-        dtype = DTYPES[kind]
-        return lambda address: np.int64(
-            int(memory(address, dtype, 1)[0])
-            - (1 << 64) * (kind == "u8" and memory(address, np.int64, 1)[0] < 0)
-        )
+        dtype = DTYPES["i8" if kind == "u8" else kind]
+        return lambda address: np.int64(memory(address, dtype, 1)[0])
     bits = 8 * int(kind[1])
     letter = {"i": "s", "u": "u", "b": "u"}[kind[0]]
     load = ptx(f"ld.global.{letter}{bits} $0, [$1];", types.int64, types.int64)

@@ -106,7 +106,7 @@ def rows_function(spec: Rows) -> Any:
     real_kind = "f64" if item == "f64" else "f32"
     size, real_size = np.int64(ITEM_BYTES[item]), np.int64(ITEM_BYTES[real_kind])
     width = 16 // ITEM_BYTES[item] if vector else 1
-    at_once = 2 if width == 8 or (item == "f64" and has_coefficients(spec)) else 4
+    at_once = 2 if width == 8 or (item == "f64" and spec.second == "grad") else 4
     teams = BLOCK // team
     labelled = spec.target in ("labels", "weighted")
     soft = spec.target in FLOATS
