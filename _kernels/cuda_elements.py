@@ -25,7 +25,8 @@ from logitloss._kernels.cuda_memory import (
     switch,
     unpack,
 )
-from logitloss._kernels.cuda_rows import INTEGERS, NONE_BAD, ZERO, options, row_address
+from logitloss._kernels.cuda_classes import ZERO, row_address
+from logitloss._kernels.cuda_rows import INTEGERS, NONE_BAD, options
 from logitloss._kernels.cuda_steps import BLOCK, SHARED, gather, machine, plus, reduction, smaller
 from numba import cuda
 

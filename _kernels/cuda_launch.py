@@ -12,7 +12,9 @@ import numpy as np
 from logitloss._kernels import cuda_device, cuda_elements, cuda_rows
 from logitloss._kernels.cuda_arrays import DeviceArray, describe, kind_of
 from logitloss._kernels.cuda_elements import Elements
-from logitloss._kernels.cuda_rows import PART, RECORD, Rows
+from logitloss._kernels.cuda_classes import Rows
+from logitloss._kernels.cuda_parts import PART
+from logitloss._kernels.cuda_results import RECORD
 
 Results = tuple[DeviceArray, DeviceArray, DeviceArray]
 
@@ -133,7 +135,7 @@ def rows(
         team = geometry.warp if n_classes <= geometry.warp_row else geometry.block
     vector = contiguous and team > 1
     spec = Rows(kind_of(dtype), target_kind, second, "whole", team, vector, lse_in is not None)
-    resident = device.multiprocessors * cuda_rows.blocks_of(spec)
+    resident = device.multiprocessors * spec.resident
     n_parts = 1
     if team == geometry.block:
         n_parts = min(-(-n_classes // geometry.part_classes), max(1, resident // n_rows))

@@ -8,6 +8,7 @@ exactly which instruction is meant; for the simulator each has a plain variant.
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import ml_dtypes
@@ -114,6 +115,7 @@ _FROM_F32 = {
 }
 
 
+@functools.cache
 def integer_load(kind: str) -> Any:
     """Return a function address -> int64; what is over 2**63 comes out negative."""
     if SIMULATED:
@@ -130,6 +132,7 @@ def integer_load(kind: str) -> Any:
     return load_integer
 
 
+@functools.cache
 def load(kind: str, real: type) -> Any:
     """Return a function address -> number of the real type; bool is 0 or 1, whatever its byte."""
     if SIMULATED:
@@ -169,6 +172,7 @@ def load(kind: str, real: type) -> Any:
     return load_number
 
 
+@functools.cache
 def store(kind: str, real: type) -> Any:
     """Return a function (address, number of the real type) that stores it rounded to a kind of float."""
     if SIMULATED:
@@ -187,6 +191,7 @@ def store(kind: str, real: type) -> Any:
     return _wrapped_store(ptx(text[kind], None, types.int64, types.float64))
 
 
+@functools.cache
 def store_integer(kind: str) -> Any:
     """Return a function (address, int64) that stores it as an integer of some bytes."""
     if SIMULATED:
@@ -207,6 +212,7 @@ def _wrapped_store(write: Any) -> Any:
     return store_number
 
 
+@functools.cache
 def switch(kinds: tuple[str, ...], make: Any) -> Any:
     """Return a function (kind number, address) that loads whichever of the kinds it is.
 
@@ -272,6 +278,7 @@ _UNPACK = {
 }
 
 
+@functools.cache
 def unpack(item: str, real: type) -> Any:
     """Return a function (four words) -> tuple of the numbers they hold."""
     if SIMULATED:
@@ -301,6 +308,7 @@ def unpack(item: str, real: type) -> Any:
     return unpack_eight
 
 
+@functools.cache
 def pack(item: str) -> Any:
     """Return a function (tuple of numbers) -> four words; the numbers are rounded to the item's type."""
     if SIMULATED:

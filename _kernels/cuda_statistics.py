@@ -13,16 +13,19 @@ thread, where merging pairs would take one a step.
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from logitloss._kernels.cuda_memory import device
-from logitloss._kernels.cuda_steps import larger, plus, reduction, tree, tree2
+from logitloss._kernels.cuda_steps import larger, machine, plus, reduction, tree, tree2
 
 
-def statistics(real: type, kind: str, steps: SimpleNamespace) -> SimpleNamespace:
+@functools.cache
+def statistics(real: type, kind: str) -> SimpleNamespace:
     """Return start, push and finish of states; `kind` is "plain", "coefficients" or "entropy"."""
+    steps = machine(real)
     zero, one = real(0), real(1)
     infinity, most = real(np.inf), real(np.finfo(real).max)
     exp, gap_of, reference, where = steps.exp, steps.gap_of, steps.reference, steps.where
@@ -75,6 +78,7 @@ def statistics(real: type, kind: str, steps: SimpleNamespace) -> SimpleNamespace
             s, c, r = s * factor, c * factor, new
         return r, s, c
 
+    @functools.cache
     def pushes(width: int) -> Any:
         """Return a function (state, logits, gammas) -> state that takes in so many classes at once."""
         largest_of, equals = tree(itself, larger, width), tree(is_top, plus, width)
@@ -147,6 +151,7 @@ def statistics(real: type, kind: str, steps: SimpleNamespace) -> SimpleNamespace
     def start():
         return nothing
 
+    @functools.cache
     def joins(team: int) -> Any:
         """Return a function (shared, state) -> (m, n, s, below, at, gaps or entropy sum) of the team.
 

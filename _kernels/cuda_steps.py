@@ -7,6 +7,7 @@ the product's rounding made good, since a row of 100,000 equal terms would add u
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ SHARED = BLOCK if SIMULATED else BLOCK // WARP
 _NUMBA = {np.float32: types.float32, np.float64: types.float64, np.int64: types.int64}
 
 
+@functools.cache
 def operations(real: type) -> SimpleNamespace:
     """Return what the machine does in its own way."""
 
@@ -111,6 +113,7 @@ def operations(real: type) -> SimpleNamespace:
     )
 
 
+@functools.cache
 def machine(real: type) -> SimpleNamespace:
     """Return the operations and the steps of one real type together."""
     ops = operations(real)
@@ -120,6 +123,7 @@ def machine(real: type) -> SimpleNamespace:
 # ---- tuples ----
 
 
+@functools.cache
 def tree(leaf: Any, combine: Any, width: int) -> Any:
     """Return a function of a tuple that combines its leaves by halves."""
     if width == 1:
@@ -139,6 +143,7 @@ def tree(leaf: Any, combine: Any, width: int) -> Any:
     return both
 
 
+@functools.cache
 def tree2(leaf: Any, combine: Any, width: int) -> Any:
     """Return the same of two tuples of one length."""
     if width == 1:
@@ -160,6 +165,7 @@ def tree2(leaf: Any, combine: Any, width: int) -> Any:
     return both
 
 
+@functools.cache
 def gather(read: Any, width: int) -> Any:
     """Return a function that joins the tuples `read(source, at)` of positions `step` apart."""
     if width == 1:
@@ -197,6 +203,7 @@ def smaller(a, b):
 # ---- teams ----
 
 
+@functools.cache
 def reduction(combine: Any, kind: type, team: int) -> Any:
     """Return a function (shared memory, number) -> the numbers of all threads of the team combined.
 
