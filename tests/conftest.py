@@ -13,12 +13,13 @@ import pytest
 # helper modules lie beside the tests, which are imported by path
 sys.path.insert(0, str(Path(__file__).parent))
 
+import simulator
 from cases import DTYPES
 from ulp import WIDE
 
 import logitloss
 
-BACKENDS = ("reference", "numba", "cython-baseline", "cython-avx2", "cython-avx512")
+BACKENDS = ("reference", "numba", "cython-baseline", "cython-avx2", "cython-avx512", "cuda")
 REQUIRED = {name.strip() for name in os.environ.get("LOGITLOSS_REQUIRE_BACKENDS", "").split(",")} - {""}
 
 
@@ -38,6 +39,14 @@ def backend(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def simulated_size(request, monkeypatch):
+    """Keep what goes through CUDA's simulator small."""
+    params = getattr(request.node, "callspec", None) and request.node.callspec.params
+    if params and params.get("backend") == "cuda" and simulator.is_used():
+        simulator.limit(monkeypatch)
+
+
 @pytest.fixture(scope="session", params=list(DTYPES))
 def dtype(request):
     """Return one of the four floating dtypes."""
@@ -47,7 +56,9 @@ def dtype(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave the slow tests out unless `-m` says which are wanted."""
+    """Leave the slow tests out unless `-m` says which are wanted, and most of what would be simulated."""
+    if simulator.is_used():
+        simulator.spread(items)
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -24,7 +24,7 @@ ISAS = ("avx512", "avx2", "baseline")
 NAMES = (DEFAULT, *(f"cython-{isa}" for isa in ISAS), "numba", "cuda", "reference")
 
 # Backends that are a module each
-_MODULES = {"numba": "numba_cpu", "reference": "reference"}
+_MODULES = {"numba": "numba_cpu", "cuda": "numba_cuda", "reference": "reference"}
 
 _BUILD = "build it with a C compiler by `python -m pip install .` in the source folder"
 
@@ -168,6 +168,8 @@ def _load(backend: str | None) -> Kernels:
     name = DEFAULT if backend is None else backend
     if name not in NAMES:
         raise ValueError(f"backend is {name!r}: expected one of {', '.join(NAMES)}")
+    if name == "cuda":
+        importlib.import_module("logitloss._kernels.cuda_device").check()
     if name in _MODULES:
         kernels = cast("Kernels", importlib.import_module(f"logitloss._kernels.{_MODULES[name]}"))
     else:
