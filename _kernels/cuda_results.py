@@ -171,16 +171,15 @@ def record_stores(real_kind: str, n: int) -> Any:
 
 
 @functools.cache
-def real_stores(real_kind: str, wide_kind: int) -> Any:
-    """Return a function (view, address, float64) that stores it in the type of an output."""
-    real = np.float64 if real_kind == "f64" else np.float32
-    write, write_wide = store(real_kind, real), store("f64", np.float64)
+def real_stores(wide_kind: int) -> Any:
+    """Return a function (view, address, float64) that stores it as float64, or as float32 if not."""
+    write, write_wide = store("f32", np.float32), store("f64", np.float64)
 
     @device
     def store_number(view, address, value):
         if view[1] == wide_kind:
             write_wide(address, value)
         else:
-            write(address, real(value))
+            write(address, np.float32(value))
 
     return store_number

@@ -95,7 +95,7 @@ def rows_function(spec: Rows) -> Any:
     store_long, store_byte, load_long = store_integer("i8"), store_integer("u1"), integer_load("i8")
     load_record, store_record = record_loads(real_kind, RECORD), record_stores(real_kind, RECORD)
     store_part = record_stores(real_kind, PART)
-    store_number = real_stores(real_kind, KINDS.index("f64"))
+    store_number = real_stores(KINDS.index("f64"))
     load_label = switch(INTEGERS, integer_load)
     zero, one, lowest, none = real(0), real(1), real(-np.inf), np.int64(-1)
     no_record, no_statistics = (zero,) * RECORD, (lowest, *(zero,) * (PART - 1))

@@ -6,12 +6,11 @@ They go the same way as the losses (check, kernel) without a reduction. What a k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from logitloss import _backends, _check
-from logitloss._threads import threads_for
+from logitloss import _call, _check
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -72,16 +71,15 @@ def logsumexp(
     >>> print(logsumexp(np.array([1000.0, 1000.0])).round(4))
     1000.6931
     """
-    x = _check.floats("logits", logits)
+    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
     axes = _check.axes("logits", x, axis)
-    kernels, threads = _backends.get(backend), threads_for(x.size, num_threads)
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes)
     dtype = _check.result_dtype(x.dtype)
-    result = _check.output(out, shape, dtype, (x,))
+    result = _check.output(out, x, shape, dtype)
     for number in axes:
         rows = _check.axis_last(x, number)
         if number != axes[-1]:
-            x = np.empty(rows.shape[:-1], np.float64)
+            x = _check.empty(x, rows.shape[:-1], np.float64)
         else:
             x = result.squeeze(axes) if keepdims else result
         kernels.logsumexp(rows, x, threads)
@@ -177,12 +175,11 @@ def log_softmax(
 def _softmax(
     logits: ArrayLike, axis: int, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Array:
-    x = _check.floats("logits", logits)
+    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
     axis = _check.class_axis("logits", x, axis)
-    result = _check.output(out, x.shape, x.dtype, (), in_place=x)
-    rows, result_rows = _check.axis_last(x, axis), _check.axis_last(result, axis)
-    _backends.get(backend).softmax(rows, result_rows, log, threads_for(x.size, num_threads))
-    return result
+    result = _check.output(out, x, x.shape, x.dtype, in_place=True)
+    kernels.softmax(_check.axis_last(x, axis), _check.axis_last(result, axis), log, threads)
+    return cast("Array", _check.returned(result, out))
 
 
 def sigmoid(
@@ -262,7 +259,7 @@ def log_sigmoid(
 def _sigmoid(
     logits: ArrayLike, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Value:
-    x = _check.floats("logits", logits)
-    result = _check.output(out, x.shape, x.dtype, (), in_place=x)
-    _backends.get(backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
+    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
+    result = _check.output(out, x, x.shape, x.dtype, in_place=True)
+    kernels.sigmoid(x, result, log, threads)
     return _check.returned(result, out)

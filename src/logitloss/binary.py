@@ -227,6 +227,7 @@ def binary_cross_entropy(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the binary cross-entropy of probabilities, element by element.
 
@@ -264,14 +265,16 @@ def binary_cross_entropy(
     >>> print(binary_cross_entropy(np.array([0.5, 1.0]), [1, 0], reduction="none").round(4))
     [  0.6931 100.    ]
     """
-    kernels, p, threads = _call.start(probabilities, reduction, num_threads, backend, "probabilities")
-    y = _check.same_shape("target", _check.reals("target", target), p.shape, "the probabilities'")
-    weights = None if weight is None else _check.broadcast("weight", weight, p.shape)
+    kernels, p, threads = _call.start(
+        probabilities, reduction, num_threads, backend, "probabilities", check=check
+    )
+    y = _check.same_shape("target", _check.reals("target", target, p), p.shape, "the probabilities'")
+    weights = None if weight is None else _check.broadcast("weight", weight, p)
     loss = _call.new_loss(reduction, p.shape, p, (y, weights), out)
     total, bad = kernels.binary_cross_entropy(p, y, weights, loss, threads)
     if bad >= 0:
         raise _check.bad_probability(p, y, bad)
-    return _call.value(loss, total, p.size if reduction == "mean" else 1.0, out)
+    return _call.value(p, loss, total, p.size if reduction == "mean" else 1.0, out)
 
 
 def logistic_loss(
@@ -283,6 +286,7 @@ def logistic_loss(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the logistic loss of scores against labels -1 and +1, element by element.
 
@@ -322,7 +326,9 @@ def logistic_loss(
     [6.93147181e-01 1.92874985e-22]
     """
     value: Value
-    value, _ = _call.binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out)
+    value, _ = _call.binary(
+        scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out, check=check
+    )
     return value
 
 
@@ -336,6 +342,7 @@ def logistic_loss_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the gradient of `logistic_loss` with respect to the scores.
 
@@ -381,6 +388,7 @@ def logistic_loss_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_value=False,
         wants_grad=True,
         grad_output=grad_output,
@@ -397,6 +405,7 @@ def logistic_loss_value_and_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Value]:
     """Compute the logistic loss and its gradient together.
 
@@ -435,6 +444,17 @@ def logistic_loss_value_and_grad(
     0.6931 [ 0.25 -0.25]
     """
     results: tuple[Value, Value] = _call.binary(
-        scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out, wants_grad=True
+        scores,
+        target,
+        weight,
+        None,
+        0.0,
+        True,
+        reduction,
+        num_threads,
+        backend,
+        out,
+        check=check,
+        wants_grad=True,
     )
     return results

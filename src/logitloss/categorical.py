@@ -31,6 +31,7 @@ def cross_entropy(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the cross-entropy of logits against class labels or class probabilities.
 
@@ -117,6 +118,7 @@ def cross_entropy(
         num_threads,
         backend,
         out,
+        check=check,
     )
     return value
 
@@ -133,6 +135,7 @@ def cross_entropy_and_lse(
     axis: int | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Value]:
     r"""Compute the cross-entropy and the rows' logsumexp in one pass.
 
@@ -179,9 +182,10 @@ def cross_entropy_and_lse(
         axis,
         num_threads,
         backend,
+        check=check,
         wants_lse=True,
     )
-    return value, _check.returned(lse, None)
+    return value, lse
 
 
 def cross_entropy_grad(
@@ -199,6 +203,7 @@ def cross_entropy_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Array:
     r"""Compute the gradient of `cross_entropy` with respect to the logits.
 
@@ -255,6 +260,7 @@ def cross_entropy_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_value=False,
         wants_grad=True,
         grad_output=grad_output,
@@ -276,6 +282,7 @@ def cross_entropy_value_and_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Array]:
     """Compute the cross-entropy and its gradient with respect to the logits together.
 
@@ -327,6 +334,7 @@ def cross_entropy_value_and_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_grad=True,
     )
     return value, grad
@@ -343,6 +351,7 @@ def nll_loss(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     """Compute the negative log-likelihood of labels: minus the weighted log-probability of each.
 
@@ -379,11 +388,13 @@ def nll_loss(
     >>> print(nll_loss(np.log([[0.6, 0.3, 0.1]] * 3), [0, 1, 2], reduction="none").round(4))
     [0.5108 1.204  2.3026]
     """
-    kernels, x, threads = _call.start(log_probabilities, reduction, num_threads, backend, "log_probabilities")
+    kernels, x, threads = _call.start(
+        log_probabilities, reduction, num_threads, backend, "log_probabilities", check=check
+    )
     axis = _check.class_axis("log_probabilities", x, axis)
     labels, _ = _check.labels(target, x, axis, probabilities=False)
     n_classes = x.shape[axis]
-    weights = _check.class_weight(weight, n_classes)
+    weights = _check.class_weight(weight, n_classes, x)
     ignore_index = _check.ignored(ignore_index, False)
     loss = _call.new_loss(reduction, labels.shape, x, (labels, weights), out)
     total, counted, bad = kernels.nll(_check.axis_last(x, axis), labels, ignore_index, weights, loss, threads)
@@ -394,7 +405,7 @@ def nll_loss(
         divisor = counted
         if weights is not None:
             divisor, _ = kernels.label_weight(labels, weights, ignore_index, n_classes, threads)
-    return _call.value(loss, total, divisor, out)
+    return _call.value(x, loss, total, divisor, out)
 
 
 def kl_div(
@@ -451,7 +462,7 @@ def kl_div(
     kernels, x, threads = _call.start(
         log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions
     )
-    t = _check.same_shape("target", _check.floats("target", target), x.shape, "the log_probabilities'")
+    t = _check.same_shape("target", _check.floats("target", target, x), x.shape, "the log_probabilities'")
     divisor = 1.0
     if reduction == "mean":
         divisor = x.size
@@ -459,7 +470,7 @@ def kl_div(
         divisor = _check.first_axis("log_probabilities", x)
     loss = _call.new_loss(reduction, x.shape, x, (t,), out)
     total = kernels.kl_div(x, t, bool(log_target), loss, threads)
-    return _call.value(loss, total, divisor, out)
+    return _call.value(x, loss, total, divisor, out)
 
 
 def entropy(
@@ -512,8 +523,9 @@ def entropy(
     axis = _check.class_axis("logits", x, axis)
     rows = _check.axis_last(x, axis)
     loss = _call.new_loss(reduction, rows.shape[:-1], x, (), out)
-    values = np.empty(rows.shape[:-1], np.float64) if loss is None else loss
+    values = _check.empty(x, rows.shape[:-1], np.float64) if loss is None else loss
     kernels.entropy(rows, values, threads)
     if loss is not None:
         return _check.returned(loss, out)
-    return _call.value(None, float(values.sum()), values.size if reduction == "mean" else 1.0)
+    total = values.sum() if type(x) is np.ndarray else _check.call_of(x).total(values)
+    return _call.value(x, None, total, values.size if reduction == "mean" else 1.0)
