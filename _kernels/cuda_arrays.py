@@ -137,9 +137,9 @@ class DeviceArray:
 
     def broadcast_to(self, shape: tuple[int, ...]) -> DeviceArray:
         """Return a view of a larger shape, by NumPy's rules."""
-        if np.broadcast_shapes(self.shape, shape) != shape:
-            raise ValueError(f"shape {self.shape} does not broadcast to {shape}")
         new = len(shape) - self.ndim
+        if new < 0 or any(n not in (1, m) for n, m in zip(self.shape, shape[new:], strict=True)):
+            raise ValueError(f"shape {self.shape} does not broadcast to {shape}")
         strides = tuple(
             0 if length == 1 else step for length, step in zip(self.shape, self.strides, strict=True)
         )

@@ -11,7 +11,6 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_device import geometry
 from logitloss._kernels.cuda_memory import (
@@ -244,7 +243,7 @@ def reading(item: str) -> Any:
 
 
 def first_pass(spec: Rows) -> Any:
-    """Return a function (cache, place, gammas, thread) -> a thread's statistics of its share of the classes."""
+    """Return a function (cache, place, gammas, thread) -> the statistics of a thread's classes."""
     team, vector, width, at_once, cached = spec.team, spec.vector, spec.width, spec.at_once, spec.cached
     size = np.int64(ITEM_BYTES[spec.item])
     kept = statistics(spec.real, spec.statistics)

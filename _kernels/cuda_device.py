@@ -1,6 +1,6 @@
 """The device and its driver: memory, copies, streams, launches; or the simulator in their place.
 
-`get` returns the one device of the process, or raises ImportError in the driver's own words. With Numba's
+`get` returns the one device of the process; `check` says cheaply whether there is one. With Numba's
 simulator (NUMBA_ENABLE_CUDASIM=1) an address is one of the host, a copy is a copy, streams are all the same,
 and the geometry is small, because each CUDA thread is a thread of Python.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -47,21 +48,39 @@ def geometry() -> Geometry:
     return SIMULATED if is_simulated() else GEOMETRY
 
 
-@functools.cache
-def get() -> Any:
-    """Return the device; ImportError says what is missing."""
+def check() -> None:
+    """Raise ImportError, in the driver's own words, where kernels cannot run; Numba is not imported."""
     if importlib.util.find_spec("numba_cuda") is None:
         raise ImportError(
-            "backend 'cuda' is missing: it needs numba-cuda; install it by `pip install 'logitloss[cuda12]'`, "
-            "or 'logitloss[cuda13]' for a driver of CUDA 13"
+            "backend 'cuda' is missing: it needs numba-cuda; install it by "
+            "`pip install 'logitloss[cuda12]'`, or 'logitloss[cuda13]' for a driver of CUDA 13"
         )
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
+        return
+    words = _drivers_words()
+    if words:
+        raise ImportError(f"backend 'cuda' is missing: no device can be used ({words})")
+
+
+def _drivers_words() -> str:
+    """Return what the driver has to say against the use of a device, or nothing."""
     try:
-        return _Simulator() if is_simulated() else _Device()
-    except ImportError:
-        raise
-    except Exception as error:  # the driver's errors have no common class but this
-        words = " ".join(str(error).split())
-        raise ImportError(f"backend 'cuda' is missing: no device can be used ({words})") from error
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as error:
+        return str(error)
+    count, text = ctypes.c_int(0), ctypes.c_char_p()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code:
+        driver.cuGetErrorString(code, ctypes.byref(text))
+        return (text.value or b"error").decode() + f", CUDA error {code}"
+    return "" if count.value else "the driver finds no device"
+
+
+@functools.cache
+def get() -> Any:
+    """Return the device of the process."""
+    check()
+    return _Simulator() if is_simulated() else _Device()
 
 
 class _Device:
@@ -158,8 +177,8 @@ class _Simulator:
         pass
 
     def launch(self, kernel: Any, blocks: int, threads: int, stream: int, *arguments: Any) -> None:
-        # Its threads wait for each other by polling: in turns of Python's usual 5 ms a block would take 0.1 s.
-        # And NumPy's numbers warn of what floats do in silence on a device.
+        # Its threads wait for each other by polling: in turns of Python's usual 5 ms, a block would take
+        # 0.1 s. And NumPy's numbers warn of what floats do in silence on a device.
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)
         try:

@@ -53,11 +53,22 @@ class _Buffer:
             self.host = device.pinned(n_bytes)
             self.address, self.owner = device.allocate(n_bytes)
 
-    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        return self.host[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    def views(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], n_axes: int
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], DeviceArray]:
+        """Return (what is copied, the array in it, the array there), for a chunk of `n_axes` row axes.
 
-    def there(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
-        return DeviceArray(self.address, dtype, shape, None, self.owner)
+        Rows that are read by sixteen bytes start on sixteen: so a row's bits do not depend on its chunk.
+        """
+        *rows, last = shape if len(shape) > n_axes else (*shape, 1)
+        pitch = last
+        if last > cuda_device.geometry().short_row:
+            pitch = -(-last * dtype.itemsize // 16) * 16 // dtype.itemsize
+        size = math.prod(rows) * pitch
+        self.reserve(size * dtype.itemsize)
+        copied = self.host[: size * dtype.itemsize].view(dtype).reshape(*rows, pitch)
+        here = copied[..., :last].reshape(shape)
+        return copied, here, DeviceArray(self.address, dtype, shape, here.strides, self.owner)
 
 
 class _Slot:
@@ -68,14 +79,13 @@ class _Slot:
         self.buffers: dict[str, _Buffer] = {}
         self.busy = False
 
-    def buffer(self, name: str, n_bytes: int) -> _Buffer:
-        buffer = self.buffers.setdefault(name, _Buffer())
-        buffer.reserve(n_bytes)
-        return buffer
+    def buffer(self, name: str) -> _Buffer:
+        return self.buffers.setdefault(name, _Buffer())
 
     def begin(
         self,
         index: tuple[Any, ...],
+        n_axes: int,
         inputs: dict[str, np.ndarray[Any, Any]],
         outputs: dict[str, np.ndarray[Any, Any]],
         call: Callable[[dict[str, DeviceArray], int], tuple[DeviceArray, ...]],
@@ -85,21 +95,19 @@ class _Slot:
         arrays, self.waiting = {}, []
         for name, array in inputs.items():
             part = array[index]
-            buffer = self.buffer(name, part.nbytes)
-            there = buffer.there(part.shape, part.dtype)
-            here = buffer.view(part.shape, part.dtype)
+            n = n_axes - array.ndim + part.ndim
+            copied, here, arrays[name] = self.buffer(name).views(part.shape, part.dtype, n)
             np.copyto(here, part)
-            device.to_device(there.address, here, self.stream)
-            arrays[name] = there
+            device.to_device(arrays[name].address, copied, self.stream)
         for name, array in outputs.items():
             part = array[index]
-            buffer = self.buffer(name, part.nbytes)
-            arrays[name] = buffer.there(part.shape, part.dtype)
-            self.waiting.append((part, buffer.view(part.shape, part.dtype), arrays[name]))
+            n = n_axes - array.ndim + part.ndim
+            copied, here, arrays[name] = self.buffer(name).views(part.shape, part.dtype, n)
+            self.waiting.append((part, copied, here, arrays[name].address))
         self.results = call(arrays, self.stream)
-        for _, here, there in self.waiting:
-            device.to_host(here, there.address, self.stream)
-        self.numbers = self.buffer("results", 24).view((3,), np.dtype(np.int64))
+        for _, copied, _, address in self.waiting:
+            device.to_host(copied, address, self.stream)
+        self.numbers, _, _ = self.buffer("results").views((3, 1), np.dtype(np.int64), 1)
         device.to_host(self.numbers, self.results[0].address, self.stream)
         self.busy = True
 
@@ -107,10 +115,10 @@ class _Slot:
         """Wait for the chunk, and return its total, the rows counted and its first bad row."""
         cuda_device.get().synchronize(self.stream)
         self.busy = False
-        for part, here, _ in self.waiting:
+        for part, _, here, _ in self.waiting:
             np.copyto(part, here)
-        total = float(self.numbers[:1].view(np.float64)[0])
-        return total, int(self.numbers[1]), int(self.numbers[2])
+        total = float(self.numbers[0].view(np.float64)[0])
+        return total, int(self.numbers[1, 0]), int(self.numbers[2, 0])
 
 
 def run(
@@ -146,7 +154,7 @@ def run(
                     n_before += n
                 if index is not None:
                     slot = _slots[number % len(_slots)]
-                    slot.begin(index, given, wanted, call)
+                    slot.begin(index, len(shape), given, wanted, call)
                     under_way.append((slot, first[index].size // width))
         finally:
             for slot, _ in under_way:

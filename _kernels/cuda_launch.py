@@ -9,10 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
-from logitloss._kernels import cuda_device, cuda_elements, cuda_rows
+from logitloss._kernels import cuda_device, cuda_elements, cuda_rows, cuda_totals
 from logitloss._kernels.cuda_arrays import DeviceArray, describe, kind_of
-from logitloss._kernels.cuda_elements import Elements
 from logitloss._kernels.cuda_classes import Rows
+from logitloss._kernels.cuda_elements import Elements
 from logitloss._kernels.cuda_parts import PART
 from logitloss._kernels.cuda_results import RECORD
 
@@ -49,7 +49,7 @@ def add_up(found: int, n_found: int, stream: int) -> Results:
     results = new_results()
     arguments = (found, n_found, results[0].address)
     cuda_device.get().launch(
-        cuda_elements.totals_kernel(), 1, cuda_device.geometry().block, stream, *map(np.int64, arguments)
+        cuda_totals.totals_kernel(), 1, cuda_device.geometry().block, stream, *map(np.int64, arguments)
     )
     return results
 
@@ -154,8 +154,8 @@ def rows(
     parts_bytes = n_rows * n_parts * PART * real_bytes if n_parts > 1 else 0
     parts_bytes = -(-parts_bytes // 8) * 8
     record_bytes = n_rows * (RECORD * real_bytes + 8) if n_parts > 1 else 0
-    found = scratch(24 * blocks + parts_bytes + record_bytes, stream)
-    parts = found + 24 * blocks
+    found = scratch(cuda_rows.FOUND_BYTES * blocks + parts_bytes + record_bytes, stream)
+    parts = found + cuda_rows.FOUND_BYTES * blocks
 
     def launch(stage: str, n_blocks: int, results: int) -> None:
         device.launch(
@@ -221,7 +221,7 @@ def elements(
     blocks = min(
         -(-x.size // (n_each * geometry.block)), device.multiprocessors * cuda_elements.blocks_of(spec)
     )
-    found = scratch(24 * blocks, stream)
+    found = scratch(cuda_rows.FOUND_BYTES * blocks, stream)
     device.launch(
         cuda_elements.elements_kernel(spec),
         blocks,
@@ -253,9 +253,9 @@ def labels(
     shape, views = describe(target.shape, [x, target, loss], [True, False, False])
     weight_there = coefficients(weight, np.float64)
     blocks = min(-(-target.size // geometry.block), 4 * device.multiprocessors)
-    found = scratch(24 * blocks, stream)
+    found = scratch(cuda_rows.FOUND_BYTES * blocks, stream)
     device.launch(
-        cuda_elements.labels_kernel("none" if x is None else kind_of(x.dtype)),
+        cuda_totals.labels_kernel("none" if x is None else kind_of(x.dtype)),
         blocks,
         geometry.block,
         stream,
@@ -277,7 +277,7 @@ def divide(numerator: Any, divisor: Any, stream: int) -> DeviceArray:
         for side, given in zip(sides, (numerator, divisor), strict=True)
     ]
     cuda_device.get().launch(
-        cuda_elements.divide_kernel(),
+        cuda_totals.divide_kernel(),
         1,
         1,
         stream,

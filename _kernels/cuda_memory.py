@@ -34,7 +34,7 @@ for _size in (1, 2, 4, 8):
 if SIMULATED:
 
     def device(function: Any) -> Any:
-        """A function of the device, inlined; here a plain one."""
+        """Make a function of the device: here a plain one is."""
         return function
 
 else:

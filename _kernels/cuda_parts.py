@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import numpy as np
-
 from logitloss._kernels.cuda_memory import device, load
 from logitloss._kernels.cuda_results import record_loads
 from logitloss._kernels.cuda_steps import larger, machine, plus, reduction

@@ -1,4 +1,4 @@
-"""What follows from the statistics of a row: its loss, lse and entropy, and the record for the second pass."""
+"""What follows from the statistics of a row: p, lse, and the record for the second pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import numpy as np
-
+from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_memory import device, load, store
 from logitloss._kernels.cuda_steps import machine
 
@@ -78,7 +78,7 @@ def gradient_records(real: type, coefficients: bool, known: bool) -> Any:
 
     @device
     def record(m, below, at, distribution, z_loss, scale, beta, gamma, logit, has_label, counts):
-        log1p_others, wide_lse, lse, p_top, p_others = distribution
+        _, wide_lse, lse, p_top, p_others = distribution
         slope = lse * (two * z_loss) if z_loss != zero else zero * lse
         alpha = beta + (below + at) + slope
         reference, factor = m, p_top
@@ -171,15 +171,15 @@ def record_stores(real_kind: str, n: int) -> Any:
 
 
 @functools.cache
-def real_stores(wide_kind: int) -> Any:
-    """Return a function (view, address, float64) that stores it as float64, or as float32 if not."""
-    write, write_wide = store("f32", np.float32), store("f64", np.float64)
+def float_stores() -> Any:
+    """Return a function (view, address, float64) that stores it as the view's float64 or float32."""
+    narrow, wide, wide_kind = store("f32", np.float64), store("f64", np.float64), KINDS.index("f64")
 
     @device
     def store_number(view, address, value):
         if view[1] == wide_kind:
-            write_wide(address, value)
+            wide(address, value)
         else:
-            write(address, np.float32(value))
+            narrow(address, value)
 
     return store_number

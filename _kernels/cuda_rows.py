@@ -17,8 +17,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import cuda
-
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_classes import ZERO, Rows, first_pass, gammas, placing, row_address, second_pass
 from logitloss._kernels.cuda_memory import (
@@ -34,16 +32,17 @@ from logitloss._kernels.cuda_parts import PART, merging
 from logitloss._kernels.cuda_results import (
     RECORD,
     distributions,
+    float_stores,
     gradient_records,
     known_distributions,
     likely_labels,
-    real_stores,
     record_loads,
     record_stores,
     softmax_records,
 )
 from logitloss._kernels.cuda_statistics import statistics
 from logitloss._kernels.cuda_steps import BLOCK, SHARED, larger, machine, plus, reduction, smaller
+from numba import cuda
 
 INTEGERS = KINDS[5:]
 NONE_BAD = np.int64(2**63 - 1)
@@ -90,12 +89,12 @@ def rows_function(spec: Rows) -> Any:
     sum_double, sum_integer = reduction(plus, np.float64, BLOCK), reduction(plus, np.int64, BLOCK)
     min_integer = reduction(smaller, np.int64, BLOCK)
 
-    load_item, load_real, load_double = load(item, real), load(real_kind, real), load("f64", np.float64)
+    load_item, load_double = load(item, real), load("f64", np.float64)
     store_real, store_double = store(real_kind, real), store("f64", np.float64)
     store_long, store_byte, load_long = store_integer("i8"), store_integer("u1"), integer_load("i8")
     load_record, store_record = record_loads(real_kind, RECORD), record_stores(real_kind, RECORD)
     store_part = record_stores(real_kind, PART)
-    store_number = real_stores(KINDS.index("f64"))
+    store_number = float_stores()
     load_label = switch(INTEGERS, integer_load)
     zero, one, lowest, none = real(0), real(1), real(-np.inf), np.int64(-1)
     no_record, no_statistics = (zero,) * RECORD, (lowest, *(zero,) * (PART - 1))

@@ -1,10 +1,10 @@
 """What one thread keeps of the classes it has seen, and how a team's threads bring it together.
 
 A state is (m, r, n, s, c, ...): m is the largest logit and n how often it was met; s is the sum of exp(x - r)
-over the others, c what its last addition lost. r follows m only when m has grown by more than one nat: so a
-slowly rising row rescales its sum seldom, and the errors of that do not add up. All equals of the largest stay
-out of the sum, and others = s*exp(r - m) + (n - 1) keeps its relative precision however far the largest is
-ahead. Coefficients by class add the sums of gamma below m and at m, and of gamma*(m - x); the entropy adds
+over the others, c what its last addition lost. r follows m only when m has grown by more than one nat: so
+a slowly rising row rescales its sum seldom, and the errors of that do not add up. All equals of the largest
+stay out of the sum, and others = s*exp(r - m) + (n - 1) keeps its relative precision however far the largest
+is ahead. Coefficients by class add the sums of gamma below m and at m, and of gamma*(m - x); the entropy adds
 the sum of exp(x - r)*(r - x). All sums are compensated.
 
 The threads of a team find their largest logit first, then express their sums in it and add: one exponential a

@@ -17,8 +17,6 @@ import simulator
 from cases import DTYPES
 from ulp import WIDE
 
-simulator.choose()
-
 import logitloss
 
 BACKENDS = ("reference", "cython-baseline", "cython-avx2", "cython-avx512", "cuda")

@@ -22,6 +22,9 @@ def choose():
         os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 
 
+choose()
+
+
 def is_used():
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 

@@ -70,7 +70,15 @@ def test_every_public_name_is_there_and_documented():
 
 def test_backends_lists_each_name_with_its_reason():
     table = ll.backends()
-    assert set(table) == {"cython", "cython-avx512", "cython-avx2", "cython-baseline", "reference"}
+    assert set(table) == {
+        "cython",
+        "cython-avx512",
+        "cython-avx2",
+        "cython-baseline",
+        "numba",
+        "cuda",
+        "reference",
+    }
     assert table["reference"] is None
     for name, reason in table.items():
         if reason is None:

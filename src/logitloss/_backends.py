@@ -168,7 +168,7 @@ def _load(backend: str | None) -> Kernels:
     if name == "reference":
         kernels = cast("Kernels", importlib.import_module("logitloss._kernels.reference"))
     elif name == "cuda":
-        importlib.import_module("logitloss._kernels.cuda_device").get()
+        importlib.import_module("logitloss._kernels.cuda_device").check()
         kernels = cast("Kernels", importlib.import_module("logitloss._kernels.numba_cuda"))
     else:
         kernels = _load_cython(name)
