@@ -34,7 +34,8 @@ def logsumexp(
     Parameters
     ----------
     logits : array_like, any shape of at least one axis
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device, as in `cross_entropy`.
     axis : int or tuple of int
         The axes to sum over, by default the last.
     keepdims : bool
@@ -44,12 +45,12 @@ def logsumexp(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
 
     Returns
     -------
     ndarray or NumPy scalar
-        float32, or float64 for float64 logits.
+        float32, or float64 for float64 logits; of logits on a device, an array of their kind.
 
     Raises
     ------

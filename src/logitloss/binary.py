@@ -36,8 +36,8 @@ def binary_cross_entropy_with_logits(
     Parameters
     ----------
     logits : array_like, any shape
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided. Never written,
-        never copied.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device, as in `cross_entropy`. Never written, never copied.
     target : array_like, the logits' shape
         Labels 0 and 1, or probabilities of the positive: any real or bool dtype.
     weight, pos_weight : array_like, optional
@@ -51,13 +51,13 @@ def binary_cross_entropy_with_logits(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
 
     Returns
     -------
     numpy.float64 or ndarray
         The mean or sum in nats, accumulated in float64. For "none" the losses of the elements: float32, or
-        float64 for float64 logits.
+        float64 for float64 logits. Of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -241,6 +241,8 @@ def binary_cross_entropy(
         In [0, 1], of any real or bool dtype.
     weight, reduction, out, num_threads, backend
         As in `binary_cross_entropy_with_logits`.
+    check : {"raise", "deferred"}
+        As in `cross_entropy`, of probabilities and targets outside [0, 1].
 
     Returns
     -------
@@ -300,6 +302,8 @@ def logistic_loss(
         Labels -1 and +1, of any real dtype.
     weight, reduction, out, num_threads, backend
         As in `binary_cross_entropy_with_logits`.
+    check : {"raise", "deferred"}
+        As in `cross_entropy`, of labels neither -1 nor +1.
 
     Returns
     -------
@@ -350,7 +354,7 @@ def logistic_loss_grad(
 
     Parameters
     ----------
-    scores, target, weight, reduction, num_threads, backend
+    scores, target, weight, reduction, num_threads, backend, check
         As in `logistic_loss`.
     grad_output, out
         As in `binary_cross_entropy_with_logits_grad`.
@@ -413,7 +417,7 @@ def logistic_loss_value_and_grad(
 
     Parameters
     ----------
-    scores, target, weight, reduction, num_threads, backend
+    scores, target, weight, reduction, num_threads, backend, check
         As in `logistic_loss`.
     out : ndarray, optional
         Array for the gradient, of the scores' dtype and shape; may be the scores themselves.

@@ -43,8 +43,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, shape (C,), (N, C) or (N, C, d1, ...)
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided. Never written,
-        never copied.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device (see Notes). Never written, never copied.
     target : array_like
         Class labels: any integer dtype, the logits' shape without the class axis, values in [0, C) or
         `ignore_index`. Or class probabilities: any of the logits' dtypes and their shape; a row need not sum
@@ -68,13 +68,16 @@ def cross_entropy(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
+    check : {"raise", "deferred"}
+        On a device, whether to wait until all labels are seen to be good, or to leave that to
+        `raise_deferred`. On the host a bad label always raises.
 
     Returns
     -------
     numpy.float64 or ndarray
         The mean or sum in nats, accumulated in float64. For "none" the losses of the rows: float32, or
-        float64 for float64 logits.
+        float64 for float64 logits. Of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -93,8 +96,15 @@ def cross_entropy(
     -----
     One pass over the logits. The largest logit is left out of the sum of the others' exponentials, so that a
     loss near 0 keeps its relative precision. Where a coefficient is 0 its term is 0, at infinite logits too.
-    Labels of integers are told from probabilities by dtype alone. Follows
-    ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
+    Labels of integers are told from probabilities by dtype alone.
+
+    Logits that carry ``__cuda_array_interface__`` or DLPack and lie on a CUDA device (CuPy, PyTorch, JAX,
+    Numba) are taken there, on the caller's current stream. The other arrays must lie there too, except that
+    class weights, and single numbers, may come from the host. Results are arrays of the logits' kind, of no
+    axes for a mean or sum; nothing is copied to the host but the number of the first bad row, for which
+    ``check="raise"`` waits. With a bad label, `out` on a device is unspecified.
+
+    Follows ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
     Chowdhery et al., "PaLM" (2022), section 5.
 
     Examples
@@ -144,6 +154,8 @@ def cross_entropy_and_lse(
     Parameters
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    check
         As in `cross_entropy`.
 
     Returns
@@ -214,6 +226,8 @@ def cross_entropy_grad(
     Parameters
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    check
         As in `cross_entropy`.
     grad_output : array_like, optional
         Upstream gradient, by default 1: a number, or for ``reduction="none"`` also one for each row.
@@ -292,6 +306,8 @@ def cross_entropy_value_and_grad(
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
         As in `cross_entropy`.
+    check
+        As in `cross_entropy`.
     out : ndarray, optional
         Array for the gradient, of the logits' dtype and shape; may be the logits themselves.
 
@@ -363,7 +379,7 @@ def nll_loss(
         In nats, of any dtype that `cross_entropy` takes for logits.
     target : array_like
         Class labels: any integer dtype, that shape without the class axis.
-    weight, ignore_index, reduction, axis, out, num_threads, backend
+    weight, ignore_index, reduction, axis, out, num_threads, backend, check
         As in `cross_entropy`.
 
     Returns
