@@ -30,9 +30,9 @@ def start(
     reduction: str,
     num_threads: int | None,
     backend: str | None,
+    check: str = "raise",
     name: str = "logits",
     reductions: tuple[str, ...] = _check.REDUCTIONS,
-    check: str = "raise",
 ) -> tuple[_backends.Kernels, Array, int]:
     """Return the kernels to use, the logits, and the number of threads."""
     if reduction not in reductions:
@@ -40,8 +40,16 @@ def start(
     if check != "raise" and check not in _check.CHECKS:
         raise _check.unknown_option("check", check, _check.CHECKS)
     x = _check.floats(name, logits)
-    kernels = _backends.get(backend) if type(x) is ndarray else _check.call_of(x).choose(backend, check)
+    kernels = _backends.get(backend) if type(x) is ndarray else kernels_for(x, backend, check)
     return kernels, x, threads_for(x.size, num_threads)
+
+
+def kernels_for(logits: Array, backend: str | None, check: str = "raise") -> _backends.Kernels:
+    """Return the kernels of that name; those of logits on a device do their work on the caller's stream."""
+    if type(logits) is ndarray:
+        return _backends.get(backend)
+    kernels: _backends.Kernels = _check.call_of(logits).choose(backend, check)
+    return kernels
 
 
 def new_loss(
@@ -110,7 +118,7 @@ def cross_entropy(
 
     `out` is for the gradient, or for the losses where no gradient is wanted.
     """
-    kernels, x, threads = start(logits, reduction, num_threads, backend, check=check)
+    kernels, x, threads = start(logits, reduction, num_threads, backend, check)
     on_host = type(x) is ndarray
     axis = _check.class_axis("logits", x, axis)
     n_classes = x.shape[axis]
@@ -192,8 +200,9 @@ def cross_entropy(
             if weights is not None:
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
     result = value(x, loss, total, divisor, out) if wants_value else None
-    lse_result = None if lse_out is None else _check.returned(lse_out, None)
-    return result, lse_result, grad if grad is None or on_host else _check.returned(grad, out)
+    if lse_out is not None:
+        return result, _check.returned(lse_out, None), grad
+    return result, None, grad if on_host or grad is None else _check.theirs(grad)
 
 
 def binary(
@@ -218,7 +227,7 @@ def binary(
     `signed` labels are -1 and +1. `out` is for the gradient, or for the losses where no gradient is wanted.
     """
     name = "scores" if signed else "logits"
-    kernels, x, threads = start(logits, reduction, num_threads, backend, name, check=check)
+    kernels, x, threads = start(logits, reduction, num_threads, backend, check, name)
     shape = x.shape
     labels = _check.same_shape("target", _check.reals("target", target, x), shape, f"the {name}'")
     weights = None if weight is None else _check.broadcast("weight", weight, x)

@@ -131,7 +131,7 @@ def placed(name: str, value: Any, like: Array | None) -> Array:
 
 def floats(name: str, value: ArrayLike, like: Array | None = None) -> Array:
     """Return an array of one of the four float dtypes: the first of a call, or one `like` it."""
-    array: Array = value if type(value) is ndarray and like is None else placed(name, value, like)
+    array: Array = value if like is None and type(value) is ndarray else placed(name, value, like)
     if array.dtype not in _RESULT_DTYPES:
         if not _is_bfloat16(array.dtype):
             raise TypeError(f"{name} of dtype {_named(array.dtype)}: expected {_FLOATS}")
@@ -343,7 +343,7 @@ def output(
     `out` may share memory with none of the inputs, and with the logits only `in_place`: element for element.
     """
     if out is None:
-        return empty(logits, shape, dtype)
+        return np.empty(shape, dtype) if type(logits) is ndarray else empty(logits, shape, dtype)
     if type(logits) is not ndarray:
         out = placed("out", out, logits)
     elif not isinstance(out, ndarray):
@@ -369,9 +369,14 @@ def output(
 def returned(result: Array, out: Array | None) -> Value:
     """Return a result as the caller gets it: `out` if given, a NumPy scalar if it has no axes."""
     if type(result) is not ndarray and is_on_device(result):
-        theirs: Array = call_of(result).returned(result)
-        return theirs
+        return theirs(result)
     return result if result.ndim or result is out else result[()]
+
+
+def theirs(result: Array) -> Array:
+    """Return a result on a device as the caller's kind of array."""
+    array: Array = call_of(result).returned(result)
+    return array
 
 
 def no_output(reduction: str) -> ValueError:

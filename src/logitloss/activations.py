@@ -6,11 +6,12 @@ They go the same way as the losses (check, kernel) without a reduction. What a k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from logitloss import _call, _check
+from logitloss._threads import threads_for
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -72,8 +73,9 @@ def logsumexp(
     >>> print(logsumexp(np.array([1000.0, 1000.0])).round(4))
     1000.6931
     """
-    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
+    x = _check.floats("logits", logits)
     axes = _check.axes("logits", x, axis)
+    kernels, threads = _call.kernels_for(x, backend), threads_for(x.size, num_threads)
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes)
     dtype = _check.result_dtype(x.dtype)
     result = _check.output(out, x, shape, dtype)
@@ -176,11 +178,12 @@ def log_softmax(
 def _softmax(
     logits: ArrayLike, axis: int, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Array:
-    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
+    x = _check.floats("logits", logits)
     axis = _check.class_axis("logits", x, axis)
     result = _check.output(out, x, x.shape, x.dtype, in_place=True)
+    kernels, threads = _call.kernels_for(x, backend), threads_for(x.size, num_threads)
     kernels.softmax(_check.axis_last(x, axis), _check.axis_last(result, axis), log, threads)
-    return cast("Array", _check.returned(result, out))
+    return result if type(x) is np.ndarray else _check.theirs(result)
 
 
 def sigmoid(
@@ -260,7 +263,7 @@ def log_sigmoid(
 def _sigmoid(
     logits: ArrayLike, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Value:
-    kernels, x, threads = _call.start(logits, "none", num_threads, backend)
+    x = _check.floats("logits", logits)
     result = _check.output(out, x, x.shape, x.dtype, in_place=True)
-    kernels.sigmoid(x, result, log, threads)
+    _call.kernels_for(x, backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
     return _check.returned(result, out)

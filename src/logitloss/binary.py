@@ -267,9 +267,7 @@ def binary_cross_entropy(
     >>> print(binary_cross_entropy(np.array([0.5, 1.0]), [1, 0], reduction="none").round(4))
     [  0.6931 100.    ]
     """
-    kernels, p, threads = _call.start(
-        probabilities, reduction, num_threads, backend, "probabilities", check=check
-    )
+    kernels, p, threads = _call.start(probabilities, reduction, num_threads, backend, check, "probabilities")
     y = _check.same_shape("target", _check.reals("target", target, p), p.shape, "the probabilities'")
     weights = None if weight is None else _check.broadcast("weight", weight, p)
     loss = _call.new_loss(reduction, p.shape, p, (y, weights), out)

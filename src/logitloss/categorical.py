@@ -405,7 +405,7 @@ def nll_loss(
     [0.5108 1.204  2.3026]
     """
     kernels, x, threads = _call.start(
-        log_probabilities, reduction, num_threads, backend, "log_probabilities", check=check
+        log_probabilities, reduction, num_threads, backend, check, "log_probabilities"
     )
     axis = _check.class_axis("log_probabilities", x, axis)
     labels, _ = _check.labels(target, x, axis, probabilities=False)
@@ -476,7 +476,7 @@ def kl_div(
     """
     reductions = (*_check.REDUCTIONS, "batchmean")
     kernels, x, threads = _call.start(
-        log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions
+        log_probabilities, reduction, num_threads, backend, "raise", "log_probabilities", reductions
     )
     t = _check.same_shape("target", _check.floats("target", target, x), x.shape, "the log_probabilities'")
     divisor = 1.0
