@@ -77,24 +77,23 @@ class Rows(NamedTuple):
 
     @property
     def at_once(self) -> int:
-        """How many loads come before the first use: registers must hold them."""
-        return 2 if self.width == 8 or (self.item == "f64" and self.second == "grad") else 4
+        """How many loads come before the first use: 16 to 48 kB for a multiprocessor, as registers allow."""
+        if self.item == "f64":
+            return 2 if self.second == "grad" else 4
+        return 2 if self.width == 8 and (self.second != "grad" or self.coefficients) else 4
 
     @property
     def cached(self) -> int:
         """Sixteens that a thread keeps in shared memory for the second pass."""
-        return (
-            geometry().cache_words // 4
-            if self.vector and self.writes_classes and self.stage == "whole"
-            else 0
-        )
+        caches = self.vector and self.writes_classes and self.stage == "whole"
+        return geometry().cache_words // 4 if caches else 0
 
     @property
     def resident(self) -> int:
         """Blocks that a multiprocessor holds: the kernel may use 65536 / (256*resident) registers."""
-        if self.item == "f64" or self.coefficients:
-            return 2
-        return 4 if self.second == "none" else 3
+        if self.second == "none" and self.item != "f64" and not self.coefficients:
+            return 4
+        return 3 if self.item == "f32" and not self.coefficients and not self.known else 2
 
 
 @device
