@@ -24,7 +24,16 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 SAVED = Path(__file__).parent / ".asv" / "gpu.json"
-LIBRARIES = ("logitloss", "numba-cuda", "numpy", "torch", "triton", "liger-kernel", "cupy-cuda12x", "cupy")
+LIBRARIES = (
+    "logitloss",
+    "numba-cuda",
+    "numpy",
+    "torch",
+    "triton",
+    "liger-kernel",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
 FORWARD, FUSED, BINARY, SOFTMAX = "cross-entropy", "cross-entropy and gradient", "BCE and gradient", "softmax"
 CLASSES = (131072, 32768, 4096, 262144, 65536, 16384, 1024)
 COMPILED = (131072, 32768, 4096)
@@ -167,6 +176,8 @@ def tests(dry_run, seconds):
         # Most of their time goes to compiling kernels, on the host.
         command += ["-n", "8"] if importlib.util.find_spec("xdist") else []
         environment |= {"LOGITLOSS_CUDA_DEVICE": "1", "LOGITLOSS_REQUIRE_BACKENDS": "cuda"}
+        # JAX would take three quarters of the device's memory, in each process.
+        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
     ) as process:

@@ -169,8 +169,7 @@ def _shadow(array: DeviceArray) -> Array:
 
 def begin(name: str, value: Any) -> CudaArray:
     """Return the array that decides that a call's work is done on the device."""
-    array: CudaArray = Call(name, value).array(name, value)
-    return array
+    return Call(name, value).taken(name, value)
 
 
 class Call:
@@ -200,7 +199,8 @@ class Call:
 
     # ---- arrays in ----
 
-    def _taken(self, name: str, value: Any) -> CudaArray:
+    def taken(self, name: str, value: Any) -> CudaArray:
+        """Return an array of the device as ours."""
         library, kind = kind_of(type(value))
         told, is_writeable, stream, capsule = describe(name, value, library, self.stream)
         if capsule is not None:
@@ -225,7 +225,7 @@ class Call:
     def array(self, name: str, value: Any) -> Any:
         """Return another argument as an array of the device, or what may come as a number from the host."""
         if found(value):
-            return self._taken(name, value)
+            return self.taken(name, value)
         if name in _NUMBERS and np.ndim(value) == 0:
             number = _check.reals(name, value, _check.HOST)
             return number if name == "grad_output" else self._from_host(_constant(float(number)))
@@ -264,7 +264,7 @@ class Call:
         told = _dlpack.Described(0, np.dtype(dtype), shape, None, -1, "")
         theirs = self.kind.empty(shape, np.dtype(dtype), self.like)
         if theirs is not None:
-            return self._taken("result", theirs)
+            return self.taken("result", theirs)
         address, owner = cuda_device.get().allocate(math.prod(shape) * np.dtype(dtype).itemsize)
         return CudaArray(self, told._replace(address=address), owner, True)
 
