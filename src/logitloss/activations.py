@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray
 
-from logitloss import _call, _check
+from logitloss import _backends, _call, _check
 from logitloss._threads import threads_for
 
 if TYPE_CHECKING:
@@ -180,10 +181,12 @@ def _softmax(
 ) -> Array:
     x = _check.floats("logits", logits)
     axis = _check.class_axis("logits", x, axis)
-    result = _check.output(out, x, x.shape, x.dtype, in_place=True)
-    kernels, threads = _call.kernels_for(x, backend), threads_for(x.size, num_threads)
-    kernels.softmax(_check.axis_last(x, axis), _check.axis_last(result, axis), log, threads)
-    return result if type(x) is np.ndarray else _check.theirs(result)
+    on_host = type(x) is ndarray
+    result = _check.output(out, x, x.shape, x.dtype, (), True)
+    kernels = _backends.get(backend) if on_host else _call.kernels_for(x, backend)
+    rows, result_rows = _check.axis_last(x, axis), _check.axis_last(result, axis)
+    kernels.softmax(rows, result_rows, log, threads_for(x.size, num_threads))
+    return result if on_host else _check.theirs(result)
 
 
 def sigmoid(
@@ -264,6 +267,6 @@ def _sigmoid(
     logits: ArrayLike, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Value:
     x = _check.floats("logits", logits)
-    result = _check.output(out, x, x.shape, x.dtype, in_place=True)
+    result = _check.output(out, x, x.shape, x.dtype, (), True)
     _call.kernels_for(x, backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
     return _check.returned(result, out)
