@@ -26,7 +26,16 @@ from logitloss._kernels.cuda_memory import (
     unpack,
 )
 from logitloss._kernels.cuda_rows import FOUND_BYTES, NONE_BAD, options
-from logitloss._kernels.cuda_steps import BLOCK, SHARED, gather, machine, plus, reduction, smaller
+from logitloss._kernels.cuda_steps import (
+    BLOCK,
+    SHARED,
+    add_exactly,
+    gather,
+    machine,
+    plus,
+    reduction,
+    smaller,
+)
 from numba import cuda
 
 
@@ -225,7 +234,7 @@ def elements_function(spec: Elements) -> Any:
     ):
         shared_double = cuda.shared.array(SHARED, np.float64)
         shared_integer = cuda.shared.array(SHARED, np.int64)
-        total, first_bad = np.float64(0), NONE_BAD
+        total, lost, first_bad = np.float64(0), np.float64(0), NONE_BAD
         thread = np.int64(cuda.blockIdx.x) * BLOCK + cuda.threadIdx.x
         threads = np.int64(cuda.gridDim.x) * BLOCK
         number = real(scale_number)
@@ -249,7 +258,7 @@ def elements_function(spec: Elements) -> Any:
                 settings,
                 k,
             )
-            total += part
+            total, lost = add_exactly(total, lost, part)
             first_bad = smaller(first_bad, bad)
             if loss[0] != 0:
                 store_all_losses(loss, shape, k, losses)
@@ -271,14 +280,14 @@ def elements_function(spec: Elements) -> Any:
                 settings,
                 k,
             )
-            total += part
+            total, lost = add_exactly(total, lost, part)
             first_bad = smaller(first_bad, bad)
             if loss[0] != 0:
                 store_one_loss(loss, shape, k, losses)
             if grad:
                 store_out(row_address(out, shape, k), slopes[0] * number)
             i += threads
-        total, first_bad = sum_double(shared_double, total), min_integer(shared_integer, first_bad)
+        total, first_bad = sum_double(shared_double, total - lost), min_integer(shared_integer, first_bad)
         if cuda.threadIdx.x == 0:
             to = results + np.int64(cuda.blockIdx.x) * FOUND_BYTES
             store_double(to, total)

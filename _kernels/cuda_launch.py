@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from logitloss._kernels import cuda_device, cuda_elements, cuda_rows, cuda_totals
@@ -17,11 +18,28 @@ from logitloss._kernels.cuda_elements import Elements
 from logitloss._kernels.cuda_parts import PART
 from logitloss._kernels.cuda_results import RECORD
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Results = tuple[DeviceArray, DeviceArray, DeviceArray]
 
 _scratch: dict[int, DeviceArray] = {}
 _slab: list[Any] = [None, 0]
 SLAB_BYTES = 1 << 16
+
+
+_lock = threading.RLock()
+
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the launches of one call together: those of another thread may use the same scratch memory."""
+
+    @functools.wraps(function)
+    def locked(*args: Any, **options: Any) -> Any:
+        with _lock:
+            return function(*args, **options)
+
+    return locked
 
 
 def scratch(n_bytes: int, stream: int) -> int:
@@ -87,6 +105,7 @@ def same_phase(a: DeviceArray, b: DeviceArray, n_axes: int) -> bool:
     return (a.address - b.address) % 16 == 0 and all((s - t) % 16 == 0 or n == 1 for s, t, n in steps)
 
 
+@one_at_a_time
 def rows(
     logits: DeviceArray,
     stream: int,
@@ -185,6 +204,7 @@ def rows(
     return add_up(found, blocks, stream)
 
 
+@one_at_a_time
 def elements(
     operation: str,
     x: DeviceArray,
@@ -239,6 +259,7 @@ def elements(
     return add_up(found, blocks, stream)
 
 
+@one_at_a_time
 def labels(
     x: DeviceArray | None,
     target: DeviceArray,
@@ -269,6 +290,7 @@ def labels(
     return add_up(found, blocks, stream)
 
 
+@one_at_a_time
 def divide(numerator: Any, divisor: Any, stream: int) -> DeviceArray:
     """Divide numbers or arrays of one item."""
     result = new_results()[0]

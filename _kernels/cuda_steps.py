@@ -200,6 +200,17 @@ def smaller(a, b):
     return a if a < b else b
 
 
+_INFINITY, _NOTHING = np.float64(np.inf), np.float64(0)
+
+
+@device
+def add_exactly(total, lost, value):
+    """Add to a compensated float64 sum; return it and what was lost. An infinite sum loses nothing."""
+    value = value - lost
+    after = total + value
+    return after, (after - total) - value if abs(after) < _INFINITY else _NOTHING
+
+
 # ---- teams ----
 
 

@@ -57,7 +57,7 @@ def dtype(request):
 
 def pytest_collection_modifyitems(config, items):
     """Leave the slow tests out unless `-m` says which are wanted, and most of what would be simulated."""
-    if simulator.is_used() and not os.environ.get("LOGITLOSS_ALL_SIMULATED"):
+    if simulator.is_used():
         simulator.spread(items)
     if not config.getoption("markexpr"):
         for item in items:
