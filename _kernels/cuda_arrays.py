@@ -8,6 +8,7 @@ kernel reads.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ KINDS = ("f16", "bf16", "f32", "f64", "b1", "i1", "u1", "i2", "u2", "i4", "u4", 
 _NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "bool": "b1"}
 
 
+@functools.cache
 def kind_of(dtype: np.dtype[Any]) -> str:
     """Return what the kernels call a dtype."""
     return _NAMES.get(dtype.name) or f"{dtype.kind}{dtype.itemsize}"

@@ -91,6 +91,7 @@ class _Device:
 
         self.cuda = cuda
         context = cuda.current_context()
+        self.number = int(context.device.id)
         self.multiprocessors = context.device.MULTIPROCESSOR_COUNT
         self._driver = importlib.import_module("numba.cuda.cudadrv.driver").driver
         self._streams: dict[int, Any] = {0: 0}
@@ -146,7 +147,7 @@ class _Device:
 class _Simulator:
     """The host in the place of a device."""
 
-    multiprocessors = 2
+    number, multiprocessors = 0, 2
 
     def __init__(self) -> None:
         shared = importlib.import_module("numba.cuda.simulator.kernelapi").FakeCUDAShared

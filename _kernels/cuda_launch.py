@@ -88,6 +88,7 @@ def address_of(array: DeviceArray | None) -> int:
     return 0 if array is None else array.address
 
 
+@functools.lru_cache(maxsize=64)
 def has_ignored(dtype: np.dtype[Any], ignore_index: int) -> bool:
     """Whether labels of this dtype can be the ignored one: the number counts, never its low bits."""
     limits = np.iinfo(dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numba.cuda.dispatcher
-from logitloss._kernels import cuda_elements, cuda_rows, cuda_totals
+from logitloss._kernels import cuda_elements, cuda_rows, cuda_scaled, cuda_totals
 from logitloss._kernels.cuda_classes import Rows
 from logitloss._kernels.cuda_elements import Elements
 from numba import cuda, types
@@ -63,6 +63,9 @@ def all_kernels():
     for item in ("none", "bf16", "f64"):
         yield f"labels {item}", cuda_totals.labels_function(item), LABELS, 4, False, False, "f64"
     yield "totals", cuda_totals.totals_function(), (LONG,) * 3, 1, False, False, "f64"
+    for item in ("none", "f32", "f64"):
+        signature = (VIEW, VIEW, SHAPE, LONG, DOUBLE, LONG)
+        yield f"scaled {item}", cuda_scaled.scaled_function(item), signature, 4, False, item != "none", "f64"
     yield "divide", cuda_totals.divide_function(), (VIEW, VIEW, DOUBLE, DOUBLE, LONG), 1, False, False, "f64"
 
 

@@ -1,4 +1,4 @@
-"""Losses computed straight from logits, at the speed of memory, on NumPy arrays.
+"""Losses computed straight from logits, at the speed of memory, on NumPy arrays and arrays on a GPU.
 
 Importing this imports nothing but NumPy: the kernels are loaded by the first call.
 """
@@ -6,6 +6,7 @@ Importing this imports nothing but NumPy: the kernels are loaded by the first ca
 from typing import TYPE_CHECKING
 
 from logitloss._backends import backends
+from logitloss._deferred import raise_deferred
 from logitloss._threads import get_num_threads, set_num_threads
 from logitloss.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
 from logitloss.binary import (
@@ -47,6 +48,7 @@ __all__ = [
     "logistic_loss_value_and_grad",
     "logsumexp",
     "nll_loss",
+    "raise_deferred",
     "set_num_threads",
     "show_versions",
     "sigmoid",

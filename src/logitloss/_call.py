@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy import float64
+from numpy import float64, ndarray
 
 from logitloss import _backends, _check, _coefficients
 from logitloss._threads import threads_for
@@ -30,15 +30,26 @@ def start(
     reduction: str,
     num_threads: int | None,
     backend: str | None,
+    check: str = "raise",
     name: str = "logits",
     reductions: tuple[str, ...] = _check.REDUCTIONS,
 ) -> tuple[_backends.Kernels, Array, int]:
     """Return the kernels to use, the logits, and the number of threads."""
-    kernels = _backends.get(backend)
     if reduction not in reductions:
-        raise _check.unknown_reduction(reduction, reductions)
+        raise _check.unknown_option("reduction", reduction, reductions)
+    if check != "raise" and check not in _check.CHECKS:
+        raise _check.unknown_option("check", check, _check.CHECKS)
     x = _check.floats(name, logits)
+    kernels = _backends.get(backend) if type(x) is ndarray else kernels_for(x, backend, check)
     return kernels, x, threads_for(x.size, num_threads)
+
+
+def kernels_for(logits: Array, backend: str | None, check: str = "raise") -> _backends.Kernels:
+    """Return the kernels of that name; those of logits on a device do their work on the caller's stream."""
+    if type(logits) is ndarray:
+        return _backends.get(backend)
+    kernels: _backends.Kernels = _check.call_of(logits).choose(backend, check)
+    return kernels
 
 
 def new_loss(
@@ -46,28 +57,36 @@ def new_loss(
 ) -> Array | None:
     """Return the array of the rows' losses if the reduction is to return them."""
     if reduction == "none":
-        return _check.output(out, rows, _check.result_dtype(logits.dtype), (logits, *inputs))
+        return _check.output(out, logits, rows, _check.result_dtype(logits.dtype), inputs)
     if out is not None:
         raise _check.no_output(reduction)
     return None
 
 
-def value(loss: Array | None, total: float, divisor: float, out: Array | None = None) -> Value:
+def value(logits: Array, loss: Array | None, total: Any, divisor: Any, out: Array | None = None) -> Value:
     """Return the rows' losses, or the total reduced."""
-    if loss is None:
-        return float64(_coefficients.divided(total, divisor))
-    return _check.returned(loss, out)
+    if loss is not None:
+        return _check.returned(loss, out)
+    if type(logits) is ndarray:
+        # most small batches' means come this way: one function call less
+        return float64(total / divisor if divisor else _coefficients.divided(total, divisor))
+    call = _check.call_of(logits)
+    mean: Value = call.returned(call.divided(total, divisor))
+    return mean
 
 
-def checked_upstream(grad_output: ArrayLike, reduction: str, rows: Shape) -> Array:
+def checked_upstream(grad_output: ArrayLike, reduction: str, rows: Shape, like: Array) -> Array:
     """Return the upstream gradient: one number, or one for each row's loss if those are returned."""
-    array = _check.reals("grad_output", grad_output)
+    array = _check.reals("grad_output", grad_output, like)
     shape = rows if reduction == "none" and array.ndim else ()
     return _check.same_shape("grad_output", array, shape, "the loss's")
 
 
-def scale_of(upstream: Array | None, divisor: float) -> Array | float:
+def scale_of(upstream: Array | None, divisor: Any, rows: Shape, logits: Array) -> Array | float:
     """Return what multiplies each row's gradient: an array of the rows' shape, or a number."""
+    if type(logits) is not ndarray:
+        there: Array | float = _check.call_of(logits).scale(upstream, divisor, rows)
+        return there
     if upstream is not None and upstream.ndim:
         return upstream
     return _coefficients.divided(1.0 if upstream is None else float(upstream), divisor)
@@ -89,6 +108,7 @@ def cross_entropy(
     backend: str | None,
     out: Array | None = None,
     *,
+    check: str = "raise",
     wants_value: bool = True,
     wants_lse: bool = False,
     wants_grad: bool = False,
@@ -99,35 +119,37 @@ def cross_entropy(
 
     `out` is for the gradient, or for the losses where no gradient is wanted.
     """
-    kernels, x, threads = start(logits, reduction, num_threads, backend)
+    kernels, x, threads = start(logits, reduction, num_threads, backend, check)
+    on_host = type(x) is ndarray
     axis = _check.class_axis("logits", x, axis)
     n_classes = x.shape[axis]
     labels, soft = _check.labels(target, x, axis)
     rows = labels.shape[:-1] if soft else labels.shape
-    weights = None if weight is None else _check.class_weight(weight, n_classes)
+    weights = None if weight is None else _check.class_weight(weight, n_classes, x)
     ignored = _check.ignored(ignore_index, soft)
     smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
     z_loss = 0.0 if z_loss == 0 else _check.finite("z_loss", z_loss)
-    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows)
-    lse_in = None if lse is None else _check.lse(lse, rows)
+    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
+    lse_in = None if lse is None else _check.lse(lse, rows, x)
 
     loss = lse_out = grad = None
     if wants_value:
         loss = new_loss(reduction, rows, x, (labels, weights), None if wants_grad else out)
     if wants_lse:
-        lse_out = np.empty(rows, float64)
+        lse_out = _check.empty(x, rows, float64)
     if wants_grad:
-        grad = _check.output(out, x.shape, x.dtype, (labels, weights, upstream, lse_in), in_place=x)
+        inputs = (labels, weights, upstream, lse_in)
+        grad = _check.output(out, x, x.shape, x.dtype, inputs, in_place=True)
         if lse_in is not None and x.dtype == float64:
             # exp(x - lse) is wrong by the rounding of lse: 5000 ulp of float64 at an offset of 10000.
             lse_in = None
 
     # The labels that count, or the sum of their weights, divide the mean; the gradient needs it first, and no
-    # bad label may be found once an output is touched.
-    divisor: float = 1.0
+    # bad label may be found once an output is touched; on a device that would be one more wait.
+    divisor: Any = 1.0
     if soft and reduction == "mean":
         divisor = x.size // n_classes
-    elif wants_grad and not soft:
+    elif wants_grad and not soft and (on_host or reduction == "mean"):
         mean_weights = weights if reduction == "mean" else None
         divisor, bad = kernels.label_weight(labels, mean_weights, ignored, n_classes, threads)
         if bad >= 0:
@@ -137,8 +159,8 @@ def cross_entropy(
 
     scale: Array | float = 1.0
     if wants_grad:
-        scale = scale_of(upstream, divisor)
-        if not isinstance(scale, float):
+        scale = scale_of(upstream, divisor, rows, x)
+        if on_host and not isinstance(scale, float):
             scale = scale.astype(float64, copy=False)
     x_rows, grad_rows = x, grad
     if axis != x.ndim - 1:
@@ -150,7 +172,13 @@ def cross_entropy(
             x_rows, labels, weights, keep, spread, z_loss, scale, lse_in, loss, lse_out, grad_rows, threads
         )
     else:
-        beta, gamma = _coefficients.per_class(weights, smoothing, n_classes) if smoothing else (weights, None)
+        beta, gamma = weights, None
+        if smoothing and on_host:
+            beta, gamma = _coefficients.per_class(weights, smoothing, n_classes)
+        elif smoothing:
+            beta, gamma = _check.call_of(x).per_class(
+                weights, smoothing, n_classes, _check.result_dtype(x.dtype)
+            )
         total, counted, bad = kernels.cross_entropy(
             x_rows,
             labels,
@@ -172,7 +200,10 @@ def cross_entropy(
             divisor = counted
             if weights is not None:
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
-    return value(loss, total, divisor, out) if wants_value else None, lse_out, grad
+    result = value(x, loss, total, divisor, out) if wants_value else None
+    if lse_out is not None:
+        return result, _check.returned(lse_out, None), grad
+    return result, None, grad if on_host or grad is None else _check.theirs(grad)
 
 
 def binary(
@@ -187,6 +218,7 @@ def binary(
     backend: str | None,
     out: Array | None = None,
     *,
+    check: str = "raise",
     wants_value: bool = True,
     wants_grad: bool = False,
     grad_output: ArrayLike | None = None,
@@ -196,28 +228,28 @@ def binary(
     `signed` labels are -1 and +1. `out` is for the gradient, or for the losses where no gradient is wanted.
     """
     name = "scores" if signed else "logits"
-    kernels, x, threads = start(logits, reduction, num_threads, backend, name)
+    kernels, x, threads = start(logits, reduction, num_threads, backend, check, name)
     shape = x.shape
-    labels = _check.same_shape("target", _check.reals("target", target), shape, f"the {name}'")
-    weights = None if weight is None else _check.broadcast("weight", weight, shape)
-    positive = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, shape)
+    labels = _check.same_shape("target", _check.reals("target", target, x), shape, f"the {name}'")
+    weights = None if weight is None else _check.broadcast("weight", weight, x)
+    positive = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, x)
     smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
-    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, shape)
+    upstream = None if grad_output is None else checked_upstream(grad_output, reduction, shape, x)
 
     loss = grad = None
     inputs = (labels, weights, positive)
     if wants_value:
         loss = new_loss(reduction, shape, x, inputs, None if wants_grad else out)
     if wants_grad:
-        grad = _check.output(out, shape, x.dtype, (*inputs, upstream), in_place=x)
+        grad = _check.output(out, x, shape, x.dtype, (*inputs, upstream), in_place=True)
 
     divisor = x.size if reduction == "mean" else 1.0
-    scale = scale_of(upstream, divisor)
+    scale = scale_of(upstream, divisor, shape, x)
 
     outputs: tuple[tuple[Array | None, Array | None], ...] = ((loss, grad),)
-    if signed and grad is not None and np.may_share_memory(grad, x):
+    if signed and grad is not None and type(x) is ndarray and np.may_share_memory(grad, x):
         # A bad label ends the pass half-way, which would leave logits and gradients mixed: look at the labels
-        # first.
+        # first; on a device that would be one more wait.
         outputs = ((None, None), (loss, grad))
     for loss_out, grad_out in outputs:
         total, bad = kernels.binary_cross_entropy_with_logits(
@@ -225,5 +257,5 @@ def binary(
         )
         if bad >= 0:
             raise _check.bad_value("target", labels, bad, "-1 or +1")
-    result = value(loss, total, divisor, None if wants_grad else out) if wants_value else None
+    result = value(x, loss, total, divisor, None if wants_grad else out) if wants_value else None
     return result, None if grad is None else _check.returned(grad, out)

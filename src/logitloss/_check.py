@@ -4,6 +4,9 @@ Each rule and each message stands here once. A message names the argument, what 
 Nothing is copied but small things (labels given as a list, class weights, row scales): axes move as views.
 A call with plain arrays and default arguments is the common case and must cost a microsecond, hence the quick
 tests first and the explanations in functions of their own.
+
+A call's first array, the logits, decides where it takes place. If it lies on a CUDA device, `_device` makes
+of it, and of all that is to be `like` it, arrays that have what is asked here of NumPy's.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ _RESULT_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {
 _FLOATS = "float16, bfloat16, float32 or float64 (native byte order)"
 _INTEGERS = frozenset(np.dtype(code) for code in "bBhHiIlLqQ")
 REDUCTIONS = ("none", "mean", "sum")
+CHECKS = ("raise", "deferred")
+# For `like`, where a call takes place on the host.
+HOST = np.empty(0)
 
 
 # ---- numbers ----
@@ -75,9 +81,9 @@ def _real_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} is {value!r}: expected a real number") from None
 
 
-def unknown_reduction(value: object, allowed: tuple[str, ...]) -> ValueError:
-    """Return the error for a reduction that is not among those allowed."""
-    return ValueError(f"reduction is {value!r}: expected one of {', '.join(allowed)}")
+def unknown_option(name: str, value: object, allowed: tuple[str, ...]) -> ValueError:
+    """Return the error for a word that is not among those allowed."""
+    return ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
 
 
 # ---- arrays ----
@@ -88,9 +94,44 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return _RESULT_DTYPES[dtype]
 
 
-def floats(name: str, value: ArrayLike) -> Array:
-    """Return an array of one of the four float dtypes."""
-    array: Array = value if type(value) is ndarray else np.asarray(value)
+def is_on_device(array: Any) -> bool:
+    """Whether an array that has been checked lies on a device."""
+    return not isinstance(array, ndarray)
+
+
+def call_of(array: Any) -> Any:
+    """Return the call that an array of a device takes part in."""
+    return array.call
+
+
+def placed(name: str, value: Any, like: Array | None) -> Array:
+    """Return an array where the call takes place; `like` is None for the one that decides it."""
+    array: Array
+    if like is not None and type(like) is not ndarray:
+        array = call_of(like).array(name, value)
+        return array
+    if type(value) is ndarray:
+        return value
+    if not isinstance(value, ndarray | np.generic) and (
+        hasattr(value, "__dlpack_device__") or hasattr(value, "__cuda_array_interface__")
+    ):
+        from logitloss import _libraries
+
+        if _libraries.found(value):
+            if like is None:
+                from logitloss import _device
+
+                return _device.begin(name, value)
+            raise TypeError(
+                f"{name} of type {type(value).__name__} lies on a CUDA device: expected an array of the "
+                "host, where this call takes place"
+            )
+    return np.asarray(value)
+
+
+def floats(name: str, value: ArrayLike, like: Array | None = None) -> Array:
+    """Return an array of one of the four float dtypes: the first of a call, or one `like` it."""
+    array: Array = value if like is None and type(value) is ndarray else placed(name, value, like)
     if array.dtype not in _RESULT_DTYPES:
         if not _is_bfloat16(array.dtype):
             raise TypeError(f"{name} of dtype {_named(array.dtype)}: expected {_FLOATS}")
@@ -100,9 +141,9 @@ def floats(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def reals(name: str, value: ArrayLike) -> Array:
+def reals(name: str, value: ArrayLike, like: Array) -> Array:
     """Return an array of any real or bool dtype that a kernel can read."""
-    array: Array = value if type(value) is ndarray else np.asarray(value)
+    array: Array = value if type(value) is type(like) is ndarray else placed(name, value, like)
     dtype = array.dtype
     if not (dtype in _RESULT_DTYPES or dtype in _INTEGERS or dtype == np.bool_ or _is_bfloat16(dtype)):
         raise TypeError(f"{name} of dtype {_named(dtype)}: expected bool, integers, {_FLOATS}")
@@ -125,13 +166,17 @@ def _misaligned(name: str, array: Array) -> ValueError:
     )
 
 
-def broadcast(name: str, value: ArrayLike, shape: Shape) -> Array:
-    """Return a view of `shape` of any real array that broadcasts to it."""
-    array = reals(name, value)
+def broadcast(name: str, value: ArrayLike, like: Array) -> Array:
+    """Return a view, of the shape of `like`, of any real array that broadcasts to it."""
+    array, shape = reals(name, value, like), like.shape
     if array.shape == shape:
         return array
     try:
-        return np.broadcast_to(array, shape)
+        return (
+            np.broadcast_to(array, shape)
+            if type(array) is ndarray
+            else call_of(array).broadcast(array, shape)
+        )
     except ValueError:
         raise ValueError(f"{name} of shape {array.shape}: expected one that broadcasts to {shape}") from None
 
@@ -192,7 +237,7 @@ def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = Tru
     """Return the target, and whether it holds class `probabilities`; then its classes are last."""
     shape = logits.shape
     rows = shape[:-1] if axis == len(shape) - 1 else shape[:axis] + shape[axis + 1 :]
-    target: Array = value if type(value) is ndarray else np.asarray(value)
+    target: Array = value if type(value) is type(logits) is ndarray else placed("target", value, logits)
     if not target.flags.aligned:
         raise _misaligned("target", target)
     if target.dtype in _INTEGERS:
@@ -217,11 +262,14 @@ def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = Tru
     return axis_last(target, axis), True
 
 
-def class_weight(value: ArrayLike | None, n_classes: int) -> Float64 | None:
-    """Return the weights of the classes as the kernels take them."""
+def class_weight(value: ArrayLike | None, n_classes: int, like: Array) -> Float64 | None:
+    """Return the weights of the classes as the kernels take them; being few, they may come from the host."""
     if value is None:
         return None
-    weight = same_shape("weight", reals("weight", value), (n_classes,), "one number per class,")
+    if type(like) is not ndarray:
+        there: Float64 = call_of(like).class_weight(value, n_classes, like)
+        return there
+    weight = same_shape("weight", reals("weight", value, like), (n_classes,), "one number per class,")
     return np.ascontiguousarray(weight, dtype=np.float64)
 
 
@@ -236,9 +284,9 @@ def ignored(ignore_index: int, soft: bool) -> int:
     return ignore_index
 
 
-def lse(value: ArrayLike, rows: Shape) -> Float64:
+def lse(value: ArrayLike, rows: Shape, like: Array) -> Float64:
     """Return the rows' logsumexp, which must come in full precision."""
-    array: Array = np.asarray(value)
+    array = placed("lse", value, like)
     if array.dtype != _FLOAT64:
         raise TypeError(
             f"lse of dtype {_named(array.dtype)}: expected float64, as cross_entropy_and_lse returns it "
@@ -277,20 +325,28 @@ def _element(name: str, array: Array, number: int) -> str:
 # ---- outputs ----
 
 
+def empty(like: Array, shape: Shape, dtype: Any) -> Array:
+    """Return a new array where `like` is."""
+    return np.empty(shape, dtype) if type(like) is ndarray else call_of(like).empty(shape, dtype)
+
+
 def output(
     out: Array | None,
+    logits: Array,
     shape: Shape,
     dtype: np.dtype[Any],
-    inputs: tuple[Array | None, ...],
-    in_place: Array | None = None,
+    inputs: tuple[Array | None, ...] = (),
+    in_place: bool = False,
 ) -> Array:
     """Return the array for a result: `out` if it fits, else a new one.
 
-    `out` may share memory with none of the inputs, and with `in_place` only element for element.
+    `out` may share memory with none of the inputs, and with the logits only `in_place`: element for element.
     """
     if out is None:
-        return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray):
+        return np.empty(shape, dtype) if type(logits) is ndarray else empty(logits, shape, dtype)
+    if type(logits) is not ndarray:
+        out = placed("out", out, logits)
+    elif not isinstance(out, ndarray):
         raise TypeError(f"out is of type {type(out).__name__}: expected a NumPy array")
     if out.dtype != dtype:
         raise TypeError(f"out of dtype {_named(out.dtype)}: expected {dtype.name}")
@@ -299,10 +355,10 @@ def output(
         if not out.flags.aligned:
             raise _misaligned("out", out)
         raise ValueError("out is read-only: expected an array that can be written")
-    for array in inputs:
-        if array is not None and _overlap(out, array):
+    for array in inputs if in_place else (logits, *inputs):
+        if array is not None and overlap(out, array):
             raise ValueError("out shares memory with an input: expected memory of its own")
-    if in_place is not None and _overlap(out, in_place) and not _identical(out, in_place):
+    if in_place and overlap(out, logits) and not identical(out, logits):
         raise ValueError(
             "out shares memory with part of the logits: expected memory of its own, "
             "or the logits, element for element"
@@ -312,7 +368,15 @@ def output(
 
 def returned(result: Array, out: Array | None) -> Value:
     """Return a result as the caller gets it: `out` if given, a NumPy scalar if it has no axes."""
+    if type(result) is not ndarray and is_on_device(result):
+        return theirs(result)
     return result if result.ndim or result is out else result[()]
+
+
+def theirs(result: Array) -> Array:
+    """Return a result on a device as the caller's kind of array."""
+    array: Array = call_of(result).returned(result)
+    return array
 
 
 def no_output(reduction: str) -> ValueError:
@@ -322,7 +386,9 @@ def no_output(reduction: str) -> ValueError:
     )
 
 
-def _identical(a: Array, b: Array) -> bool:
+def identical(a: Array, b: Array) -> bool:
+    if is_on_device(a):
+        return bool(call_of(a).is_same(a, b))
     return a is b or (
         a.ctypes.data == b.ctypes.data
         and a.strides == b.strides
@@ -331,9 +397,11 @@ def _identical(a: Array, b: Array) -> bool:
     )
 
 
-def _overlap(a: Array, b: Array) -> bool:
+def overlap(a: Array, b: Array) -> bool:
     # Two arrays that own their memory have each its own. Else bounds of memory first; where those meet,
     # interleaved views may still be apart, which takes a search to see.
+    if is_on_device(a):
+        return bool(call_of(a).overlap(a, b))
     if a.flags.owndata and b.flags.owndata:
         return a is b
     return np.may_share_memory(a, b) and np.shares_memory(a, b)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray
 
-from logitloss import _backends, _check
+from logitloss import _backends, _call, _check
 from logitloss._threads import threads_for
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def logsumexp(
     Parameters
     ----------
     logits : array_like, any shape of at least one axis
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device, as in `cross_entropy`.
     axis : int or tuple of int
         The axes to sum over, by default the last.
     keepdims : bool
@@ -45,12 +47,12 @@ def logsumexp(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
 
     Returns
     -------
     ndarray or NumPy scalar
-        float32, or float64 for float64 logits.
+        float32, or float64 for float64 logits; of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -74,14 +76,14 @@ def logsumexp(
     """
     x = _check.floats("logits", logits)
     axes = _check.axes("logits", x, axis)
-    kernels, threads = _backends.get(backend), threads_for(x.size, num_threads)
+    kernels, threads = _call.kernels_for(x, backend), threads_for(x.size, num_threads)
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes)
     dtype = _check.result_dtype(x.dtype)
-    result = _check.output(out, shape, dtype, (x,))
+    result = _check.output(out, x, shape, dtype)
     for number in axes:
         rows = _check.axis_last(x, number)
         if number != axes[-1]:
-            x = np.empty(rows.shape[:-1], np.float64)
+            x = _check.empty(x, rows.shape[:-1], np.float64)
         else:
             x = result.squeeze(axes) if keepdims else result
         kernels.logsumexp(rows, x, threads)
@@ -179,10 +181,12 @@ def _softmax(
 ) -> Array:
     x = _check.floats("logits", logits)
     axis = _check.class_axis("logits", x, axis)
-    result = _check.output(out, x.shape, x.dtype, (), in_place=x)
+    on_host = type(x) is ndarray
+    result = _check.output(out, x, x.shape, x.dtype, (), True)
+    kernels = _backends.get(backend) if on_host else _call.kernels_for(x, backend)
     rows, result_rows = _check.axis_last(x, axis), _check.axis_last(result, axis)
-    _backends.get(backend).softmax(rows, result_rows, log, threads_for(x.size, num_threads))
-    return result
+    kernels.softmax(rows, result_rows, log, threads_for(x.size, num_threads))
+    return result if on_host else _check.theirs(result)
 
 
 def sigmoid(
@@ -263,6 +267,6 @@ def _sigmoid(
     logits: ArrayLike, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Value:
     x = _check.floats("logits", logits)
-    result = _check.output(out, x.shape, x.dtype, (), in_place=x)
-    _backends.get(backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
+    result = _check.output(out, x, x.shape, x.dtype, (), True)
+    _call.kernels_for(x, backend).sigmoid(x, result, log, threads_for(x.size, num_threads))
     return _check.returned(result, out)

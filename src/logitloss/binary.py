@@ -36,8 +36,8 @@ def binary_cross_entropy_with_logits(
     Parameters
     ----------
     logits : array_like, any shape
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided. Never written,
-        never copied.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device, as in `cross_entropy`. Never written, never copied.
     target : array_like, the logits' shape
         Labels 0 and 1, or probabilities of the positive: any real or bool dtype.
     weight, pos_weight : array_like, optional
@@ -51,13 +51,13 @@ def binary_cross_entropy_with_logits(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
 
     Returns
     -------
     numpy.float64 or ndarray
         The mean or sum in nats, accumulated in float64. For "none" the losses of the elements: float32, or
-        float64 for float64 logits.
+        float64 for float64 logits. Of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -227,6 +227,7 @@ def binary_cross_entropy(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the binary cross-entropy of probabilities, element by element.
 
@@ -240,6 +241,8 @@ def binary_cross_entropy(
         In [0, 1], of any real or bool dtype.
     weight, reduction, out, num_threads, backend
         As in `binary_cross_entropy_with_logits`.
+    check : {"raise", "deferred"}
+        As in `cross_entropy`, of probabilities and targets outside [0, 1].
 
     Returns
     -------
@@ -264,14 +267,14 @@ def binary_cross_entropy(
     >>> print(binary_cross_entropy(np.array([0.5, 1.0]), [1, 0], reduction="none").round(4))
     [  0.6931 100.    ]
     """
-    kernels, p, threads = _call.start(probabilities, reduction, num_threads, backend, "probabilities")
-    y = _check.same_shape("target", _check.reals("target", target), p.shape, "the probabilities'")
-    weights = None if weight is None else _check.broadcast("weight", weight, p.shape)
+    kernels, p, threads = _call.start(probabilities, reduction, num_threads, backend, check, "probabilities")
+    y = _check.same_shape("target", _check.reals("target", target, p), p.shape, "the probabilities'")
+    weights = None if weight is None else _check.broadcast("weight", weight, p)
     loss = _call.new_loss(reduction, p.shape, p, (y, weights), out)
     total, bad = kernels.binary_cross_entropy(p, y, weights, loss, threads)
     if bad >= 0:
         raise _check.bad_probability(p, y, bad)
-    return _call.value(loss, total, p.size if reduction == "mean" else 1.0, out)
+    return _call.value(p, loss, total, p.size if reduction == "mean" else 1.0, out)
 
 
 def logistic_loss(
@@ -283,6 +286,7 @@ def logistic_loss(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the logistic loss of scores against labels -1 and +1, element by element.
 
@@ -296,6 +300,8 @@ def logistic_loss(
         Labels -1 and +1, of any real dtype.
     weight, reduction, out, num_threads, backend
         As in `binary_cross_entropy_with_logits`.
+    check : {"raise", "deferred"}
+        As in `cross_entropy`, of labels neither -1 nor +1.
 
     Returns
     -------
@@ -322,7 +328,9 @@ def logistic_loss(
     [6.93147181e-01 1.92874985e-22]
     """
     value: Value
-    value, _ = _call.binary(scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out)
+    value, _ = _call.binary(
+        scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out, check=check
+    )
     return value
 
 
@@ -336,6 +344,7 @@ def logistic_loss_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the gradient of `logistic_loss` with respect to the scores.
 
@@ -343,7 +352,7 @@ def logistic_loss_grad(
 
     Parameters
     ----------
-    scores, target, weight, reduction, num_threads, backend
+    scores, target, weight, reduction, num_threads, backend, check
         As in `logistic_loss`.
     grad_output, out
         As in `binary_cross_entropy_with_logits_grad`.
@@ -381,6 +390,7 @@ def logistic_loss_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_value=False,
         wants_grad=True,
         grad_output=grad_output,
@@ -397,6 +407,7 @@ def logistic_loss_value_and_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Value]:
     """Compute the logistic loss and its gradient together.
 
@@ -404,7 +415,7 @@ def logistic_loss_value_and_grad(
 
     Parameters
     ----------
-    scores, target, weight, reduction, num_threads, backend
+    scores, target, weight, reduction, num_threads, backend, check
         As in `logistic_loss`.
     out : ndarray, optional
         Array for the gradient, of the scores' dtype and shape; may be the scores themselves.
@@ -435,6 +446,17 @@ def logistic_loss_value_and_grad(
     0.6931 [ 0.25 -0.25]
     """
     results: tuple[Value, Value] = _call.binary(
-        scores, target, weight, None, 0.0, True, reduction, num_threads, backend, out, wants_grad=True
+        scores,
+        target,
+        weight,
+        None,
+        0.0,
+        True,
+        reduction,
+        num_threads,
+        backend,
+        out,
+        check=check,
+        wants_grad=True,
     )
     return results

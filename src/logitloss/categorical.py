@@ -31,6 +31,7 @@ def cross_entropy(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     r"""Compute the cross-entropy of logits against class labels or class probabilities.
 
@@ -42,8 +43,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, shape (C,), (N, C) or (N, C, d1, ...)
-        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided. Never written,
-        never copied.
+        float16, bfloat16, float32 or float64; may be read-only, memory-mapped or strided, or lie on a CUDA
+        device (see Notes). Never written, never copied.
     target : array_like
         Class labels: any integer dtype, the logits' shape without the class axis, values in [0, C) or
         `ignore_index`. Or class probabilities: any of the logits' dtypes and their shape; a row need not sum
@@ -67,13 +68,16 @@ def cross_entropy(
     num_threads : int, optional
         Threads to use; the result does not depend on it. See `set_num_threads`.
     backend : str, optional
-        One of `backends`, by default "cython".
+        One of `backends`, by default "cython", or "cuda" where the logits lie on a CUDA device.
+    check : {"raise", "deferred"}
+        On a device, whether to wait until all labels are seen to be good, or to leave that to
+        `raise_deferred`. On the host a bad label always raises.
 
     Returns
     -------
     numpy.float64 or ndarray
         The mean or sum in nats, accumulated in float64. For "none" the losses of the rows: float32, or
-        float64 for float64 logits.
+        float64 for float64 logits. Of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -92,8 +96,15 @@ def cross_entropy(
     -----
     One pass over the logits. The largest logit is left out of the sum of the others' exponentials, so that a
     loss near 0 keeps its relative precision. Where a coefficient is 0 its term is 0, at infinite logits too.
-    Labels of integers are told from probabilities by dtype alone. Follows
-    ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
+    Labels of integers are told from probabilities by dtype alone.
+
+    Logits that carry ``__cuda_array_interface__`` or DLPack and lie on a CUDA device (CuPy, PyTorch, JAX,
+    Numba) are taken there, on the caller's current stream. The other arrays must lie there too, except that
+    class weights, and single numbers, may come from the host. Results are arrays of the logits' kind, of no
+    axes for a mean or sum; nothing is copied to the host but the number of the first bad row, for which
+    ``check="raise"`` waits. With a bad label, `out` on a device is unspecified.
+
+    Follows ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
     Chowdhery et al., "PaLM" (2022), section 5.
 
     Examples
@@ -117,6 +128,7 @@ def cross_entropy(
         num_threads,
         backend,
         out,
+        check=check,
     )
     return value
 
@@ -133,6 +145,7 @@ def cross_entropy_and_lse(
     axis: int | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Value]:
     r"""Compute the cross-entropy and the rows' logsumexp in one pass.
 
@@ -141,6 +154,8 @@ def cross_entropy_and_lse(
     Parameters
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    check
         As in `cross_entropy`.
 
     Returns
@@ -179,9 +194,10 @@ def cross_entropy_and_lse(
         axis,
         num_threads,
         backend,
+        check=check,
         wants_lse=True,
     )
-    return value, _check.returned(lse, None)
+    return value, lse
 
 
 def cross_entropy_grad(
@@ -199,6 +215,7 @@ def cross_entropy_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Array:
     r"""Compute the gradient of `cross_entropy` with respect to the logits.
 
@@ -209,6 +226,8 @@ def cross_entropy_grad(
     Parameters
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    check
         As in `cross_entropy`.
     grad_output : array_like, optional
         Upstream gradient, by default 1: a number, or for ``reduction="none"`` also one for each row.
@@ -255,6 +274,7 @@ def cross_entropy_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_value=False,
         wants_grad=True,
         grad_output=grad_output,
@@ -276,6 +296,7 @@ def cross_entropy_value_and_grad(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> tuple[Value, Array]:
     """Compute the cross-entropy and its gradient with respect to the logits together.
 
@@ -284,6 +305,8 @@ def cross_entropy_value_and_grad(
     Parameters
     ----------
     logits, target, weight, ignore_index, label_smoothing, z_loss, reduction, axis, num_threads, backend
+        As in `cross_entropy`.
+    check
         As in `cross_entropy`.
     out : ndarray, optional
         Array for the gradient, of the logits' dtype and shape; may be the logits themselves.
@@ -327,6 +350,7 @@ def cross_entropy_value_and_grad(
         num_threads,
         backend,
         out,
+        check=check,
         wants_grad=True,
     )
     return value, grad
@@ -343,6 +367,7 @@ def nll_loss(
     out: Array | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
+    check: str = "raise",
 ) -> Value:
     """Compute the negative log-likelihood of labels: minus the weighted log-probability of each.
 
@@ -354,7 +379,7 @@ def nll_loss(
         In nats, of any dtype that `cross_entropy` takes for logits.
     target : array_like
         Class labels: any integer dtype, that shape without the class axis.
-    weight, ignore_index, reduction, axis, out, num_threads, backend
+    weight, ignore_index, reduction, axis, out, num_threads, backend, check
         As in `cross_entropy`.
 
     Returns
@@ -379,11 +404,13 @@ def nll_loss(
     >>> print(nll_loss(np.log([[0.6, 0.3, 0.1]] * 3), [0, 1, 2], reduction="none").round(4))
     [0.5108 1.204  2.3026]
     """
-    kernels, x, threads = _call.start(log_probabilities, reduction, num_threads, backend, "log_probabilities")
+    kernels, x, threads = _call.start(
+        log_probabilities, reduction, num_threads, backend, check, "log_probabilities"
+    )
     axis = _check.class_axis("log_probabilities", x, axis)
     labels, _ = _check.labels(target, x, axis, probabilities=False)
     n_classes = x.shape[axis]
-    weights = _check.class_weight(weight, n_classes)
+    weights = _check.class_weight(weight, n_classes, x)
     ignore_index = _check.ignored(ignore_index, False)
     loss = _call.new_loss(reduction, labels.shape, x, (labels, weights), out)
     total, counted, bad = kernels.nll(_check.axis_last(x, axis), labels, ignore_index, weights, loss, threads)
@@ -394,7 +421,7 @@ def nll_loss(
         divisor = counted
         if weights is not None:
             divisor, _ = kernels.label_weight(labels, weights, ignore_index, n_classes, threads)
-    return _call.value(loss, total, divisor, out)
+    return _call.value(x, loss, total, divisor, out)
 
 
 def kl_div(
@@ -449,9 +476,9 @@ def kl_div(
     """
     reductions = (*_check.REDUCTIONS, "batchmean")
     kernels, x, threads = _call.start(
-        log_probabilities, reduction, num_threads, backend, "log_probabilities", reductions
+        log_probabilities, reduction, num_threads, backend, "raise", "log_probabilities", reductions
     )
-    t = _check.same_shape("target", _check.floats("target", target), x.shape, "the log_probabilities'")
+    t = _check.same_shape("target", _check.floats("target", target, x), x.shape, "the log_probabilities'")
     divisor = 1.0
     if reduction == "mean":
         divisor = x.size
@@ -459,7 +486,7 @@ def kl_div(
         divisor = _check.first_axis("log_probabilities", x)
     loss = _call.new_loss(reduction, x.shape, x, (t,), out)
     total = kernels.kl_div(x, t, bool(log_target), loss, threads)
-    return _call.value(loss, total, divisor, out)
+    return _call.value(x, loss, total, divisor, out)
 
 
 def entropy(
@@ -512,8 +539,9 @@ def entropy(
     axis = _check.class_axis("logits", x, axis)
     rows = _check.axis_last(x, axis)
     loss = _call.new_loss(reduction, rows.shape[:-1], x, (), out)
-    values = np.empty(rows.shape[:-1], np.float64) if loss is None else loss
+    values = _check.empty(x, rows.shape[:-1], np.float64) if loss is None else loss
     kernels.entropy(rows, values, threads)
     if loss is not None:
         return _check.returned(loss, out)
-    return _call.value(None, float(values.sum()), values.size if reduction == "mean" else 1.0)
+    total = values.sum() if type(x) is np.ndarray else _check.call_of(x).total(values)
+    return _call.value(x, None, total, values.size if reduction == "mean" else 1.0)

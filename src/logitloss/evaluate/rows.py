@@ -36,7 +36,7 @@ def cross_entropy_rows(
 ) -> Rows:
     """Softmax cross-entropy of each row against its label."""
     kernels = _backends.get(backend)
-    x = _check.floats("logits", logits)
+    x = _check.floats("logits", logits, _check.HOST)
     place = _check.class_axis("logits", x, axis)
     labels, soft = _check.labels(target, x, place)
     if soft:
@@ -70,8 +70,8 @@ def binary_rows(
     backend: str | None,
 ) -> Rows:
     """Binary cross-entropy of each logit against its label, a probability; a hit has both on one side."""
-    x = _check.floats("logits", logits)
-    labels = _check.same_shape("target", _check.reals("target", target), x.shape, "the logits'")
+    x = _check.floats("logits", logits, _check.HOST)
+    labels = _check.same_shape("target", _check.reals("target", target, x), x.shape, "the logits'")
     ignored = labels == ignore_index
     n_ignored = int(np.count_nonzero(ignored))
     if n_ignored:
