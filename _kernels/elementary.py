@@ -25,7 +25,8 @@ _TERMS: dict[type, dict[str, Any]] = {
         "bias": 127,
         "log2e": "0x1.715476p0",
         "exp2": "0x1.5bda40p-10 0x1.3ce8acp-7 0x1.c6b6d8p-5 0x1.ebf9c2p-3 0x1.62e42ap-1 0x1p0",
-        "exp2_fine": "0x1.3eb2a0p-13 0x1.5f0b86p-10 0x1.3b320ap-7 0x1.c6af76p-5 0x1.ebfbd6p-3 0x1.62e430p-1 0x1p0",
+        "exp2_fine": "0x1.3eb2a0p-13 0x1.5f0b86p-10 0x1.3b320ap-7 0x1.c6af76p-5 0x1.ebfbd6p-3 "
+        "0x1.62e430p-1 0x1p0",
         "log1p": "-0x1.a93370p-9 0x1.5848ccp-8 -0x1.ba5cc0p-8 0x1.7b53bcp-7 -0x1.510612p-6 0x1.2c1e28p-5 "
         "-0x1.153fb2p-4 0x1.0f9550p-3 -0x1.2773a6p-2 0x1.9f323ep-1",
     },
@@ -36,8 +37,8 @@ _TERMS: dict[type, dict[str, Any]] = {
         "exp2": "0x1.e3a76cecb450bp-28 0x1.b671aae394b99p-24 0x1.62c148885ff7cp-20 0x1.ffcb58d33d341p-17 "
         "0x1.4309126bad01ap-13 0x1.5d87fe9b8b9c2p-10 0x1.3b2ab6fbd6e65p-7 0x1.c6b08d703e198p-5 "
         "0x1.ebfbdff82c431p-3 0x1.62e42fefa3a12p-1 0x1p0",
-        "exp2_fine": "0x1.e80e102deef7fp-32 0x1.e611a244666eap-28 0x1.b5260e1e7251fp-24 0x1.62bfcddd35308p-20 "
-        "0x1.ffcbfbf896b77p-17 0x1.4309130c01a37p-13 0x1.5d87fe78b3bfdp-10 0x1.3b2ab6fba11f3p-7 "
+        "exp2_fine": "0x1.e80e102deef7fp-32 0x1.e611a244666eap-28 0x1.b5260e1e7251fp-24 "
+        "0x1.62bfcddd35308p-20 0x1.ffcbfbf896b77p-17 0x1.4309130c01a37p-13 0x1.5d87fe78b3bfdp-10 0x1.3b2ab6fba11f3p-7 "
         "0x1.c6b08d704a0d4p-5 0x1.ebfbdff82c59cp-3 0x1.62e42fefa39efp-1 0x1p0",
         "log1p": "-0x1.13788517c57adp-16 0x1.a559f644e23cbp-16 -0x1.1a86e5b7f73bep-16 0x1.cc425de24e74ap-16 "
         "-0x1.dd753a72cffc7p-15 0x1.7891983fc96f3p-14 -0x1.22096dd51788dp-13 0x1.cf98c8e149ef4p-13 "

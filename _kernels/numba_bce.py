@@ -47,7 +47,7 @@ class Operands(NamedTuple):
 
 
 def writer(ops: SimpleNamespace) -> SimpleNamespace:
-    """Return the functions that send the results in a tile around the cache, whole lines as they are complete."""
+    """Return the functions that send a tile's results around the cache, whole lines as they are complete."""
     load, stream, load_one, store_one = ops.load, ops.stream, ops.load_one, ops.store_one
     size, vector_bytes = ops.size, ops.size * ops.lanes
 
@@ -76,7 +76,7 @@ def writer(ops: SimpleNamespace) -> SimpleNamespace:
 
 
 def passes(real: Any) -> SimpleNamespace:
-    """Return the passes over a block in one real type, or what makes one, `fused` with that of the gradient."""
+    """Return the passes over a block in one real type, or what makes one `fused` with the gradient's."""
     ops = vectors.operations(real)
     vector_bytes, chain_bytes = ops.lanes * ops.size, CHAIN * ops.lanes * ops.size
     fma, absolute, maximum, where = ops.fma, ops.absolute, ops.maximum, ops.where
@@ -285,10 +285,9 @@ def passes(real: Any) -> SimpleNamespace:
             fraction, power = exp_parts(-absolute(x))
             e = fraction * (power * unit)
             if log:
-                result = where(x > zero, zero, x) - log1p_unit(e)
+                store(given.out + i, where(x > zero, zero, x) - log1p_unit(e))
             else:
-                result = where(x > zero, one, e) / (one + e)
-            store(given.out + i, result)
+                store(given.out + i, where(x > zero, one, e) / (one + e))
 
         @outline
         def sigmoid(given, n_bytes):

@@ -1,10 +1,10 @@
 """The Numba backend on the processor: describes a call as a job and shares its blocks among threads.
 
 Kernels are compiled for the kind of the logits' items when one is first asked for, and kept on disk. Each
-does one block of a job (`numba_job`); blocks depend on shapes alone, and what they found is added in order: so
-the result does not depend on the number of threads. `numba_rows` has the rows whose classes lie next to each
-other, `numba_lanes` rows side by side, `numba_elements` what has no classes. What the methods mean stands in
-the contract, `__init__.py`.
+does one block of a job (`numba_job`); blocks depend on shapes alone, and what they found is added in order:
+so the result does not depend on the number of threads. `numba_rows` has rows of many classes, `numba_lanes`
+short rows and rows side by side, `numba_elements` what has no classes. What the methods mean stands in the
+contract, `__init__.py`.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Kernel:
         with contextlib.suppress(RuntimeError):  # no folder that can be written
             self.function._cache = _KernelCache(function, name)
         with global_compiler_lock:
-            # Functions made for another type differ by a number alone, counted from 1 in each process: one from
-            # the disk would stand for one compiled here. So each kernel counts from a place of its own.
+            # Functions made for another type differ by a number alone, counted from 1 in each process: one
+            # from the disk would stand for one compiled here. So each kernel counts from a place of its own.
             counted = FunctionIdentity._unique_ids
             first = hashlib.sha256(f"{name} {_digest()}".encode()).hexdigest()[:12]
             FunctionIdentity._unique_ids = itertools.count(int(first, 16))

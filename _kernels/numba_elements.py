@@ -41,7 +41,7 @@ _NEVER = -(2.0**100)
 
 @register_jitable
 def plan(size):
-    """Return how many elements a block has, of reals of that size, and the bytes of a thread's scratch memory."""
+    """Return the elements of a block, of reals of that size, and the bytes of a thread's scratch memory."""
     return BLOCK_BYTES // size, SCRATCH_BYTES
 
 

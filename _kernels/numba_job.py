@@ -1,9 +1,9 @@
 """What a piece of work is to the Numba kernels on the processor, and where its items lie.
 
-A job is one record in memory. It describes each array by address, kind of item, and strides, axes joined where
-they can be, so that kernels are compiled for a kind of logits and never for a layout. Rows (elements) count
-in C order. `job_steps` has the functions that find items, of any kind, and load or store runs of them: for
-what is not the logits' hot path.
+A job is one record in memory. It describes each array by address, kind of item, and strides, axes joined
+where they can be, so that kernels are compiled for a kind of logits and never for a layout. Rows (elements)
+count in C order. `job_steps` has the functions that find items, of any kind, and load or store runs of them:
+for what is not the logits' hot path.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def job_steps(real: Any) -> SimpleNamespace:
 
     @outline
     def items(view, first, n, tile):
-        """Return the address of rows or elements first ... first + n - 1 as reals, in place or in the tile."""
+        """Return the address of n rows or elements from `first` on as reals, in place or in the tile."""
         stride = last_stride(view)
         if view.kind == own_kind and stride == size and run_length(view, first, n) == n:
             return place(view, first)

@@ -1,9 +1,9 @@
 """Rows whose classes are many, one after another: sums, loss, and what becomes of each logit.
 
 A row is read once (`numba_sums`); what is known of it gives loss and lse at once, and the gradient or softmax
-while its logits or their exponentials are in the cache. Classes that do not lie next to each other are brought
-into a tile first, as they are. A result is made in a tile and goes from there, around the cache where the
-whole is larger than that. Few long rows are shared among the threads by parts.
+while its logits or their exponentials are in the cache. Classes that do not lie next to each other are
+brought into a tile first, as they are. Results go around the cache where the whole is larger than that. Few
+long rows are shared among the threads by parts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def plan(operation, n_rows, n_classes, size, width, has_lse):
     row_bytes = n_classes * size
     block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
     # To read 16 bits again is less than to keep their exponentials.
-    keeps = (operation == GRADIENT or operation == SOFTMAX) and width > 2 and not has_lse
+    keeps = operation in (GRADIENT, SOFTMAX) and width > 2 and not has_lse
     keeps = keeps and row_bytes <= KEEP_BYTES
     n_chunks = row_bytes // CHUNK_BYTES + 1
     return block, keeps, PAGE + 3 * TILE_BYTES + 16 * n_chunks + (row_bytes + PAGE if keeps else 0)
@@ -321,7 +321,7 @@ def kernels(item: str) -> SimpleNamespace:
 
     @outline
     def stream_scaled(exps, factor, n, to, label, at_label, tile):
-        """Send kept exponentials times a factor, but for the label's entry, around the cache by whole lines."""
+        """Send kept exponentials times a factor, but for the label's, around the cache by whole lines."""
         by = splat(real(factor))
         head = min(-to % 64 // size, n)
         last = head + (n - head) // line * line

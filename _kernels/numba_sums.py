@@ -2,8 +2,8 @@
 
 A chunk of some classes is read once, as many as the first cache holds with ease. Its largest logit is known
 by then: it was sought while the chunk before was summed, so that memory and arithmetic work at the same time.
-If that is the row's, its predecessor joins the others. The sum is one flat loop over groups of two vectors, cut
-where the top is; what ends within a group is a group that begins earlier, without the classes that are in
+If that is the row's, its predecessor joins the others. The sum is one flat loop over groups of two vectors,
+cut where the top is; what ends within a group is a group that begins earlier, without the classes that are in
 others. A chunk has at least a group.
 
 The plain loop takes exponentials relative to a power of two near the top's, which costs nothing where logits
@@ -26,10 +26,10 @@ PREFETCH_BYTES = 8192
 # The largest |x| whose multiple of log2(e) is taken apart exactly
 DIRECT = {np.float32: 2.0**21, np.float64: 2.0**30}
 
-# What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor but
-# at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and `relative`
-# are of the last chunk: its exponentials are `relative` times what they are relative to exp(m). `seen` is the
-# address of a chunk whose last seen_n classes have been looked at.
+# What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor,
+# but at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and
+# `relative` are of the last chunk: its exponentials are relative to 2**k, and `relative` times as large are
+# relative to the top. `seen` is the address of a chunk whose last seen_n classes have been looked at.
 ROW = np.dtype(
     [
         *(

@@ -285,7 +285,7 @@ def polynomial(terms: list[float]) -> Any:
 
 @intrinsic  # type: ignore[misc]
 def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
-    """A where the condition holds, else b; both are computed."""
+    """Return a where the condition holds, else b; both are computed."""
     common = _common(a, b)
     if isinstance(condition, Vector) and not isinstance(common, Vector):
         common = Vector(common, condition.n)
@@ -365,7 +365,7 @@ def prefetcher(n_bytes: int) -> Any:
 
 @intrinsic  # type: ignore[misc]
 def keep_rolled(typingctx: Any) -> Any:
-    """Nothing, but that LLVM leaves the loop around it as it is: two turns at once take too many registers."""
+    """Make LLVM leave the loop around it as it is: two turns at once take too many registers."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
@@ -469,7 +469,7 @@ def loader(item: str, real: Any, n: int = 1) -> Any:
 
 
 def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
-    """Return a function that stores reals as items, around the cache if it `streams`: then on a vector's bound."""
+    """Return a function that stores reals as items; around the cache if it `streams`, on a vector's bound."""
     number = types.float64 if real is np.float64 else types.float32
     given = Vector(number, n) if n > 1 else number
     stored = ir.VectorType(_stored_type(item), n) if n > 1 else _stored_type(item)

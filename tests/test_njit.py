@@ -1,4 +1,4 @@
-"""The functions inside a user's own compiled functions: the values of the public ones, and errors as clear."""
+"""The functions inside a user's own compiled functions: the public ones' values, and errors as clear."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What LLVM makes of the Numba kernels: vectors as wide as the processor has, and no exponential by a call."""
+"""What LLVM makes of the Numba kernels: vectors as wide as there are, and no exponential by a call."""
 
 import importlib
 import platform
@@ -6,9 +6,8 @@ import re
 
 import llvmlite.binding as llvm
 import pytest
-from numba import njit
-
 from logitloss._kernels.numba_job import KERNEL
+from numba import njit
 
 if platform.machine() not in ("x86_64", "AMD64"):
     pytest.skip("reads x86 assembly", allow_module_level=True)

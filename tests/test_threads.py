@@ -243,7 +243,8 @@ def test_many_callers_on_numbas_layer_of_last_resort():
         "expected = {job: t.bits(job, 'numba', 1) for job in t.JOBS}\n"
         "jobs = [*t.JOBS] * 8\n"
         "with concurrent.futures.ThreadPoolExecutor(6) as pool:\n"
-        "    assert list(pool.map(lambda job: t.bits(job, 'numba', 2), jobs)) == [expected[j] for j in jobs]\n"
+        "    found = list(pool.map(lambda job: t.bits(job, 'numba', 2), jobs))\n"
+        "assert found == [expected[job] for job in jobs]\n"
         "import numba; print(numba.threading_layer())\n"
     )
     assert run_child(program).strip() == "workqueue"

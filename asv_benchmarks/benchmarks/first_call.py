@@ -1,4 +1,4 @@
-"""The Numba backend's first call in a new process: compiling, or loading from the disk what was compiled before."""
+"""The Numba backend's first call in a new process: it compiles, or loads from the disk what was compiled."""
 
 import os
 import subprocess

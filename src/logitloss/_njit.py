@@ -1,8 +1,8 @@
 """The losses inside functions that Numba compiles: found by its `numba_extensions` entry point.
 
-Each overload describes its arrays as the Numba backend does, in compiled code, and runs that backend's kernels
-block after block on the thread that called it: so a user's own `prange` is the only team. Parameters are those
-of the public function; axis and reduction must be known when the function is compiled.
+Each overload describes its arrays as the Numba backend does, in compiled code, and runs that backend's
+kernels block after block on the thread that called it: so a user's own `prange` is the only team. Parameters
+are those of the public function; axis and reduction must be known when the function is compiled.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _KERNELS = (
 
 # ---- kernels by their address ----
 
-# Compiled code refers to the kernels by a table, which it finds by name: so it can be kept on disk, and nothing
-# of a kernel is compiled into it. An entry is 0 until the kernel is asked for.
+# Compiled code refers to the kernels by a table, which it finds by name: so it can be kept on disk, and
+# nothing of a kernel is compiled into it. An entry is 0 until the kernel is asked for.
 _NUMBERS = {kernel: number for number, kernel in enumerate(_KERNELS)}
 _TABLE, _TABLE_NAME, _LOADER_NAME = np.zeros(len(_NUMBERS), np.int64), "logitloss_kernels", "logitloss_load"
 
@@ -52,7 +52,7 @@ def _load_kernel(number: int) -> int:
 
 
 def register() -> None:
-    """Make the table known to compiled code. (To import this file makes the functions known to Numba.)"""
+    """Make the table known to compiled code; to import this file makes the functions known to Numba."""
     llvm.add_symbol(_TABLE_NAME, _TABLE.ctypes.data)
     llvm.add_symbol(_LOADER_NAME, ctypes.cast(_load_kernel, ctypes.c_void_p).value)
 
@@ -172,10 +172,10 @@ def _describe(view, array, kind, class_axis, axes):
 @register_jitable
 def _is_shape_without(shape, axis, rows):
     """Whether `rows` is `shape` without an axis."""
+    are_same = True
     for i in range(len(rows)):
-        if rows[i] != shape[i + (i >= axis)]:
-            return False
-    return True
+        are_same = are_same and rows[i] == shape[i + (i >= axis)]
+    return are_same
 
 
 @register_jitable
