@@ -38,8 +38,8 @@ _TERMS: dict[type, dict[str, Any]] = {
         "0x1.4309126bad01ap-13 0x1.5d87fe9b8b9c2p-10 0x1.3b2ab6fbd6e65p-7 0x1.c6b08d703e198p-5 "
         "0x1.ebfbdff82c431p-3 0x1.62e42fefa3a12p-1 0x1p0",
         "exp2_fine": "0x1.e80e102deef7fp-32 0x1.e611a244666eap-28 0x1.b5260e1e7251fp-24 "
-        "0x1.62bfcddd35308p-20 0x1.ffcbfbf896b77p-17 0x1.4309130c01a37p-13 0x1.5d87fe78b3bfdp-10 0x1.3b2ab6fba11f3p-7 "
-        "0x1.c6b08d704a0d4p-5 0x1.ebfbdff82c59cp-3 0x1.62e42fefa39efp-1 0x1p0",
+        "0x1.62bfcddd35308p-20 0x1.ffcbfbf896b77p-17 0x1.4309130c01a37p-13 0x1.5d87fe78b3bfdp-10 "
+        "0x1.3b2ab6fba11f3p-7 0x1.c6b08d704a0d4p-5 0x1.ebfbdff82c59cp-3 0x1.62e42fefa39efp-1 0x1p0",
         "log1p": "-0x1.13788517c57adp-16 0x1.a559f644e23cbp-16 -0x1.1a86e5b7f73bep-16 0x1.cc425de24e74ap-16 "
         "-0x1.dd753a72cffc7p-15 0x1.7891983fc96f3p-14 -0x1.22096dd51788dp-13 0x1.cf98c8e149ef4p-13 "
         "-0x1.74d2ea026634p-12 0x1.2c73e06e26be4p-11 -0x1.e6f12ed14b88ep-11 0x1.8d3f99e229dp-10 "

@@ -42,7 +42,6 @@ _NUMBERS = {kernel: number for number, kernel in enumerate(_KERNELS)}
 _TABLE, _TABLE_NAME, _LOADER_NAME = np.zeros(len(_NUMBERS), np.int64), "logitloss_kernels", "logitloss_load"
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
 def _load_kernel(number: int) -> int:
     """Fill in an entry, compiling the kernel or loading it from the disk."""
     from logitloss._kernels import numba_cpu
@@ -51,16 +50,19 @@ def _load_kernel(number: int) -> int:
     return int(_TABLE[number])
 
 
+_loader = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_load_kernel)
+
+
 def register() -> None:
     """Make the table known to compiled code; to import this file makes the functions known to Numba."""
     llvm.add_symbol(_TABLE_NAME, _TABLE.ctypes.data)
-    llvm.add_symbol(_LOADER_NAME, ctypes.cast(_load_kernel, ctypes.c_void_p).value)
+    llvm.add_symbol(_LOADER_NAME, ctypes.cast(_loader, ctypes.c_void_p).value)
 
 
 register()
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _run_kernel(typingctx: Any, number: Any, job: Any, block: Any, scratch: Any, found: Any) -> Any:
     """Run a kernel by its number."""
 
@@ -117,14 +119,17 @@ def _item(name: str, array: Any) -> str:
 def _kind(name: str, array: Any) -> int:
     from logitloss._kernels.vectors import ITEMS
 
-    number = array.dtype if isinstance(array, types.Array) and array.aligned else None
+    number: Any = array.dtype if isinstance(array, types.Array) and array.aligned else None
     if number in _REALS:
-        return ITEMS.index(_REALS[number])
-    if isinstance(number, types.Boolean):
-        return ITEMS.index("bool")
-    if isinstance(number, types.Integer):
-        return ITEMS.index(f"{'i' if number.signed else 'u'}{number.bitwidth}")
-    raise TypingError(f"{name} of type {array}: expected an array of numbers")
+        item = _REALS[number]
+    elif isinstance(number, types.Boolean):
+        item = "bool"
+    elif isinstance(number, types.Integer):
+        signed: Any = number
+        item = f"{'i' if signed.signed else 'u'}{signed.bitwidth}"
+    else:
+        raise TypingError(f"{name} of type {array}: expected an array of numbers")
+    return int(ITEMS.index(item))
 
 
 def _reduction(given: Any) -> str:
