@@ -9,6 +9,7 @@ import ctypes
 import sys
 import types
 
+import ml_dtypes
 import numpy as np
 import pytest
 from logitloss._kernels.cuda_arrays import DeviceArray
@@ -135,6 +136,42 @@ class LikeCuPy(Library):
         return type(array) is self.array_type
 
 
+class LikeTorch(Library):
+    """A module that has what is used of PyTorch, whose interface is of version 2 and names no stream."""
+
+    def __init__(self, monkeypatch):
+        class Array(Interface):
+            device = types.SimpleNamespace(index=0)
+            is_cuda, requires_grad = True, False
+
+            @property
+            def dtype(self):
+                return f"torch.{self.memory.dtype.name}"
+
+        Array.__module__ = "torch._tensor"
+        super().__init__(lambda memory: Array(memory, version=2))
+        self.made = Array
+        stream = types.SimpleNamespace(cuda_stream=0)
+        torch = types.ModuleType("torch")
+        torch.cuda = types.SimpleNamespace(current_stream=lambda device: stream)
+        torch.float32, torch.float64, torch.bfloat16 = np.float32, np.float64, ml_dtypes.bfloat16
+        torch.empty = lambda shape, dtype, device: self.array_type(DeviceArray.empty(shape, dtype))
+        torch.as_tensor = self.as_tensor
+        monkeypatch.setitem(sys.modules, "torch", torch)
+
+    def as_tensor(self, carrier, device):
+        assert device.index == 0
+        told = carrier.__cuda_array_interface__
+        memory = DeviceArray(told["data"][0], told["typestr"], told["shape"], told["strides"], carrier)
+        return self.array_type(memory)
+
+    def to_host(self, array):
+        return array.memory.to_host()
+
+    def owns(self, array):
+        return type(array) is self.made
+
+
 class LikeJAX(Library):
     """A module that has what is used of JAX, and reads capsules as NumPy does."""
 
@@ -193,6 +230,7 @@ LIBRARIES = {
     "interface": lambda monkeypatch: Library(Interface),
     "dlpack": lambda monkeypatch: Library(DLPack),
     "like cupy": LikeCuPy,
+    "like torch": LikeTorch,
     "like jax": LikeJAX,
     "torch": lambda monkeypatch: Installed("torch"),
     "cupy": lambda monkeypatch: Installed("cupy"),

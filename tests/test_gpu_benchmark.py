@@ -75,4 +75,5 @@ def test_works_are_what_is_asked_for(gpu):
         for loss in (gpu.FORWARD, gpu.FUSED):
             classes = {w.shape[1] for w in works if (w.loss, w.dtype) == (loss, dtype)}
             assert classes >= {1 << n for n in (10, 12, 14, 15, 16, 17, 18)}
-    assert all(work.shape[0] * work.shape[1] * 2 >= gpu.FLUSH_BYTES for work in works if work.shape[0] > 32)
+    # more than a cache of 60 MB holds
+    assert all(work.shape[0] * work.shape[1] * 2 > 2e8 for work in works if work.shape[0] > 32)

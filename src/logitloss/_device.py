@@ -180,7 +180,7 @@ class Call:
     def __init__(self, name: str, value: Any) -> None:
         self.name_of_first, self.like, self.check = name, value, "raise"
         self.kernels: Any = None
-        self.library, self.kind = kind_of(type(value))
+        _, self.kind = kind_of(type(value))
         stream = self.kind.stream(value)
         self.waits = stream is None
         self.stream = stream or 0
