@@ -117,7 +117,7 @@ def elements_kernel(spec: Elements) -> Any:
 
 def blocks_of(spec: Elements) -> int:
     """Return how many blocks a multiprocessor holds."""
-    return 2 if "f64" in (spec.item, spec.target) else 4
+    return 2 if "f64" in (spec.item, spec.target) else 3 if spec.grad else 4
 
 
 def elements_function(spec: Elements) -> Any:

@@ -149,7 +149,7 @@ def _sharer(parallel: bool) -> Any:
 @functools.cache
 def threading_layer() -> str:
     """Return the name of the layer that Numba's threads are on; starts them."""
-    _sharer(parallel=True)(0, 0, 0, 0, 0, 0, 0, 0, 2)
+    numba.get_num_threads()
     return str(numba.threading_layer())
 
 

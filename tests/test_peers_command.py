@@ -34,11 +34,13 @@ RESULTS = {
             "name": "cross-entropy 3x4",
             "floor": 0.75,
             "factors": {"torch": 8, "torch.compile": 2},
+            "writes": False,
             "chart": True,
             "runs": [
                 {
                     "logitloss": [0.02, 0.04],
                     "logitloss, one thread": [0.05, 0.10],
+                    "logitloss, Numba": [0.025, 0.05],
                     "torch": [0.2, 0.4],
                     "torch.compile": [0.03, 0.06],
                     "numpy": [1.0],
@@ -148,7 +150,7 @@ def test_readme_gets_the_figures(report, tmp_path, monkeypatch):
     readme.write_text(f"above\n{before}\nold\n{after}\nbelow\n")
     report.write_readme(RESULTS)
     text = readme.read_text()
-    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 1.5x | 10x | 50x |" in text
+    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.80 | 1.5x | 10x | 50x |" in text
     assert "an abacus" in text
     assert "old" not in text
     assert text.startswith("above\n")

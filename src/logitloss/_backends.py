@@ -7,7 +7,7 @@ missing backend is an ImportError that says how to get it. The meaning of each k
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -157,6 +157,8 @@ def backends() -> dict[str, str | None]:
 
 
 def _reason(name: str) -> str | None:
+    if name == "numba" and importlib.util.find_spec("numba"):
+        return None  # it takes a second to import
     try:
         get(name)
     except ImportError as error:
