@@ -118,7 +118,8 @@ def test_figures(report):
     assert f.factor["numpy"] == pytest.approx(50)
     assert f.one_thread == pytest.approx(0.8)
     assert f.avx2 is None
-    assert f.missed == ["limit", "torch.compile"]
+    assert f.numba == pytest.approx(0.8)
+    assert f.missed == ["limit", "torch.compile", "Numba"]
     assert report.figures(work, in_order=True).share["logitloss"] == pytest.approx(0.6)
     assert report.checked(RESULTS["checks"][0]) == (4.0, 4.0, True)
 
