@@ -96,6 +96,7 @@ def kernels(item: str) -> SimpleNamespace:
     wide = recurrence.steps(inline, machine, np.float64)
     made = sums(item, ops, own, wide_own, wide)
     add, add_and_keep, add_any = made.add, made.add_and_keep, made.add_any
+    fold_gammas = made.fold_gammas
     has_kept = add_and_keep is not None
     if not has_kept:
         add_and_keep = add
@@ -195,6 +196,7 @@ def kernels(item: str) -> SimpleNamespace:
     def begin(row):
         row.m, row.s, row.weight, row.gap, row.top_weight = -infinity, 0.0, 0.0, 0.0, 0.0
         row.k, row.relative, row.top = 0.0, unit, -1
+        row.weight_lost, row.gap_lost = 0.0, 0.0
 
     @outline
     def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
@@ -224,6 +226,7 @@ def kernels(item: str) -> SimpleNamespace:
                 store_wide(mark, row.m)
                 store_wide(mark + 8, row.relative)
             c += n
+        fold_gammas(row)
 
     @outline
     def part_of(job, i, part):

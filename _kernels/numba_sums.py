@@ -40,6 +40,7 @@ ROW = np.dtype(
             (name, "f8")
             for name in ("reference", "factor", "gamma_factor", "log1p_others", "at_top", "at_label")
         ),
+        *((name, "f8") for name in ("weight_lost", "gap_lost")),
         *((name, "i8") for name in ("top", "label", "live", "seen", "seen_n")),
     ],
     align=True,
@@ -279,6 +280,19 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             )
             c, cut = c + lanes, whole
 
+    @inline
+    def lost(total, term):
+        """Return what total + term loses to rounding."""
+        whole = total + term
+        added = whole - total
+        return (total - (whole - added)) + (term - added) if abs(whole) < infinity else 0.0
+
+    @inline
+    def fold_gammas(row):
+        """Join what the sums of coefficients have lost."""
+        row.weight, row.gap = row.weight + row.weight_lost, row.gap + row.gap_lost
+        row.weight_lost, row.gap_lost = 0.0, 0.0
+
     @outline
     def add_any(row, x, n, first, gamma, exps):
         """Add a chunk of n classes with their coefficients to the row."""
@@ -286,6 +300,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         if largest > row.m:
             at = place_of(x, n, largest)
             top_weight = np.float64(load_one(gamma + at * size))
+            fold_gammas(row)
             row.weight, row.gap, row.top_weight = merge_gaps(
                 row.m, row.weight, row.gap, row.top_weight, np.float64(largest), 0.0, 0.0, top_weight
             )
@@ -297,11 +312,16 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return
         reference = real(row.m) if row.m > -infinity else zero
         total, weight, gap = sum_any(x, n, at, reference, gamma, exps)
+        row.weight_lost += lost(row.weight, weight)
+        row.gap_lost += lost(row.gap, gap)
         row.s, row.weight, row.gap = row.s + total, row.weight + weight, row.gap + gap
         if exps and at >= 0:
             store_one(exps + at * size, real(1.0 / unit))
 
     keeps = width > 2  # to read 16 bits again is less than to keep their exponentials
     return SimpleNamespace(
-        add=plain(keeps=False), add_and_keep=plain(keeps=True) if keeps else None, add_any=add_any
+        add=plain(keeps=False),
+        add_and_keep=plain(keeps=True) if keeps else None,
+        add_any=add_any,
+        fold_gammas=fold_gammas,
     )
