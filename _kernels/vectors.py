@@ -928,29 +928,6 @@ def operations(real: Any) -> SimpleNamespace:
 
         return types.float64(vector), generate
 
-    @intrinsic  # type: ignore[misc]
-    def transpose(typingctx: Any, rows: Any) -> Any:
-        """Return the columns of as many vectors as a vector has lanes."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            block = cgutils.unpack_tuple(builder, args[0], n)
-            width = n // 2
-            while width:
-                # Of vectors `width` apart, the first half of each pair of runs, then the second
-                first = [i // width % 2 * n + i - i // width % 2 * width for i in range(n)]
-                swapped = list(block)
-                for i in range(n):
-                    if not i // width % 2:
-                        pair = block[i], block[i + width]
-                        swapped[i] = builder.shuffle_vector(*pair, _indices(first))
-                        second = [j + width for j in first]
-                        swapped[i + width] = builder.shuffle_vector(*pair, _indices(second))
-                block, width = swapped, width // 2
-            return context.make_tuple(builder, sig.return_type, block)
-
-        kind = types.UniTuple(vector, n)
-        return kind(kind), generate
-
     return SimpleNamespace(
         real=real,
         item=item,
@@ -967,7 +944,6 @@ def operations(real: Any) -> SimpleNamespace:
         lane=lane,
         lanes_max=lanes_max,
         lanes_sum=lanes_sum,
-        transpose=transpose,
         load=loader(item, real, n),
         store=storer(item, real, n),
         stream=storer(item, real, n, streams=True),
