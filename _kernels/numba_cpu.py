@@ -74,7 +74,7 @@ def _digest() -> str:
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in names)).hexdigest()
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+class _KernelCache(FunctionCache):
     """Numba's cache on disk, where a kernel goes by its name and the digest of all that it is made from."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
@@ -116,7 +116,7 @@ def kernel(module: str, name: str, item: str) -> Kernel:
 # ---- threads ----
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _call(typingctx: Any, kernel: Any, job: Any, block: Any, scratch: Any, found: Any) -> Any:
     """Call a compiled kernel by its address."""
 

@@ -53,7 +53,7 @@ class Vector(types.Type):
 
 
 @register_default(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
         item = ir.IntType(1) if fe_type.item == types.boolean else dmm.lookup(fe_type.item).get_value_type()
         super().__init__(dmm, fe_type, ir.VectorType(item, fe_type.n))
@@ -105,7 +105,7 @@ def _mask_of(vector: Vector) -> Vector:
 
 def _operator(function: Any, emit: Any, is_comparison: bool = False) -> None:
     @infer_global(function)
-    class Typer(AbstractTemplate):  # type: ignore[misc]
+    class Typer(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if any(isinstance(a, Vector) for a in args) and not kws:
                 common = _common(*args)
@@ -144,11 +144,6 @@ for _sign, _function in (
     ("!=", operator.ne),
 ):
     _operator(_function, _compare(_sign), is_comparison=True)
-
-
-def _like(context: Any, kind: types.Type, number: ir.Type) -> ir.Type:
-    """Return LLVM's type of such numbers in as many lanes as `kind` has."""
-    return ir.VectorType(number, kind.n) if isinstance(kind, Vector) else number
 
 
 def _number(kind: types.Type) -> types.Type:
@@ -283,7 +278,7 @@ def polynomial(terms: list[float]) -> Any:
     return _elementwise(emit, 1)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
     """Return a where the condition holds, else b; both are computed."""
     common = _common(a, b)
@@ -297,7 +292,7 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
     return common(condition, a, b), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def has_minus(typingctx: Any, x: Any) -> Any:
     """Return the mask of lanes with a minus, be it of zero or NaN."""
 
@@ -308,7 +303,7 @@ def has_minus(typingctx: Any, x: Any) -> Any:
     return _mask_of(x)(x), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Whether a mask has a lane set."""
 
@@ -319,7 +314,7 @@ def any_lane(typingctx: Any, mask: Any) -> Any:
     return types.boolean(mask), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def first_lane(typingctx: Any, mask: Any) -> Any:
     """Return the number of the first lane that is set; some is."""
 
@@ -334,7 +329,7 @@ def first_lane(typingctx: Any, mask: Any) -> Any:
 # ---- memory ----
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for a line of memory that will be read."""
 
@@ -349,7 +344,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
 def prefetcher(n_bytes: int) -> Any:
     """Return the function that asks for all lines of so many bytes, `ahead` of an address."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def prefetch_lines(typingctx: Any, address: Any, ahead: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             start = builder.gep(builder.inttoptr(args[0], _BYTE.as_pointer()), [args[1]])
@@ -363,7 +358,7 @@ def prefetcher(n_bytes: int) -> Any:
     return prefetch_lines
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def keep_rolled(typingctx: Any) -> Any:
     """Make LLVM leave the loop around it as it is: two turns at once take too many registers."""
 
@@ -374,7 +369,7 @@ def keep_rolled(typingctx: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fence(typingctx: Any) -> Any:
     """Make streamed stores visible to other threads."""
 
@@ -456,7 +451,7 @@ def loader(item: str, real: Any, n: int = 1) -> Any:
     result = Vector(number, n) if n > 1 else number
     stored = ir.VectorType(_stored_type(item), n) if n > 1 else _stored_type(item)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load(typingctx: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             value = builder.load(builder.inttoptr(args[0], stored.as_pointer()))
@@ -474,7 +469,7 @@ def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
     given = Vector(number, n) if n > 1 else number
     stored = ir.VectorType(_stored_type(item), n) if n > 1 else _stored_type(item)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def store(typingctx: Any, address: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             reals = context.cast(builder, args[1], value, given)
@@ -504,7 +499,7 @@ def pair_loader(item: str, real: Any, n: int) -> Any:
 
     vector = Vector(types.float32, n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load_words(typingctx: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             words, floats = ir.VectorType(_INT32, n), ir.VectorType(ir.FloatType(), n)
@@ -537,7 +532,7 @@ def pair_storer(item: str, real: Any, n: int) -> Any:
 
     vector = Vector(types.float32, n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def store_words(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             words = ir.VectorType(_INT32, n)
@@ -567,7 +562,7 @@ def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
     bits = ir.VectorType(ir.IntType(16), n)
     vector = Vector(types.int16, n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def start(typingctx: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             values = [_constant(bits, -0x8000), _constant(bits, -1)]
@@ -575,7 +570,7 @@ def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
 
         return types.UniTuple(vector, 2)(), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def look(typingctx: Any, high: Any, low: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             value = builder.load(builder.inttoptr(args[2], bits.as_pointer()))
@@ -588,7 +583,7 @@ def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
 
         return types.UniTuple(vector, 2)(vector, vector, types.intp), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def largest(typingctx: Any, high: Any, low: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             one = ir.IntType(16)
@@ -629,7 +624,7 @@ def any_loader(real: Any, n: int = 1) -> Any:
     number = types.float64 if real is np.float64 else types.float32
     result = Vector(number, n) if n > 1 else number
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load(typingctx: Any, kind: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def make(item: str) -> Any:
@@ -650,7 +645,7 @@ def any_storer(real: Any, n: int = 1) -> Any:
     number = types.float64 if real is np.float64 else types.float32
     given = Vector(number, n) if n > 1 else number
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def store(typingctx: Any, kind: Any, address: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             reals = context.cast(builder, args[2], value, given)
@@ -668,7 +663,7 @@ def any_storer(real: Any, n: int = 1) -> Any:
     return store
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_label(typingctx: Any, kind: Any, address: Any) -> Any:
     """Return an integer of any kind as int64; over 2**63 the largest, which no label can be."""
 
@@ -690,7 +685,7 @@ def load_label(typingctx: Any, kind: Any, address: Any) -> Any:
     return types.int64(types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_integer(typingctx: Any, address: Any) -> Any:
     """Return an int64."""
 
@@ -732,7 +727,7 @@ def piece_loader(item: str, real: Any, lanes: int) -> Any:
     piece = ir.VectorType(_stored_type(item), n)
     result = types.UniTuple(Vector(number, lanes), n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load(typingctx: Any, address: Any, stride: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def load_piece(row: int) -> Any:
@@ -761,7 +756,7 @@ def piece_storer(item: str, real: Any, lanes: int) -> Any:
     n = piece_items(real)
     piece = ir.VectorType(_stored_type(item), n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def store(typingctx: Any, address: Any, stride: Any, classes: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             block = _transposed_pieces(builder, cgutils.unpack_tuple(builder, args[2], n), lanes)
@@ -786,7 +781,7 @@ def label_loader(real: Any, n: int) -> Any:
     """
     number = types.float64 if real is np.float64 else types.float32
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load(typingctx: Any, kind: Any, address: Any, n_classes: Any, ignore_index: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             wide = ir.VectorType(ir.IntType(64), n)
@@ -818,7 +813,7 @@ def label_loader(real: Any, n: int) -> Any:
 # ---- bytes ----
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def as_pointer(typingctx: Any, address: Any) -> Any:
     """Return an address as what `carray` takes."""
 
@@ -863,14 +858,14 @@ def operations(real: Any) -> SimpleNamespace:
     n = VECTOR_BYTES // itemsize(item)
     vector = Vector(number, n)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def splat(typingctx: Any, x: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return context.cast(builder, args[0], x, vector)
 
         return vector(x), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def lanes_from(typingctx: Any, first: Any, last: Any) -> Any:
         """Return the mask of lanes first ... last - 1."""
 
@@ -888,7 +883,7 @@ def operations(real: Any) -> SimpleNamespace:
 
         return Vector(types.boolean, n)(types.intp, types.intp), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def lane(typingctx: Any, x: Any, number_of: Any) -> Any:
         """Return one lane."""
 
@@ -897,7 +892,7 @@ def operations(real: Any) -> SimpleNamespace:
 
         return x.item(x, types.intp), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def lanes_max(typingctx: Any, x: Any) -> Any:
         """Return the largest lane; any where one is NaN."""
 
@@ -911,7 +906,7 @@ def operations(real: Any) -> SimpleNamespace:
 
         return number(vector), generate
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def lanes_sum(typingctx: Any, x: Any) -> Any:
         """Return the sum of the lanes, in float64."""
 
