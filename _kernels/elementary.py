@@ -97,12 +97,17 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         return scaled_parts(d, floor, magic)
 
     @jit
-    def exp_raised(d):
-        """exp(d)*2**headroom to the last bit or so."""
-        bounded = maximum(floor, d)
+    def exp_scaled(x, bound, magic):
+        """Return exp(x)*2**(headroom - k) to the last bit or so."""
+        bounded = maximum(bound, x)
         shifted = fma(bounded, log2e, magic)
         fraction = fma(bounded, log2e, magic - shifted)
         return exp2_fine(fraction) * low_bits_as_exponent(shifted)
+
+    @jit
+    def exp_raised(d):
+        """exp(d)*2**headroom to the last bit or so."""
+        return exp_scaled(d, floor, magic)
 
     @jit
     def exp(d):
@@ -127,6 +132,9 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         scale_of=scale_of,
         scaled_parts=scaled_parts,
         exp_parts=exp_parts,
+        exp_scaled=exp_scaled,
+        floor=floor,
+        magic=magic,
         exp_raised=exp_raised,
         exp=exp,
         rounded=rounded,

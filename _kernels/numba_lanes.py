@@ -1,10 +1,11 @@
 """A block of rows of the softmax family, a row in each lane: short rows, and rows side by side (`axis=1`).
 
-What a row keeps (`recurrence`) is a vector's lane here. The largest logit of a range of classes is sought
-first. Exponentials are relative to it, 2**headroom too large, and go to a tile; of each and the largest so
-far, the smaller joins the others' sum, so that the top stays out and nobody asks where it is. Where a tile
-holds all classes of the block the exponentials stay for the second pass, which then only multiplies. Where it
-does not, classes go by ranges, and a row that rises brings its sum along.
+What a row keeps (`recurrence`) is a vector's lane here. The common loss of few classes has a way of its own
+(`numba_lanes_labels`). For all else the largest logit of a range of classes is sought first. Exponentials are
+relative to it, 2**headroom too large, and go to a tile; of each and the largest so far, the smaller joins the
+others' sum, so that the top stays out and nobody asks where it is. Where a tile holds all classes of the
+block the exponentials stay for the second pass, which then only multiplies. Where it does not, classes go by
+ranges, and a row that rises brings its sum along.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from logitloss._kernels.numba_lanes_finish import (
     TOP,
     finisher,
 )
+from logitloss._kernels.numba_lanes_labels import AHEAD, labels
+from logitloss._kernels.numba_lanes_labels import MOST_CLASSES as MOST_PLAIN_CLASSES
 from logitloss._kernels.numba_lanes_sums import CHAIN, sums
 from logitloss._kernels.vectors import outline
 from numba.extending import register_jitable
@@ -95,7 +98,9 @@ def kernels(item: str) -> SimpleNamespace:
     real = np.float64 if item == "f64" else np.float32
     ops, of_arrays = vectors.operations(real), arrays(item)
     size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
-    of_sums, of_entries = sums(real), entries(real)
+    of_sums, of_entries, of_labels = sums(real), entries(real), labels(real)
+    plain_labels, keep_plain = of_labels.plain_labels, of_labels.keep_plain
+    restore_plain, exp_mixed = of_labels.restore_plain, of_labels.exp_mixed
     load, store, zero = ops.load, ops.store, real(0)
     exp_range, sum_range = of_sums.exp_range, of_sums.sum_range
     find_tops, weigh_range = of_sums.find_tops, of_sums.weigh_range
@@ -131,7 +136,7 @@ def kernels(item: str) -> SimpleNamespace:
     # ---- the second pass ----
 
     @outline
-    def second_pass(job, rows, in_tile, has_gamma, is_kept):
+    def second_pass(job, rows, in_tile, has_gamma, is_kept, is_mixed):
         are_beside = beside(job.out, rows)
         streams = job.streams and are_beside
         for c in range(0, job.n_classes, in_tile):
@@ -139,7 +144,10 @@ def kernels(item: str) -> SimpleNamespace:
             start, step = rows.tile, rows.stride
             if not is_kept:
                 start, step = lanes_of(job.logits, rows, c, n)
-                if job.operation != LOG_SOFTMAX:
+                if is_mixed:
+                    exp_mixed(rows, start, step, n)
+                    start, step = rows.tile, rows.stride
+                elif job.operation != LOG_SOFTMAX:
                     exp_range(rows, start, step, rows.tile, n, start, step)
                     start, step = rows.tile, rows.stride
             out, out_step = rows.tile, rows.stride
@@ -259,6 +267,20 @@ def kernels(item: str) -> SimpleNamespace:
                     ahead, ahead_step = x + rows.n * size, step
                 sum_range(rows, x, step, rows.tile, is_kept or is_tile, c == 0, n, ahead, ahead_step)
 
+    @outline
+    def sum_labels(job, rows, is_kept):
+        """Try rows with plain labels; return whether they all could go this way, and the losses' sum."""
+        x, step = lanes_of(job.logits, rows, 0, job.n_classes)
+        ahead, ahead_step = x + AHEAD, step
+        if x == rows.tile:
+            # Rows of few classes follow each other.
+            ahead = place(job.logits, rows.first) + rows.n * last_stride(job.logits)
+            ahead_step = rows.n * item_size
+        has_losses = job.loss.address != 0
+        return plain_labels(
+            rows, x, step, job.n_classes, is_kept, job.beta != 0, has_losses, ahead, ahead_step
+        )
+
     def softmax_block(jobs, block, scratch, results):
         job, found = job_at(jobs), found_at(results)
         first, n = block_range(job, block)
@@ -280,14 +302,34 @@ def kernels(item: str) -> SimpleNamespace:
             and job.operation != ENTROPY
             and job.operation != LOG_SOFTMAX
         )
-        first_pass(job, rows, in_tile, has_gamma, is_kept)
-        if job.target_kind == LABELS:
-            target_logits(job, rows)
         is_plain = not (has_gamma or job.lse.address or job.lse_in.address or job.z_loss != 0)
-        if is_plain and job.operation != ENTROPY:
-            found.total = finish_plain(job, rows, False)
-        else:
-            found.total = finish(job, rows, has_gamma)
+        are_labels = (
+            is_plain
+            and job.target_kind == LABELS
+            and not job.hit.address
+            and job.n_classes <= MOST_PLAIN_CLASSES
+            and (
+                is_kept or (job.operation == NOTHING and beside(job.logits, rows)) or in_tile == job.n_classes
+            )
+        )
+        is_done, total = False, np.float64(0)
+        if are_labels:
+            is_done, total = sum_labels(job, rows, is_kept)
+        is_mixed = are_labels and not is_done
+        if not is_done:
+            if is_mixed:
+                keep_plain(rows)
+                is_kept = False
+            first_pass(job, rows, in_tile, has_gamma, is_kept)
+            if job.target_kind == LABELS:
+                target_logits(job, rows)
+            if is_plain and job.operation != ENTROPY:
+                total = finish_plain(job, rows, False)
+            else:
+                total = finish(job, rows, has_gamma)
+            if is_mixed:
+                total = restore_plain(rows)
+        found.total = total
         if job.hit.address:
             put_hits(job, rows)
         if job.loss.address:
@@ -297,6 +339,6 @@ def kernels(item: str) -> SimpleNamespace:
         if job.operation == ENTROPY:
             put_items(job.out, first, n, scratch + LOSS * stride)
         elif job.operation != NOTHING:
-            second_pass(job, rows, in_tile, has_gamma, is_kept)
+            second_pass(job, rows, in_tile, has_gamma, is_kept, is_mixed)
 
     return SimpleNamespace(softmax_block=softmax_block)

@@ -16,6 +16,8 @@ from logitloss._kernels.vectors import inline, outline
 (LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
 # Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
 (REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
+# Of rows with plain labels, in their place
+(PLAIN_BOUND, PLAIN_MAGIC, OWN, OTHERS, IS_PLAIN, PLAIN_LOSS, PLAIN_FACTOR, PLAIN_ENTRY) = range(11, 19)
 # Of a pass: what exponentials are relative to, the largest of them, and what was before this range
 (FROM, PEAK, BEFORE) = range(20, 23)
 # float64, in two slots each if need be

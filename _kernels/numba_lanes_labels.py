@@ -1,0 +1,266 @@
+"""The common loss of rows in lanes: labels of few classes, and no coefficients by class but the label's own.
+
+A row's loss is log1p(others/own): `own` is the exponential of its label's logit, `others` the sum of the
+rest, relative to the row's first logit. So neither its largest logit is sought nor its label's, and where the
+label is far ahead the loss keeps its relative precision. Rows whose exponentials leave the range where that
+holds (or hold NaN) go the general way, and the rest of their block keep what was found here.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from logitloss._kernels import vectors
+from logitloss._kernels.elementary import elementary
+from logitloss._kernels.numba_lanes_finish import (
+    BETA,
+    FACTOR,
+    FROM,
+    IS_PLAIN,
+    LABEL,
+    LABEL_ENTRY,
+    LOSS,
+    OTHERS,
+    OWN,
+    PLAIN_BOUND,
+    PLAIN_ENTRY,
+    PLAIN_FACTOR,
+    PLAIN_LOSS,
+    PLAIN_MAGIC,
+    SCALE,
+)
+from logitloss._kernels.vectors import inline, outline
+
+# Of more the sum would need more roundings than a result may.
+MOST_CLASSES = 24
+# A first logit beyond it is not what exponentials are relative to: its exponent would lose digits.
+_DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
+# Rows side by side: so many bytes ahead of the sums, their logits are fetched
+AHEAD = 1024
+
+
+def labels(real: type) -> SimpleNamespace:
+    """Return the functions for one real type."""
+    ops, functions = vectors.operations(real), elementary(inline, real)
+    load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
+    maximum, minimum, absolute, fma, lanes_sum = (
+        ops.maximum,
+        ops.minimum,
+        ops.absolute,
+        ops.fma,
+        ops.lanes_sum,
+    )
+    scale_of, exp_scaled, rounded, log1p = (
+        functions.scale_of,
+        functions.exp_scaled,
+        functions.rounded,
+        functions.log1p,
+    )
+    size, vector_bytes = ops.size, ops.lanes * ops.size
+    zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
+    extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
+    # Up to this far above the bound, exponentials are finite.
+    span = real((252 if real is np.float32 else 2044) * 0.6931)
+    most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
+    least_whole = real(2.0 ** (functions.headroom - 2))
+    most_ratio = real(2.0**28 if real is np.float32 else 2.0**200)
+
+    def sweeping(is_kept):
+        @inline
+        def sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic):
+            vectors.prefetch(ahead)
+            power = exp_scaled(minimum(ceiling, load(x)), bound, magic)
+            if is_kept:
+                store(e, power)
+            is_label = label == number
+            return where(is_label, power, zero), where(is_label, zero, power)
+
+        def joining(sum_some, n, sum_more):
+            more = real(n)
+
+            @inline
+            def sum_both(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic):
+                own, others = sum_some(
+                    x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic
+                )
+                x, e, ahead = x + n * step, e + n * e_step, ahead + n * ahead_step
+                own_too, others_too = sum_more(
+                    x, step, e, e_step, ahead, ahead_step, label, number + more, bound, ceiling, magic
+                )
+                return own + own_too, others + others_too
+
+            return sum_both
+
+        def sweep(sum_some):
+            @inline
+            def add(rows, x, step, e, ahead, ahead_step, first_class):
+                slot, first = rows.slot_bytes, real(first_class)
+                for i in range(0, rows.width * size, vector_bytes):
+                    at = rows.slots + i
+                    bound, magic = load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot)
+                    own, others = sum_some(
+                        x + i,
+                        step,
+                        e + i,
+                        rows.stride,
+                        ahead + i,
+                        ahead_step,
+                        load(at + LABEL * slot) - first,
+                        zero,
+                        bound,
+                        bound + span,
+                        magic,
+                    )
+                    store(at + OWN * slot, own + load(at + OWN * slot))
+                    store(at + OTHERS * slot, others + load(at + OTHERS * slot))
+
+            return add
+
+        # In pairs, and pairs of these: few roundings, whichever is the largest
+        sum_two = joining(sum_one, 1, sum_one)
+        sum_three = joining(sum_two, 2, sum_one)
+        sum_four = joining(sum_two, 2, sum_two)
+        add_one, add_three = sweep(sum_one), sweep(sum_three)
+        add_five, add_seven = sweep(joining(sum_three, 3, sum_two)), sweep(joining(sum_four, 4, sum_three))
+
+        @outline
+        def sum_labels(rows, x, step, n_classes, ahead, ahead_step):
+            # Seven at most: classes a power of two apart share a set of the cache, of eight lines.
+            c = 0
+            while c < n_classes:
+                left, start, e = n_classes - c, x + c * step, rows.tile + c * rows.stride
+                fetched = ahead + c * ahead_step
+                if left >= 7:
+                    add_seven(rows, start, step, e, fetched, ahead_step, c)
+                    c += 7
+                elif left >= 5:
+                    add_five(rows, start, step, e, fetched, ahead_step, c)
+                    c += 5
+                elif left >= 3:
+                    add_three(rows, start, step, e, fetched, ahead_step, c)
+                    c += 3
+                else:
+                    add_one(rows, start, step, e, fetched, ahead_step, c)
+                    c += 1
+
+        return sum_labels
+
+    sum_only, sum_and_keep = sweeping(False), sweeping(True)
+
+    @outline
+    def ratios(rows, is_weighted, has_gradient):
+        """Store others/own of every row, and what the gradient needs; return whether all are in range."""
+        slot, are_plain = rows.slot_bytes, splat(one)
+        for i in range(0, rows.width * size, vector_bytes):
+            at = rows.slots + i
+            own, others = load(at + OWN * slot), load(at + OTHERS * slot)
+            whole, is_live = own + others, load(at + LABEL * slot) >= zero
+            is_plain = where((own > least) & (whole < most) & (whole > least_whole), one, zero)
+            store(at + IS_PLAIN * slot, where(is_live, is_plain, zero))
+            are_plain = where(is_live, minimum(is_plain, are_plain), are_plain)
+            store(at + LOSS * slot, where(is_live, others / own, zero))
+            if has_gradient:
+                factor = load(at + SCALE * slot) / whole
+                if is_weighted:
+                    factor = factor * load(at + BETA * slot)
+                factor = where(is_live, factor, zero)
+                store(at + FACTOR * slot, factor)
+                store(at + LABEL_ENTRY * slot, where(is_live, -(others * factor), zero))
+        return not any_lane(are_plain == zero)
+
+    @outline
+    def losses(rows, is_weighted):
+        """Make losses of those; return their sum."""
+        slot, total = rows.slot_bytes, np.float64(0)
+        for i in range(0, rows.width * size, vector_bytes):
+            at = rows.slots + i
+            loss = log1p(load(at + LOSS * slot))
+            if is_weighted:
+                loss = where(load(at + LABEL * slot) >= zero, loss * load(at + BETA * slot), zero)
+            store(at + LOSS * slot, loss)
+            total += lanes_sum(loss)
+        return total
+
+    @inline
+    def joined(a, b):
+        """(1 + a)*(1 + b) - 1."""
+        return fma(a, b, a + b)
+
+    @outline
+    def total_only(rows):
+        """Return the losses' sum alone, a logarithm for four rows; where that leaves the range, by losses."""
+        total, highest = np.float64(0), splat(zero)
+        at, end = rows.slots + LOSS * rows.slot_bytes, rows.width * size
+        whole = end - end % (4 * vector_bytes)
+        for i in range(at, at + whole, 4 * vector_bytes):
+            a, b = load(i), load(i + vector_bytes)
+            c, d = load(i + 2 * vector_bytes), load(i + 3 * vector_bytes)
+            highest = maximum(maximum(maximum(a, b), maximum(c, d)), highest)
+            total += lanes_sum(log1p(joined(joined(a, b), joined(c, d))))
+        for i in range(at + whole, at + end, vector_bytes):
+            total += lanes_sum(log1p(load(i)))
+        return losses(rows, False) if any_lane(highest > most_ratio) else total
+
+    @outline
+    def plain_labels(rows, x, step, n_classes, is_kept, is_weighted, has_losses, ahead, ahead_step):
+        """Return whether all rows are in range, and the sum of their losses."""
+        slot = rows.slot_bytes
+        for i in range(0, rows.width * size, vector_bytes):
+            at, first = rows.slots + i, load(x + i)
+            is_direct = absolute(first) < direct
+            bound, magic = scale_of(where(is_direct, rounded(where(is_direct, first, zero) * log2e), extreme))
+            store(at + PLAIN_BOUND * slot, bound)
+            store(at + PLAIN_MAGIC * slot, magic)
+            store(at + OWN * slot, splat(zero))
+            store(at + OTHERS * slot, splat(zero))
+        if is_kept:
+            sum_and_keep(rows, x, step, n_classes, ahead, ahead_step)
+        else:
+            sum_only(rows, x, step, n_classes, ahead, ahead_step)
+        are_plain = ratios(rows, is_weighted, is_kept)
+        if are_plain and not has_losses and not is_weighted:
+            return True, total_only(rows)
+        return are_plain, losses(rows, is_weighted)
+
+    @outline
+    def keep_plain(rows):
+        """Keep what was found, for rows whose result must not depend on those out of range."""
+        slot = rows.slot_bytes
+        for at in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            store(at + PLAIN_LOSS * slot, load(at + LOSS * slot))
+            store(at + PLAIN_FACTOR * slot, load(at + FACTOR * slot))
+            store(at + PLAIN_ENTRY * slot, load(at + LABEL_ENTRY * slot))
+
+    @outline
+    def restore_plain(rows):
+        """Put it back; return the sum of all losses."""
+        slot, total = rows.slot_bytes, np.float64(0)
+        for at in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
+            is_plain = load(at + IS_PLAIN * slot) == one
+            loss = where(is_plain, load(at + PLAIN_LOSS * slot), load(at + LOSS * slot))
+            factor = where(is_plain, load(at + PLAIN_FACTOR * slot), load(at + FACTOR * slot))
+            entry = where(is_plain, load(at + PLAIN_ENTRY * slot), load(at + LABEL_ENTRY * slot))
+            store(at + LOSS * slot, loss)
+            store(at + FACTOR * slot, factor)
+            store(at + LABEL_ENTRY * slot, entry)
+            store(at + FROM * slot, where(is_plain, zero, load(at + FROM * slot)))
+            store(at + PLAIN_BOUND * slot, where(is_plain, load(at + PLAIN_BOUND * slot), floor))
+            store(at + PLAIN_MAGIC * slot, where(is_plain, load(at + PLAIN_MAGIC * slot), magic_at_0))
+            total += lanes_sum(loss)
+        return total
+
+    @outline
+    def exp_mixed(rows, x, step, n_classes):
+        """Store the exponentials of both kinds of rows in the tile."""
+        slot = rows.slot_bytes
+        for c in range(n_classes):
+            for i in range(0, rows.width * size, vector_bytes):
+                at = rows.slots + i
+                d = load(x + c * step + i) - load(at + FROM * slot)
+                power = exp_scaled(d, load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot))
+                store(rows.tile + c * rows.stride + i, power)
+
+    return SimpleNamespace(
+        plain_labels=plain_labels, keep_plain=keep_plain, restore_plain=restore_plain, exp_mixed=exp_mixed
+    )
