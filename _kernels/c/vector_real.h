@@ -144,6 +144,24 @@ INLINE V(vector) V(min)(V(vector) a, V(vector) b)
 #endif
 }
 
+/* The first n reals at p, and `filler` in the lanes behind them; nothing else is read */
+INLINE V(vector) V(load_first)(const V(real) *p, ptrdiff_t n, V(real) filler)
+{
+#if defined VECTOR_AVX512
+    unsigned lanes = n < 0 ? 0 : n < V(LANES) ? (unsigned)n : V(LANES);
+    return INTRINSIC(mask_loadu)(V(all)(filler), (MASK)((1u << lanes) - 1), p);
+#elif defined VECTOR_AVX2
+    V(mask) first = V(greater)(V(all)((V(real))n), V(numbers)());
+    return V(choose)(first, INTRINSIC_256(maskload)(p, (__m256i)first), V(all)(filler));
+#else
+    V(real) ALIGNED lane[V(LANES)];
+    V(store)(lane, V(all)(filler));
+    for (int i = 0; i < n && i < V(LANES); i++)
+        lane[i] = p[i];
+    return V(load)(lane);
+#endif
+}
+
 /* Within each 16 bytes, the low (high) halves of a and b, their elements in turn */
 INLINE V(vector) V(interleave_low)(V(vector) a, V(vector) b)
 {
