@@ -56,10 +56,25 @@ INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
 }
 /* a > b ? a : b, hence b where one of them is NaN. */
 INLINE V(vector) V(max)(V(vector) a, V(vector) b) { return INTRINSIC(max)(a, b); }
+/* a + b in the mask, else a */
+INLINE V(vector) V(add_kept)(V(mask) mask, V(vector) a, V(vector) b)
+{
+    return INTRINSIC(mask_add)(a, mask, a, b);
+}
+/* a*2^n of whole n, 0 for those that are no normal number's exponent */
+INLINE V(vector) V(scale_normal)(V(vector) a, V(vector) n)
+{
+    const V(real) none = sizeof(V(real)) == 8 ? -1023 : -127;
+    return INTRINSIC(maskz_scalef)(MASKED(cmp)(n, V(all)(none), _CMP_NLE_UQ), a, n);
+}
 #ifdef REAL_IS_F64
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpneq_epi64_mask((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -69,6 +84,10 @@ INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
