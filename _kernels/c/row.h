@@ -180,19 +180,17 @@ INLINE void V(write_lines)(V(summing) *with, int n)
     }
 }
 
-/* Add the whole groups but for that of the top, at `hole`. */
-INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t hole)
+/* Add n reals of whole groups, but for the group of the top, at `hole`; see as many of `ahead`. */
+INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptrdiff_t hole,
+                         const V(real) *ahead)
 {
     enum { LINES = (sizeof(V(real)) * V(GROUP) + 63) / 64 };
     const V(vector) zero = V(all)(0);
-    const V(following) *next = with->next;
-    const V(real) *x = with->x, *gamma = with->gamma, *ahead = next->n < V(GROUP) ? x : next->x;
-    ptrdiff_t whole = with->n & -(ptrdiff_t)V(GROUP), n = whole - (hole < whole ? V(GROUP) : 0);
-    ptrdiff_t n_ahead = (next->n < V(GROUP) ? with->n : next->n) - V(GROUP);
+    const V(real) *x = with->x, *gamma = with->gamma;
     V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
     for (ptrdiff_t c = 0; c < n; c += V(GROUP)) {
         ptrdiff_t at = c < hole ? c : c + V(GROUP);
-        const V(real) *look = ahead + (c <= n_ahead ? c : 0); /* at the first again once all were seen */
+        const V(real) *look = ahead + c;
         V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
         for (int line = 0; line < LINES; line++) {
             __builtin_prefetch((const char *)look + PREFETCH_BYTES + 64 * line);
@@ -228,14 +226,14 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     with.reference = V(all)((V(real))row->largest);
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
-    V(sum_whole)(&with, &sums, hole);
+    /* A shorter chunk to come is seen afterwards: the loop need not ask where it ends. */
+    ptrdiff_t n = whole - (hole < whole ? V(GROUP) : 0), seen = n <= next->n ? n : 0;
+    V(sum_whole)(&with, &sums, n, hole, seen == n ? next->x : with.x);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    ptrdiff_t seen = whole - (hole < whole ? V(GROUP) : 0), whole_next = next->n & -(ptrdiff_t)V(GROUP);
     for (ptrdiff_t c = seen; c < next->n; c += 64 / (ptrdiff_t)sizeof(V(real)))
         __builtin_prefetch((const char *)(next->x + c) + PREFETCH_BYTES);
-    next->largest = V(highest)(whole_next ? V(max)(sums.high[0], sums.high[1]) : low, next->x,
-                               seen < whole_next ? seen : whole_next, next->n);
+    next->largest = V(highest)(seen ? V(max)(sums.high[0], sums.high[1]) : low, next->x, seen, next->n);
     /* The groups of the top and at the end: last, so that they are summed while the largest is on its way */
     ptrdiff_t rest = hole;
     for (int k = 0; k < 2; k++, rest = whole) {
