@@ -165,7 +165,7 @@ def kernels(item: str) -> SimpleNamespace:
         target, largest, kind = x, 0, job.target.kind
         if (
             job.operation == BCE_WITH_LOGITS
-            and (kind == _U8 or kind == _BOOL)
+            and kind in (_U8, _BOOL)
             and not job.signed
             and n == whole
             and is_run(job.target, 1, first, n)
@@ -239,7 +239,7 @@ def kernels(item: str) -> SimpleNamespace:
                 can_scale = not fused or abs(scale) > real(2.0**-60)
                 y = real(load_byte(given.target)) if given.largest else load_one(given.target)
                 # If the first is soft, others will be.
-                if can_scale and is_number(job.pos_weight) and (y == zero or y == one):
+                if can_scale and is_number(job.pos_weight) and y in (zero, one):
                     pos_weight = number_of(job.pos_weight)
                     scales = products + PAGE // 2
                     store(scales, splat(scale * unit))
