@@ -55,7 +55,7 @@ def arithmetic(operation: str, real: type, wide: type) -> Any:
     """Return the function of one element; what 1 - target needs is computed in the wider type."""
     steps = machine(real)
     exp, log1p, log, absolute, maximum = steps.exp, steps.log1p, steps.log, steps.absolute, steps.maximum
-    minimum = steps.minimum
+    softplus, sigmoid_of = steps.softplus, steps.sigmoid
     zero, one, half, wide_one = real(0), real(1), wide(0.5), wide(1)
     infinity, least_log = real(np.inf), real(-100)
 
@@ -97,13 +97,11 @@ def arithmetic(operation: str, real: type, wide: type) -> Any:
 
     @device
     def sigmoid(x, t, weight, pos_weight, options):
-        e = exp(-absolute(x))
-        p = one / (one + e)
-        return zero, e * p if x < zero else p, False
+        return zero, sigmoid_of(x), False
 
     @device
     def log_sigmoid(x, t, weight, pos_weight, options):
-        return zero, minimum(x, zero) - log1p(exp(-absolute(x))), False
+        return zero, -softplus(-x), False
 
     functions = (bce_with_logits, bce, kl_div, sigmoid, log_sigmoid)
     return {function.__name__: function for function in functions}[operation]

@@ -45,7 +45,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ROWS, BLOCK_ELEMENTS, KEPT_SCALES_BYTES, PAGE, SEGMENT, PART_BYTES
+    const int BLOCK_ELEMENTS, SEGMENT, PART_BYTES, STREAM_FROM
 
     ctypedef struct array_view:
         char *data
@@ -73,9 +73,7 @@ cdef extern from "kernels.h" nogil:
         double gamma_sum, target_scale, target_offset, z_loss
         array_view scale, lse_in, loss, lse, hit, out
         void *parts
-        ptrdiff_t rows_at_once
-        size_t kept_bytes
-        int keeps_exps, streams
+        int keeps_exps
 
     ctypedef struct pointwise_job:
         pointwise_kind kind
@@ -96,16 +94,11 @@ cdef extern from "kernels.h" nogil:
 
     const kernel_table *const *logitloss_tables()
     ptrdiff_t lanes_rows(const softmax_job *job)
+    size_t plan_rows(softmax_job *job)
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
 
 cdef enum:
-    # A second pass writes around the cache when its output is larger than any cache.
-    STREAM_FROM = 1 << 25
-    # A block's logits stay in the second-level cache for the second pass.
-    BLOCK_BYTES = 1 << 17
-    # A block's exponentials are kept for the second pass, if they are no more than this.
-    KEEP_BYTES = 1 << 20
     # Threads share rows of more than a segment, if there are fewer than this.
     FEW_ROWS = 64
     # What so many blocks found takes 1.5 MB, whatever the size of the batch.
@@ -238,38 +231,16 @@ cdef class Kernels:
     cdef block_result run_softmax(
         self, softmax_job *job, object logits, object out, int num_threads
     ) except *:
-        cdef ptrdiff_t row_bytes
-        cdef bint by_lanes
+        cdef size_t scratch_bytes
         cdef bint has_class_axis = job.second_pass != ENTROPY
         job.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
         job.n_rows = describe(&job.logits, logits, True)
         describe(&job.out, out, has_class_axis)
-        row_bytes = job.n_classes * max(4, job.logits.itemsize)
-        job.streams = out is not None and job.n_rows * row_bytes >= STREAM_FROM
-        job.block_rows = lanes_rows(job)
-        by_lanes = job.block_rows > 0
-        if not by_lanes:
-            job.block_rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
-        job.rows_at_once = job.block_rows
-        job.keeps_exps = (
-            (job.second_pass == GRADIENT or job.second_pass == SOFTMAX)
-            and not by_lanes
-            and job.lse_in.data == NULL
-        )
-        if job.streams and not by_lanes and (job.keeps_exps or job.second_pass == LOG_SOFTMAX):
-            # While rows of a block are written, others are summed: not those that come last.
-            job.rows_at_once = max(1, job.rows_at_once // 2)
-            job.block_rows = job.rows_at_once * max(1, min(16, job.n_rows // (64 * job.rows_at_once)))
-        # Rows' exponentials in whole groups of vectors
-        job.kept_bytes = in_lines(job.rows_at_once * (row_bytes + 256)) + PAGE
-        job.keeps_exps = job.keeps_exps and job.kept_bytes <= KEEP_BYTES
+        scratch_bytes = plan_rows(job)
         job.parts = NULL
-        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and not by_lanes:
+        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and not lanes_rows(job):
             return self.run_parts(job, num_threads)
-        return run(
-            job, self.table.softmax_block, job.n_rows, job.block_rows,
-            KEPT_SCALES_BYTES + 2 * job.kept_bytes if job.keeps_exps else 0, num_threads,
-        )
+        return run(job, self.table.softmax_block, job.n_rows, job.block_rows, scratch_bytes, num_threads)
 
     cdef block_result run_parts(self, softmax_job *job, int num_threads) except *:
         """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass."""

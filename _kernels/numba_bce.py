@@ -22,19 +22,20 @@ from logitloss._kernels.elementary import elementary
 from logitloss._kernels.vectors import inline, outline
 
 PREFETCH_BYTES = 8192
-# Vectors that are summed in one chain, and chains whose e are joined
-CHAIN, JOINED = 32, 2
+# Registers worked on step by step, and turns of so many that are summed in one chain, and their e joined
+REGISTERS, CHAIN = 4, 16
 
 
 class Operands(NamedTuple):
-    """Addresses of reals, a whole number of vectors. What lies behind the block's adds nothing to a total.
+    """Addresses of reals, a whole number of turns. What lies behind the block's adds nothing to a total.
 
-    A step is -1, or 0 where one vector is for all. `out` is 0 where it is not wanted, `stream` where `out` is
-    no tile on its way there, around the cache.
+    A step is -1, or 0 where one vector is for all. `target` is of bytes, none above `largest`, if that is not
+    0. `out` is 0 where it is not wanted, `stream` where `out` is no tile on its way there, around the cache.
     """
 
     x: int
     target: int
+    largest: int
     weight: int
     weight_step: int
     pos_weight: int
@@ -46,56 +47,78 @@ class Operands(NamedTuple):
     stream: int
 
 
-def writer(ops: SimpleNamespace) -> SimpleNamespace:
-    """Return the functions that send a tile's results around the cache, whole lines as they are complete."""
-    load, stream, load_one, store_one = ops.load, ops.stream, ops.load_one, ops.store_one
-    size, vector_bytes = ops.size, ops.size * ops.lanes
-
-    @inline
-    def start(to):
-        """Return how many bytes of results come before the first whole line."""
-        return -to % 64
-
-    @inline
-    def drained(to, tile, done, at):
-        """Send the lines complete at `at`; return how far."""
-        end = done + (at - done) // 64 * 64
-        for i in range(done, end, vector_bytes):
-            stream(to + i, load(tile + i))
-        return end
-
-    @inline
-    def finish(to, tile, done, n_bytes):
-        """Store what is left before the first line and after the last."""
-        for i in range(0, min(start(to), n_bytes), size):
-            store_one(to + i, load_one(tile + i))
-        for i in range(done, n_bytes, size):
-            store_one(to + i, load_one(tile + i))
-
-    return SimpleNamespace(start=start, drained=drained, finish=finish)
-
-
 def passes(real: Any) -> SimpleNamespace:
     """Return the passes over a block in one real type, or what makes one `fused` with the gradient's."""
-    ops = vectors.operations(real)
-    vector_bytes, chain_bytes = ops.lanes * ops.size, CHAIN * ops.lanes * ops.size
+    ops, narrow = vectors.operations(real, REGISTERS), vectors.operations(real)
+    vector_bytes, size = ops.lanes * ops.size, ops.size
+    chain_bytes, register_bytes = CHAIN * vector_bytes, narrow.lanes * size
     fma, absolute, maximum, where = ops.fma, ops.absolute, ops.maximum, ops.where
-    load, store, splat, lanes_sum = ops.load, ops.store, ops.splat, ops.lanes_sum
-    flipped, has_minus = vectors.flipped, vectors.has_minus
-    prefetch = vectors.prefetcher(chain_bytes)
+    load, store, splat, parts, lanes_sum = ops.load, ops.store, ops.splat, ops.parts, narrow.lanes_sum
+    load_register, store_register, all_of = narrow.load, narrow.store, narrow.splat
+    stream, load_one, store_one = narrow.stream, ops.load_one, ops.store_one
+    load_bytes = vectors.byte_loader(real, ops.lanes)
+    flipped, has_minus, either, any_lane = (
+        vectors.flipped,
+        vectors.has_minus,
+        vectors.either,
+        vectors.any_lane,
+    )
+    prefetch, prefetch_bytes = vectors.prefetcher(vector_bytes), vectors.prefetcher(ops.lanes)
     near, flushed = elementary(inline, real), elementary(inline, real, headroom=0)
     exp_parts, exp_flushed, log1p, log1p_unit = near.exp_parts, flushed.exp_parts, near.log1p, near.log1p_unit
-    to = writer(ops)
-    start, drained, finish = to.start, to.drained, to.finish
     # exp_parts' e are so much too large, and none is subnormal.
     above, unit = real(1 / near.unit), near.unit
     zero, one, infinity = real(0), real(1), real(np.inf)
 
+    # ---- operands ----
+
+    @inline
+    def load_x(given, i):
+        prefetch(given.x + i, PREFETCH_BYTES)
+        return load(given.x + i)
+
+    @inline
+    def load_target(given, i):
+        if given.largest:
+            at = given.target + i // size
+            prefetch_bytes(at, PREFETCH_BYTES // size)
+            return load_bytes(at, given.largest)
+        prefetch(given.target + i, PREFETCH_BYTES)
+        return load(given.target + i)
+
+    # Results whose lines are complete go around the cache while the next are made: a burst of them would let
+    # memory wait, and what was just stored could not be loaded across its vectors.
+
+    @inline
+    def drain(given, i):
+        if given.stream and i > 0:
+            first = i - vector_bytes + (-given.stream & 63)
+            for j in range(0, vector_bytes, register_bytes):
+                stream(given.stream + first + j, load_register(given.out + first + j))
+
+    @outline
+    def finish(given, n_bytes):
+        """Store what is left before the first line that was drained, and after the last."""
+        head = -given.stream & 63
+        done = head + n_bytes - vector_bytes
+        for i in range(0, head, size):
+            store_one(given.stream + i, load_one(given.out + i))
+        end = done + (n_bytes - done) // 64 * 64
+        for i in range(done, end, register_bytes):
+            stream(given.stream + i, load_register(given.out + i))
+        for i in range(end, n_bytes, size):
+            store_one(given.stream + i, load_one(given.out + i))
+
     # ---- sums ----
 
     @inline
+    def in_one(chain):
+        a, b, c, d = parts(chain)
+        return (a + b) + (c + d)
+
+    @inline
     def folded(total, lost, chain):
-        """Add a chain to a sum; what that loses to rounding is kept apart."""
+        """Add a chain, in one register, to a sum; what that loses to rounding is kept apart."""
         new = total + chain
         added = new - total
         return new, lost + ((total - (new - added)) + (chain - added))
@@ -105,25 +128,27 @@ def passes(real: Any) -> SimpleNamespace:
         return lanes_sum(where(absolute(total) < infinity, total + lost, total))
 
     @inline
-    def logs(products, n, total, lost):
-        """Add log1p of n products that lie in memory."""
-        chain = splat(zero)
-        for k in range(n):
-            chain = chain + log1p(load(products + k * vector_bytes))
-        return folded(total, lost, chain)
+    def with_e(product, e, unit):
+        return fma(product, fma(e, unit, one), e)
+
+    @inline
+    def joined(product):
+        """Join the registers of a product in one."""
+        a, b, c, d = parts(product)
+        return with_e(with_e(a, b, one), with_e(c, d, one), one)
 
     # ---- totals with all weights 1 ----
 
     @inline
     def plain_step(given, i, chain, product):
-        x, y = load(given.x + i), load(given.target + i)
+        x, y = load_x(given, i), load_target(given, i)
         fraction, power = exp_flushed(-absolute(x))
         e = fraction * power
         return chain + fma(x, -y, maximum(x, zero)), fma(product, one + e, e)
 
     @inline
     def plain_step_fused(given, i, chain, product):
-        x, y = load(given.x + i), load(given.target + i)
+        x, y = load_x(given, i), load_target(given, i)
         fraction, power = exp_parts(-absolute(x))
         e = fraction * power
         one_plus = fma(e, unit, one)
@@ -137,90 +162,79 @@ def passes(real: Any) -> SimpleNamespace:
 
         @outline
         def plain(given, n_bytes, products):
-            zeros = splat(zero)
-            total, lost, product = zeros, zeros, zeros
-            n_products, i = 0, 0
-            done = start(given.stream)
+            total, lost = all_of(zero), all_of(zero)
+            at, i = products, 0
             while i < n_bytes:
-                prefetch(given.x + i, PREFETCH_BYTES)
-                prefetch(given.target + i, PREFETCH_BYTES)
-                end, chain = min(i + chain_bytes, n_bytes), zeros
+                end, chain, product = min(i + chain_bytes, n_bytes), splat(zero), splat(zero)
                 while i < end:
                     chain, product = step(given, i, chain, product)
+                    if fused:
+                        drain(given, i)
                     i += vector_bytes
-                total, lost = folded(total, lost, chain)
-                if i % (JOINED * chain_bytes) == 0 or i == n_bytes:
-                    store(products + n_products * vector_bytes, product * product_unit)
-                    product = zeros
-                    n_products += 1
-                if fused and given.stream:
-                    done = drained(given.stream, given.out, done, i)
+                total, lost = folded(total, lost, in_one(chain))
+                store_register(at, joined(product * product_unit))
+                at += register_bytes
             if fused and given.stream:
-                finish(given.stream, given.out, done, n_bytes)
-            return whole_sum(*logs(products, n_products, total, lost))
+                finish(given, n_bytes)
+            logs = all_of(zero)  # after all: one waits for no other
+            for k in range(products, at, register_bytes):
+                logs = logs + log1p(load_register(k))
+            return whole_sum(*folded(total, lost, logs))
 
         return plain
 
     # ---- targets 0 and 1, and one weight for the positive: z = x with its sign changed for those,
     #      loss = max(z, 0) + log1p(e), gradient = sigmoid(z), each times a weight; two scales, by class ----
 
-    @inline
-    def class_step(given, i, chain, product, positive_product, pos_weight, scales):
-        x, is_positive = load(given.x + i), load(given.target + i) == one
-        fraction, power = exp_flushed(-absolute(x))
-        e = fraction * power
-        chain = fma(where(is_positive, pos_weight, one), maximum(zero, where(is_positive, -x, x)), chain)
-        negative, positive = where(is_positive, zero, e), where(is_positive, e, zero)
-        product = fma(product, one + negative, negative)
-        return chain, product, fma(positive_product, one + positive, positive)
-
-    @inline
-    def class_step_fused(given, i, chain, product, positive_product, pos_weight, scales):
-        x, is_positive = load(given.x + i), load(given.target + i) == one
-        fraction, power = exp_parts(-absolute(x))
-        e = fraction * power
-        z = where(is_positive, -x, x)
-        chain = fma(where(is_positive, pos_weight, one), maximum(zero, z), chain)
-        slope = where(has_minus(z), e, above) / fma(e, unit, one)
-        store(given.out + i, slope * where(is_positive, load(scales + vector_bytes), load(scales)))
-        negative, positive = where(is_positive, zero, e), where(is_positive, e, zero)
-        product = fma(product, fma(negative, unit, one), negative)
-        return chain, product, fma(positive_product, fma(positive, unit, one), positive)
-
     def class_pass(fused):
-        step, product_unit = (class_step_fused, unit) if fused else (class_step, one)
+        exp, e_unit = (exp_parts, unit) if fused else (exp_flushed, one)
+
+        @inline
+        def step(given, i, chain, product, positive_product, soft, pos_weight, scales):
+            x, y = load_x(given, i), load_target(given, i)
+            soft = either(soft, fma(y, y, -y))
+            is_positive = y == one
+            fraction, power = exp(-absolute(x))
+            e = fraction * power
+            z = where(is_positive, -x, x)
+            chain = fma(where(is_positive, pos_weight, one), maximum(zero, z), chain)
+            if fused:
+                slope = where(has_minus(z), e, above) / fma(e, unit, one)
+                store(given.out + i, slope * where(is_positive, load(scales + vector_bytes), load(scales)))
+            negative, positive = where(is_positive, zero, e), where(is_positive, e, zero)
+            product = with_e(product, negative, e_unit)
+            return chain, product, with_e(positive_product, positive, e_unit), soft
 
         @outline
         def by_class(given, n_bytes, products, scales):
-            zeros, pos_weight = splat(zero), load(given.pos_weight)
-            total, lost, product, positive_product = zeros, zeros, zeros, zeros
-            n_products, i = 0, 0
-            done = start(given.stream)
+            """Return the total, or NaN if the targets are not of that kind after all."""
+            total, lost, soft = all_of(zero), all_of(zero), splat(zero)
+            pos_weight = load(given.pos_weight)
+            at, i = products, 0
             while i < n_bytes:
-                prefetch(given.x + i, PREFETCH_BYTES)
-                prefetch(given.target + i, PREFETCH_BYTES)
-                end, chain = min(i + chain_bytes, n_bytes), zeros
+                end, chain = min(i + chain_bytes, n_bytes), splat(zero)
+                product, positive_product = splat(zero), splat(zero)
                 while i < end:
-                    chain, product, positive_product = step(
-                        given, i, chain, product, positive_product, pos_weight, scales
+                    chain, product, positive_product, soft = step(
+                        given, i, chain, product, positive_product, soft, pos_weight, scales
                     )
+                    if fused:
+                        drain(given, i)
                     i += vector_bytes
-                total, lost = folded(total, lost, chain)
-                if i % (JOINED * chain_bytes) == 0 or i == n_bytes:
-                    at = products + 2 * n_products * vector_bytes
-                    store(at, product * product_unit)
-                    store(at + vector_bytes, positive_product * product_unit)
-                    product, positive_product = zeros, zeros
-                    n_products += 1
-                if fused and given.stream:
-                    done = drained(given.stream, given.out, done, i)
+                total, lost = folded(total, lost, in_one(chain))
+                store_register(at, joined(product * e_unit))
+                store_register(at + register_bytes, joined(positive_product * e_unit))
+                at += 2 * register_bytes
             if fused and given.stream:
-                finish(given.stream, given.out, done, n_bytes)
-            chain = zeros
-            for k in range(n_products):
-                at = products + 2 * k * vector_bytes
-                chain = chain + fma(pos_weight, log1p(load(at + vector_bytes)), log1p(load(at)))
-            return whole_sum(*folded(total, lost, chain))
+                finish(given, n_bytes)
+            weight, logs = load_register(given.pos_weight), all_of(zero)
+            for k in range(products, at, 2 * register_bytes):
+                positive = log1p(load_register(k + register_bytes))
+                logs = logs + fma(weight, positive, log1p(load_register(k)))
+            total, lost = folded(total, lost, logs)
+            a, b, c, d = parts(soft)
+            is_soft = any_lane(either(either(a, b), either(c, d)) != zero)
+            return np.nan if is_soft else whole_sum(total, lost)
 
         return by_class
 
@@ -228,15 +242,15 @@ def passes(real: Any) -> SimpleNamespace:
 
     def weighted_pass(fused, careful):
         @inline
-        def step(given, i, weight_at, pos_weight_at, keep, spread):
-            x, y = load(given.x + i), load(given.target + i)
+        def step(given, i, keep, spread):
+            x, y = load_x(given, i), load_target(given, i)
             fraction, power = exp_parts(-absolute(x))
             e = fraction * (power * unit)
             negative, positive = one - y, y
             if careful:  # `negative` is no difference of rounded numbers
                 negative, positive = fma(negative, keep, spread), fma(positive, keep, spread)
-            positive = positive * load(pos_weight_at)
-            weight = load(weight_at)
+            positive = positive * load(given.pos_weight + (i & given.pos_weight_step))
+            weight = load(given.weight + (i & given.weight_step))
             slope, q = where(has_minus(x), -positive, negative), negative + positive
             if fused:
                 small = flipped(e, x) / (one + e)
@@ -250,28 +264,18 @@ def passes(real: Any) -> SimpleNamespace:
 
         @outline
         def weighted(given, n_bytes, keep, spread):
-            zeros = splat(zero)
-            total, lost = zeros, zeros
-            i, done = 0, start(given.stream)
-            weight_at, pos_weight_at = given.weight, given.pos_weight
-            weight_step, pos_weight_step = (
-                vector_bytes & given.weight_step,
-                vector_bytes & given.pos_weight_step,
-            )
+            total, lost = all_of(zero), all_of(zero)
+            i = 0
             while i < n_bytes:
-                prefetch(given.x + i, PREFETCH_BYTES)
-                prefetch(given.target + i, PREFETCH_BYTES)
-                end, chain = min(i + chain_bytes, n_bytes), zeros
+                end, chain = min(i + chain_bytes, n_bytes), splat(zero)
                 while i < end:
-                    chain = chain + step(given, i, weight_at, pos_weight_at, keep, spread)
-                    weight_at += weight_step
-                    pos_weight_at += pos_weight_step
+                    chain = chain + step(given, i, keep, spread)
+                    if fused:
+                        drain(given, i)
                     i += vector_bytes
-                total, lost = folded(total, lost, chain)
-                if fused and given.stream:
-                    done = drained(given.stream, given.out, done, i)
+                total, lost = folded(total, lost, in_one(chain))
             if fused and given.stream:
-                finish(given.stream, given.out, done, n_bytes)
+                finish(given, n_bytes)
             return whole_sum(total, lost)
 
         return weighted
@@ -279,35 +283,26 @@ def passes(real: Any) -> SimpleNamespace:
     # ---- sigmoid ----
 
     def sigmoid_pass(log):
-        @inline
-        def step(given, i):
-            x = load(given.x + i)
-            fraction, power = exp_parts(-absolute(x))
-            e = fraction * (power * unit)
-            if log:
-                store(given.out + i, where(x > zero, zero, x) - log1p_unit(e))
-            else:
-                store(given.out + i, where(x > zero, one, e) / (one + e))
-
         @outline
         def sigmoid(given, n_bytes):
-            i, done = 0, start(given.stream)
-            while i < n_bytes:
-                prefetch(given.x + i, PREFETCH_BYTES)
-                end = min(i + chain_bytes, n_bytes)
-                while i < end:
-                    step(given, i)
-                    i += vector_bytes
-                if given.stream:
-                    done = drained(given.stream, given.out, done, i)
+            for i in range(0, n_bytes, vector_bytes):
+                x = load_x(given, i)
+                fraction, power = exp_parts(-absolute(x))
+                e = fraction * (power * unit)
+                if log:
+                    store(given.out + i, where(x > zero, zero, x) - log1p_unit(e))
+                else:
+                    store(given.out + i, where(x > zero, one, e) / (one + e))
+                drain(given, i)
             if given.stream:
-                finish(given.stream, given.out, done, n_bytes)
+                finish(given, n_bytes)
 
         return sigmoid
 
     return SimpleNamespace(
         sigmoid=sigmoid_pass,
         unit=unit,
+        vector_bytes=vector_bytes,
         plain=plain_pass,
         by_class=class_pass,
         weighted=weighted_pass,

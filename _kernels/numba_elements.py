@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 from logitloss._kernels import vectors
-from logitloss._kernels.numba_bce import PREFETCH_BYTES, Operands, passes
+from logitloss._kernels.numba_bce import REGISTERS, Operands, passes
 from logitloss._kernels.numba_job import (
     BCE,
+    BCE_WITH_LOGITS,
     KL_DIV,
     block_range,
     found_at,
@@ -49,14 +50,12 @@ def kernels(item: str) -> SimpleNamespace:
     """Return the kernel for blocks in one real type, f32 or f64, of items of any kind."""
     real = np.float64 if item == "f64" else np.float32
     own_kind = vectors.ITEMS.index("f64" if real is np.float64 else "f32")
-    ops, steps, bce = vectors.operations(real), job_steps(real), passes(real)
+    ops, steps, bce = vectors.operations(real, REGISTERS), job_steps(real), passes(real)
     lanes, size, vector_bytes = ops.lanes, ops.size, ops.lanes * ops.size
     load, store, splat, absolute = ops.load, ops.store, ops.splat, ops.absolute
     load_one, store_one, load_any = ops.load_one, ops.store_one, vectors.any_loader(real)
-    load_u8, minimum = vectors.loader("u8", real, lanes), ops.minimum
-    prefetch = vectors.prefetcher(BLOCK_BYTES // size)
     items, put_items, any_lane = steps.items, steps.put_items, vectors.any_lane
-    fma, fence = ops.fma, vectors.fence
+    load_byte, fence = vectors.loader("u8", real), vectors.fence
     zero, half, one = real(0), real(0.5), real(1)
     unit = bce.unit
 
@@ -79,12 +78,6 @@ def kernels(item: str) -> SimpleNamespace:
     @outline
     def operand(view, first, n, whole, behind, tile):
         """Return the address of n elements followed by `behind`."""
-        if (view.kind == _U8 or view.kind == _BOOL) and n == whole and is_run(view, 1, first, n):
-            at, largest = place(view, first), one if view.kind == _BOOL else real(255)
-            for i in range(0, n, lanes):
-                store(tile + i * size, minimum(load_u8(at + i), splat(largest)))
-            prefetch(at, PREFETCH_BYTES // size)
-            return tile
         at = items(view, first, n, tile)
         if n == whole:
             return at
@@ -126,15 +119,6 @@ def kernels(item: str) -> SimpleNamespace:
                         return j
             store(tile + i * size, half * (t + one))
         return -1
-
-    @outline
-    def is_hard(target, n_bytes):
-        """Whether all targets are 0 or 1."""
-        soft = splat(zero)
-        for i in range(0, n_bytes, vector_bytes):
-            y = load(target + i)
-            soft = soft + absolute(fma(y, y, -y))
-        return not any_lane(soft != zero)
 
     # ---- losses ----
 
@@ -178,8 +162,16 @@ def kernels(item: str) -> SimpleNamespace:
         """Return a block's operands, and the number of the first bad element or -1."""
         whole, bad = -(-n // lanes) * lanes, -1
         x = operand(job.logits, first, n, whole, real(_NEVER), scratch)
-        target = x
-        if job.target.address:
+        target, largest, kind = x, 0, job.target.kind
+        if (
+            job.operation == BCE_WITH_LOGITS
+            and kind in (_U8, _BOOL)
+            and not job.signed
+            and n == whole
+            and is_run(job.target, 1, first, n)
+        ):
+            target, largest = place(job.target, first), 1 if kind == _BOOL else 255
+        elif job.target.address:
             tile = scratch + BLOCK_BYTES
             target = operand(job.target, first, n, whole, real(-1 if job.signed else 0), tile)
             if job.signed:
@@ -203,7 +195,18 @@ def kernels(item: str) -> SimpleNamespace:
                 else:
                     out = place(job.out, first)
         given = Operands(
-            x, target, weight, weight_step, pos_weight, pos_weight_step, scale, scale_step, loss, out, stream
+            x,
+            target,
+            largest,
+            weight,
+            weight_step,
+            pos_weight,
+            pos_weight_step,
+            scale,
+            scale_step,
+            loss,
+            out,
+            stream,
         )
         return given, first + bad if bad >= 0 else -1
 
@@ -234,14 +237,16 @@ def kernels(item: str) -> SimpleNamespace:
                     return plain(given, n_bytes, products), ORDINARY
                 # Those exponentials are too large: their unit goes into the scale, if it can.
                 can_scale = not fused or abs(scale) > real(2.0**-60)
-                known_hard = job.target.kind == _BOOL or job.signed != 0
-                is_by_class = can_scale and is_number(job.pos_weight)
-                if is_by_class and (known_hard or is_hard(given.target, n_bytes)):
+                y = real(load_byte(given.target)) if given.largest else load_one(given.target)
+                # If the first is soft, others will be.
+                if can_scale and is_number(job.pos_weight) and y in (zero, one):
                     pos_weight = number_of(job.pos_weight)
                     scales = products + PAGE // 2
                     store(scales, splat(scale * unit))
                     store(scales + vector_bytes, splat(-pos_weight * scale * unit))
-                    return by_class(given, n_bytes, products, scales), ORDINARY * max(1.0, pos_weight)
+                    total = by_class(given, n_bytes, products, scales)
+                    if not np.isnan(total):
+                        return total, ORDINARY * max(1.0, pos_weight)
             return weighted(given, n_bytes, one, zero), ORDINARY
 
         def block(jobs, number, scratch, results):

@@ -66,11 +66,14 @@ def _held(builder: Any, vector: ir.Constant) -> Any:
     """
     if VECTOR_BYTES != 32:
         return vector
-    kind = vector.type
-    call = builder.asm(ir.FunctionType(kind, [kind]), "", "=x,0", [vector], side_effect=False)
-    call.attributes.add("nounwind")
-    call.attributes.add("readnone")
-    return call
+    count = vector.type.count
+    n = min(count, VECTOR_BYTES // (8 if isinstance(vector.type.element, ir.DoubleType) else 4))
+    kind = ir.VectorType(vector.type.element, n)
+    one = ir.Constant(kind, vector.constant[:n])
+    held = builder.asm(ir.FunctionType(kind, [kind]), "", "=x,0", [one], side_effect=False)
+    held.attributes.add("nounwind")
+    held.attributes.add("readnone")
+    return held if n == count else builder.shuffle_vector(held, held, _indices([0] * count))
 
 
 def _splat(builder: Any, number: Any, vector: ir.VectorType) -> Any:
@@ -226,6 +229,11 @@ def _emit_flipped(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
     return builder.bitcast(builder.xor(builder.bitcast(x, bits), signs), kind)
 
 
+def _emit_either(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
+    bits = _bits_of(kind)
+    return builder.bitcast(builder.or_(builder.bitcast(x, bits), builder.bitcast(y, bits)), kind)
+
+
 def _emit_exponent(builder: Any, kind: ir.Type, x: Any) -> Any:
     bits = _bits_of(kind)
     bias = 1023 if _mantissa_bits(bits) == 52 else 127
@@ -246,6 +254,8 @@ low_bits_as_exponent = _elementwise(_emit_shifted, 1)
 # Of a positive normal number, x = mantissa * 2**exponent with 1 <= mantissa < 2
 exponent_of = _elementwise(_emit_exponent, 1)
 mantissa_of = _elementwise(_emit_mantissa, 1)
+# The bits that either has
+either = _elementwise(_emit_either, 2)
 # x with its sign changed where y has a minus, be it of zero or NaN
 flipped = _elementwise(_emit_flipped, 2)
 
@@ -459,6 +469,25 @@ def loader(item: str, real: Any, n: int = 1) -> Any:
             return _to_real(builder, item, value, context.get_value_type(number))
 
         return result(types.intp), generate
+
+    return load
+
+
+def byte_loader(real: Any, n: int) -> Any:
+    """Return a function that loads n bytes as a vector of reals, none above `largest`."""
+    number = types.float64 if real is np.float64 else types.float32
+    stored = ir.VectorType(_BYTE, n)
+
+    @intrinsic
+    def load(typingctx: Any, address: Any, largest: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = builder.load(builder.inttoptr(args[0], stored.as_pointer()))
+            value.align = 1
+            bound = _splat(builder, builder.trunc(args[1], _BYTE), stored)
+            value = builder.select(builder.icmp_unsigned("<", value, bound), value, bound)
+            return _to_real(builder, "u8", value, context.get_value_type(number))
+
+        return Vector(number, n)(types.intp, types.intp), generate
 
     return load
 
@@ -851,12 +880,30 @@ def stream(to: int, source: int, n: int) -> None:
 # ---- of one real type ----
 
 
-def operations(real: Any) -> SimpleNamespace:
-    """Return the operations whose vectors have reals of one type, with those above."""
+def operations(real: Any, registers: int = 1) -> SimpleNamespace:
+    """Return the operations whose vectors have reals of one type, with those above.
+
+    A vector of several registers is worked on step by step: as each step waits for the one before, a
+    processor looks ahead in one vector's chain no further than its end.
+    """
     item = "f64" if real is np.float64 else "f32"
     number = types.float64 if real is np.float64 else types.float32
-    n = VECTOR_BYTES // itemsize(item)
+    n = registers * VECTOR_BYTES // itemsize(item)
     vector = Vector(number, n)
+
+    @intrinsic
+    def parts(typingctx: Any, x: Any) -> Any:
+        """Return the registers of a vector."""
+        width = n // registers
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            each = [
+                builder.shuffle_vector(args[0], args[0], _indices(list(range(i, i + width))))
+                for i in range(0, n, width)
+            ]
+            return context.make_tuple(builder, sig.return_type, each)
+
+        return types.UniTuple(Vector(number, width), registers)(vector), generate
 
     @intrinsic
     def splat(typingctx: Any, x: Any) -> Any:
@@ -935,6 +982,7 @@ def operations(real: Any) -> SimpleNamespace:
         minimum=minimum,
         where=where,
         splat=splat,
+        parts=parts,
         lanes_from=lanes_from,
         lane=lane,
         lanes_max=lanes_max,

@@ -3,7 +3,6 @@
 Run as a program, `compile_ptx.py 8.0 9.0`, with compute capabilities, by test_ptx.
 """
 
-import itertools
 import json
 import re
 import subprocess
@@ -13,11 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba.cuda.compiler
 import numba.cuda.dispatcher
 from logitloss._kernels import cuda_elements, cuda_rows, cuda_scaled, cuda_totals
 from logitloss._kernels.cuda_classes import Rows
 from logitloss._kernels.cuda_elements import Elements
-from numba import cuda, types
+from numba import types
 
 LONG, DOUBLE = types.int64, types.float64
 # One joined axis of rows: (address, kind, class stride, row stride)
@@ -105,30 +105,34 @@ def resources(ptxas, ptx, capability):
 
 
 def main():
-    capabilities = [tuple(map(int, argument.split("."))) for argument in sys.argv[1:]]
+    capabilities = {argument: tuple(map(int, argument.split("."))) for argument in sys.argv[1:]}
+    first = next(iter(capabilities.values()))
     # Device functions are compiled once, for the current device, of which there is none.
-    device = SimpleNamespace(compute_capability=capabilities[0])
+    device = SimpleNamespace(compute_capability=first)
     numba.cuda.dispatcher.get_current_device = lambda: device
-    ptxas, found = find_ptxas(), {argument: {} for argument in sys.argv[1:]}
-    for kernel, (argument, capability) in itertools.product(
-        all_kernels(), zip(sys.argv[1:], capabilities, strict=True)
-    ):
-        name, function, signature, resident, vector, writes, item = kernel
-        ptx, _ = cuda.compile_ptx(function, signature, cc=capability, **cuda_rows.options(resident))
-        registers, stack, spills = resources(ptxas, ptx, capability) if ptxas else (None, 0, 0)
-        found[argument][name] = {
-            "vector": vector,
-            "writes": writes,
-            "float32": item != "f64" and vector and "bce'," not in name,
-            "exponentials": sorted(set(re.findall(r"ex2\.[a-z0-9.]*f32", ptx))),
-            "vector_loads": len(re.findall(r"ld\.global\.v4\.u32", ptx)),
-            "vector_stores": len(re.findall(r"st\.global\.v4\.u32", ptx)),
-            "local": bool(re.search(r"\.local\b", ptx)),
-            "resident": resident,
-            "registers": registers,
-            "stack": stack,
-            "spills": spills,
-        }
+    ptxas, found = find_ptxas(), {argument: {} for argument in capabilities}
+    for name, function, signature, resident, vector, writes, item in all_kernels():
+        # cuda.compile_ptx in two steps: the first, types and LLVM's language, is the same for all
+        # capabilities and takes ten times as long as the second.
+        library, _ = numba.cuda.compiler._compile_pyfunc_with_fixup(
+            function, signature, device=False, cc=first, abi="numba", **cuda_rows.options(resident)
+        )
+        for argument, capability in capabilities.items():
+            ptx = library.get_asm_str(cc=capability)
+            registers, stack, spills = resources(ptxas, ptx, capability) if ptxas else (None, 0, 0)
+            found[argument][name] = {
+                "vector": vector,
+                "writes": writes,
+                "float32": item != "f64" and vector and "bce'," not in name,
+                "exponentials": sorted(set(re.findall(r"ex2\.[a-z0-9.]*f32", ptx))),
+                "vector_loads": len(re.findall(r"ld\.global\.v4\.u32", ptx)),
+                "vector_stores": len(re.findall(r"st\.global\.v4\.u32", ptx)),
+                "local": bool(re.search(r"\.local\b", ptx)),
+                "resident": resident,
+                "registers": registers,
+                "stack": stack,
+                "spills": spills,
+            }
     print(json.dumps(found))
 
 

@@ -55,10 +55,20 @@ def dtype(request):
     return DTYPES[request.param]
 
 
+def group_of(item):
+    """Return the tests that one process takes, where several do: a file's, or those that share kernels."""
+    params = getattr(item, "callspec", None) and item.callspec.params
+    return (params or {}).get("backend") or {"test_njit": "numba"}.get(item.path.stem, item.path.stem)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leave the slow tests out unless `-m` says which are wanted, and most of what would be simulated."""
     if simulator.is_used():
         simulator.spread(items)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("slow"):

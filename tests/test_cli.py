@@ -298,7 +298,13 @@ def test_no_progress_without_a_terminal(pair):
 def test_progress_on_a_terminal_and_interrupt(long_work):
     terminal, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(long_work, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+
+    def heed():
+        # A shell's job in the background ignores Ctrl-C, and so would its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    options = {"stdout": subprocess.PIPE, "stderr": theirs, "env": environment, "preexec_fn": heed}
+    with subprocess.Popen(long_work, **options) as process:
         os.close(theirs)
         shown = ""
 

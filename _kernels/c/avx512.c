@@ -5,5 +5,6 @@
 #define VECTOR_X86
 #define VECTOR_FMA
 #define VECTOR_AVX512
+#define VECTORS_AT_ONCE 4
 #include "stamp.h"
 #endif

@@ -120,6 +120,36 @@ ptrdiff_t lanes_rows(const softmax_job *job)
     return most < 64 ? 64 : most / 64 * 64;
 }
 
+/* How a job whose arrays are described goes through its rows; returns the bytes of scratch that a thread
+ * needs. */
+size_t plan_rows(softmax_job *job)
+{
+    int itemsize = job->logits.itemsize < 4 ? 4 : job->logits.itemsize;
+    ptrdiff_t row_bytes = job->n_classes * itemsize;
+    job->streams = job->out.data && job->n_rows * row_bytes >= STREAM_FROM;
+    job->block_rows = job->rows_at_once = lanes_rows(job);
+    job->kept_bytes = 0;
+    job->keeps_exps = 0;
+    if (job->block_rows)
+        return 0;
+    ptrdiff_t fitting = row_bytes ? BLOCK_BYTES / row_bytes : BLOCK_ROWS;
+    job->rows_at_once = fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
+    job->keeps_exps =
+        (job->second_pass == GRADIENT || job->second_pass == SOFTMAX) && job->lse_in.data == NULL;
+    job->block_rows = job->rows_at_once;
+    if (job->streams && (job->keeps_exps || job->second_pass == LOG_SOFTMAX)) {
+        /* While rows of a block are written, others are summed: not those that come last. */
+        job->rows_at_once = job->rows_at_once > 1 ? job->rows_at_once / 2 : 1;
+        ptrdiff_t times = job->n_rows / (64 * job->rows_at_once);
+        job->block_rows = job->rows_at_once * (times < 1 ? 1 : times < 16 ? times : 16);
+    }
+    /* Rows' exponentials in whole groups of vectors */
+    size_t kept = (size_t)(job->rows_at_once * (row_bytes + 256));
+    job->kept_bytes = (kept + 63) / 64 * 64 + PAGE;
+    job->keeps_exps = job->keeps_exps && job->kept_bytes <= KEEP_BYTES;
+    return job->keeps_exps ? KEPT_SCALES_BYTES + 2 * job->kept_bytes : 0;
+}
+
 void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
     (void)scratch;

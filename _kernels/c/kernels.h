@@ -19,7 +19,13 @@ enum {
     PAGE = 4096,
     QUARTER_PAGE = PAGE / 4,
     SEGMENT = 1 << 18,
-    PART_BYTES = 128
+    PART_BYTES = 128,
+    /* A second pass writes around the cache when its output is larger than any cache. */
+    STREAM_FROM = 1 << 25,
+    /* A block's logits stay in the second-level cache for the second pass. */
+    BLOCK_BYTES = 1 << 17,
+    /* A block's exponentials are kept for the second pass, if they are no more than this. */
+    KEEP_BYTES = 1 << 20
 };
 
 /* Of the path with a row in each lane (lanes_block.h) */
@@ -119,6 +125,7 @@ const kernel_table *const *logitloss_tables(void);
 /* Common to all instruction sets (common.c). */
 ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
 ptrdiff_t lanes_rows(const softmax_job *job);
+size_t plan_rows(softmax_job *job);
 ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int64_t *labels,
                       block_result *result);
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);

@@ -16,7 +16,7 @@ enum {
     V(LANES_MOST) = sizeof(V(real)) == 8 ? 800 : 80,
     /* Classes a sweep takes at a time: as many streams from memory */
     V(SWEEP) = 8,
-    V(AHEAD) = 1024 / sizeof(V(real)),
+    V(AHEAD) = 512 / sizeof(V(real)),
     /* The padding keeps what belongs to a row, or to its classes, out of one set of the cache. */
     V(LANES_STRIDE) = LANES_ROWS + V(LINE),
     V(LANES_TILE) = LANES_TILE_BYTES / sizeof(V(real)) + V(LINE)

@@ -59,6 +59,26 @@ static void V(scale_rows)(V(lanes) *rows, const V(real) *first)
         rows->exp_scale[lane / V(LANES)] = V(exp_scale_of)(V(first_exponent)(V(load)(first + lane)));
 }
 
+/* A class's exponential to `own` where it is the label's, elsewhere it stays among the others'; those of an
+ * odd number join the ones before. Said by which label it is not, AVX-512 takes an operation for each. */
+INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *own)
+{
+#ifdef VECTOR_AVX512
+    V(mask) is_other = V(differ_bits)(label, V(all_bits)((V(bits))c));
+    *own = V(choose)(is_other, *own, power[c]);
+    if (c % 2)
+        power[c - 1] = V(add_kept)(is_other, power[c - 1], power[c]);
+    else
+        power[c] = V(keep)(is_other, power[c]);
+#else
+    V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
+    *own = V(choose)(is_label, power[c], *own);
+    power[c] = V(drop)(is_label, power[c]);
+    if (c % 2)
+        power[c - 1] += power[c];
+#endif
+}
+
 /* Add classes from first_class on to others (`sum`) and own (`peak`). The exponentials go to `e`, if not
  * NULL; it may be x. */
 INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
@@ -68,7 +88,6 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
-        V(vector) ceiling = scale.floor + V(all)((EXPONENT_BIAS * 2 - 2) * (V(real))0.6931);
         V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
         if (lane % V(LINE) == 0) {
@@ -79,23 +98,20 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         }
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++)
-            power[c] = V(min)(ceiling, V(load)(x + c * x_stride));
-        V(exps_fine)(power, scale, n_classes);
+            power[c] = V(load)(x + c * x_stride);
+        V(ivector) is_lost = V(exps_fine)(power, scale, n_classes);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
-            V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
             if (e)
                 V(store)(e + c * e_stride + lane, power[c]);
-            own = V(choose)(is_label, power[c], own);
-            power[c] = V(drop)(is_label, power[c]);
+            V(take_class)(power, c, label, &own);
         }
-        /* In pairs, and pairs of these: a sum of few roundings, whichever is the largest */
 #pragma GCC unroll 4
-        for (int step = 1; step < n_classes; step *= 2)
+        for (int step = 2; step < n_classes; step *= 2)
 #pragma GCC unroll 8
             for (int c = 0; c + step < n_classes; c += 2 * step)
                 power[c] += power[c + step];
-        V(vector) chain = power[0];
+        V(vector) chain = (V(vector))((V(ivector))power[0] | is_lost);
         if (first_class > 0) {
             own += V(load)(rows->peak + lane);
             chain += V(load)(rows->sum + lane);

@@ -3,14 +3,16 @@
  * add_chunk reads some classes once, as many as the first cache holds with ease. Their largest is known by
  * then: it was sought while the chunk before was summed, so memory and arithmetic work at the same time. If
  * it is the row's, its predecessor joins the others. Then the chunk's exponentials are added to the sum in
- * few long runs of one flat loop, since what stands around a loop takes its time too, and kept for the second
- * pass where that is asked for. The group that holds the largest is summed from a copy without it.
+ * one flat loop, since what stands around a loop takes its time too, and kept for the second pass where that
+ * is asked for. The loop steps over the group that holds the largest; that one and what is left at the end
+ * are loaded by lane (no copies: a load waits long for smaller stores just before it).
  */
 #define V(name) PASTE(REAL, name)
 
 enum {
-    V(GROUP) = 2 * V(LANES),
-    V(CHAIN) = 8, /* groups: what one chain of additions adds up */
+    V(AT_ONCE) = VECTORS_AT_ONCE, /* as many as the registers hold with all they need */
+    V(GROUP) = V(AT_ONCE) *V(LANES),
+    V(CHAIN) = 16 / V(AT_ONCE), /* groups: in each of two chains of additions eight */
     /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
      * normal number still are. */
     V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
@@ -31,20 +33,27 @@ INLINE V(exp_scale) V(row_scale)(const row_statistics *row)
 /* Make `largest` the row's; its predecessor joins the others. The exponent stays if it can. */
 INLINE void V(raise_largest)(row_statistics *row, V(real) largest, ptrdiff_t top, double top_weight)
 {
-    row_statistics next = {.largest = largest, .top = top, .top_weight = top_weight};
+    row_statistics next;
     int is_first = row->largest == -INFINITY && row->sum.sum == 0; /* not NaN either */
+    row_statistics *to = is_first ? row : &next;
+    double shift = 0, exponent = 0;
     if (!is_first && row->shift == 0 && fabs(largest) <= DIRECT &&
         largest * LOG2_BASE - V(HEADROOM) <= row->exponent + MARGIN) {
-        next.exponent = row->exponent;
+        exponent = row->exponent;
     } else if (fabs(largest) <= DIRECT) {
-        next.exponent = rint(largest * LOG2_BASE) - V(HEADROOM);
+        exponent = rint(largest * LOG2_BASE) - V(HEADROOM);
     } else if (largest < INFINITY) {
-        next.shift = largest;
-        next.exponent = -V(HEADROOM);
+        shift = largest;
+        exponent = -V(HEADROOM);
     }
-    if (is_first)
-        *row = next;
-    else
+    if (!is_first)
+        begin(&next);
+    to->largest = largest;
+    to->shift = shift;
+    to->exponent = exponent;
+    to->top = top;
+    to->top_weight = top_weight;
+    if (!is_first)
         merge(row, &next, LOG2_BASE);
 }
 
@@ -56,115 +65,53 @@ static int V(has_nan)(const V(real) *x, ptrdiff_t n)
     return found;
 }
 
-/* A chunk as runs of whole groups: those before the group that holds the row's largest and those after it,
- * then copies of what ends within a group, filled up with `filler`, and of that group with `filler` in the
- * place of the largest. */
-typedef struct {
-    const V(real) *from;
-    ptrdiff_t at, n; /* where it starts in the chunk, and how many reals it has */
-} V(run_of_groups);
-
-typedef struct {
-    const V(real) *x;
-    V(real) filler;
-    ptrdiff_t n, n_whole, n_runs; /* n_whole: reals in whole groups */
-    V(run_of_groups) runs[5];
-    V(real) *last; /* the last group */
-    V(real) ALIGNED end[2 * V(GROUP)], copy[V(GROUP)];
-} V(chunk);
-
-INLINE void V(copy_group)(V(real) *to, const V(real) *x)
+/* A group's vectors, of which n reals are to come; `filler` in place of what follows, and of the real at
+ * `but` */
+INLINE void V(load_some)(V(vector) *v, const V(real) *x, ptrdiff_t n, ptrdiff_t but, V(real) filler)
 {
-    for (int j = 0; j < V(GROUP); j += V(LANES))
-        V(store)(to + j, V(load)(x + j));
-}
-
-static void V(begin_chunk)(V(chunk) *in, const V(real) *x, ptrdiff_t n, V(real) filler)
-{
-    ptrdiff_t left = n % V(GROUP);
-    in->x = x;
-    in->n = n;
-    in->n_whole = n - left;
-    in->filler = filler;
-    in->last = in->end + V(GROUP) - left;
-    if (n >= V(GROUP))
-        V(copy_group)(in->end, x + n - V(GROUP));
-    else
-        memcpy(in->last, x, sizeof *x * (size_t)n);
-    for (int j = 0; j < V(GROUP); j += V(LANES))
-        V(store)(in->end + V(GROUP) + j, V(all)(filler));
-}
-
-/* A run of the chunk itself, in two if it goes past `cut` */
-INLINE V(run_of_groups) *V(add_run)(V(run_of_groups) *run, const V(real) *x, ptrdiff_t at, ptrdiff_t end,
-                                    ptrdiff_t cut)
-{
-    if (at < cut && cut < end) {
-        *run++ = (V(run_of_groups)){x + at, at, cut - at};
-        at = cut;
+    for (int j = 0; j < V(AT_ONCE); j++) {
+        V(mask) out = V(equal)(V(numbers)(), V(all)((V(real))(but - j * V(LANES))));
+        v[j] = V(choose)(out, V(all)(filler), V(load_first)(x + j * V(LANES), n - j * V(LANES), filler));
     }
-    *run = (V(run_of_groups)){x + at, at, end - at};
-    return run + (at < end);
 }
 
-/* The chunk's runs without the real at `at`, which is -1 for none; none goes past `cut`, where the chunk to
- * come ends */
-static void V(split)(V(chunk) *in, ptrdiff_t at, ptrdiff_t cut)
+/* The largest of `high` and n reals from number `from` on; with NaN among them, any: that poisons the row */
+INLINE V(real) V(highest)(V(vector) high, const V(real) *x, ptrdiff_t from, ptrdiff_t n)
 {
-    V(run_of_groups) *run = in->runs;
-    ptrdiff_t hole = at & -(ptrdiff_t)V(GROUP);
-    if (at >= in->n_whole)
-        in->last[at - hole] = in->filler;
-    if (at < 0 || at >= in->n_whole) {
-        run = V(add_run)(run, in->x, 0, in->n_whole, cut);
-    } else {
-        run = V(add_run)(run, in->x, 0, hole, cut);
-        run = V(add_run)(run, in->x, hole + V(GROUP), in->n_whole, cut);
-        V(copy_group)(in->copy, in->x + hole);
-        in->copy[at - hole] = in->filler;
-        *run++ = (V(run_of_groups)){in->copy, hole, V(GROUP)};
-    }
-    if (in->n_whole < in->n)
-        *run++ = (V(run_of_groups)){in->last, in->n_whole, V(GROUP)};
-    in->n_runs = run - in->runs;
+    ptrdiff_t c = from;
+    for (; c + V(LANES) <= n; c += V(LANES))
+        high = V(max)(high, V(load)(x + c));
+    if (c < n)
+        high = V(max)(high, V(load_first)(x + c, n - c, -INFINITY));
+    return V(lanes_max)(high);
 }
 
-/* The largest of n reals, whole groups; with NaN among them, any: that poisons the row */
-INLINE V(vector) V(highest)(const V(real) *x, ptrdiff_t n)
-{
-    V(vector) high[2] = {V(all)(-INFINITY), V(all)(-INFINITY)};
-    for (ptrdiff_t c = 0; c < n; c += V(GROUP))
-        for (int j = 0; j < 2; j++)
-            high[j] = V(max)(high[j], V(load)(x + c + j * V(LANES)));
-    return V(max)(high[0], high[1]);
-}
-
-/* The largest of a chunk to come, but for what follows its n reals in whole groups; sought while the chunk
- * before it is summed, so that memory and arithmetic work at the same time. */
+/* The largest of a chunk to come, sought while the chunk before it is summed, so that memory and arithmetic
+ * work at the same time. */
 typedef struct {
     const V(real) *x;
     ptrdiff_t n;
-    V(vector) highest;
+    V(real) largest;
 } V(following);
 
-/* The place of `value`, which is there unless the last group has it, among n reals, whole groups */
+/* The place of `value`, which is there, among n reals */
 INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n, V(real) value)
 {
-    enum { AT_ONCE = 8 }; /* vectors */
+    enum { AT_ONCE = 64 / V(LANES) }; /* vectors: a bit for each real */
+    uint64_t bits = 0;
     ptrdiff_t c = 0;
-    for (; c + AT_ONCE * V(LANES) <= n; c += AT_ONCE * V(LANES)) {
+    for (; c + 64 <= n; c += 64) {
         V(mask) found = V(equal)(V(load)(x + c), V(all)(value));
         for (int j = 1; j < AT_ONCE; j++)
             found |= V(equal)(V(load)(x + c + j * V(LANES)), V(all)(value));
         if (V(any)(found))
             break;
     }
-    for (; c < n; c += V(LANES)) {
-        uint64_t found = V(lane_bits)(V(equal)(V(load)(x + c), V(all)(value)));
-        if (found)
-            return c + __builtin_ctzll(found);
+    for (int j = 0; j < AT_ONCE; j++) {
+        V(vector) some = V(load_first)(x + c + j * V(LANES), n - c - j * V(LANES), NAN);
+        bits |= V(lane_bits)(V(equal)(some, V(all)(value))) << (j * V(LANES));
     }
-    return n;
+    return c + __builtin_ctzll(bits);
 }
 
 /* What goes through a chain of additions, and through a chunk */
@@ -181,34 +128,34 @@ enum { V(WRITES_NOTHING), V(WRITES_EXPS), V(WRITES_LOGS) };
  * compiler: without gamma and exponentials to keep there is nothing of them in the loop. */
 typedef struct {
     int has_gamma, keeps_exps, has_shift, writes; /* WRITES_... */
-    V(exp_scale) scale;
-    V(vector) shift, reference;
-    const V(chunk) *x, *gamma;
+    const V(real) *x, *gamma;
+    ptrdiff_t n, top; /* `top` is left out; -1 for none */
     V(real) *exps;
     V(following) *next;
     V(writer) *writer;
+    V(exp_scale) scale;
+    V(vector) shift, reference;
     const V(real) *from, *end;
     V(real) *to;
 } V(summing);
 
-INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, const V(real) *x, const V(real) *gamma,
+/* Add a group: p its logits, w their gamma. */
+INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector) *p, const V(vector) *w,
                          V(real) *exps)
 {
-    V(vector) p[2], power[2];
-    for (int j = 0; j < 2; j++)
-        p[j] = V(load)(x + j * V(LANES));
-    for (int j = 0; j < 2 && with->has_gamma; j++) {
-        V(vector) w = V(load)(gamma + j * V(LANES));
-        total->weight[j] += w;
-        total->gap[j] = V(fma)(w, V(keep)(V(nonzero)(w), with->reference - p[j]), total->gap[j]);
+    V(vector) power[V(AT_ONCE)];
+    for (int j = 0; with->has_gamma && j < V(AT_ONCE); j++) {
+        total->weight[j % 2] += w[j];
+        total->gap[j % 2] =
+            V(fma)(w[j], V(keep)(V(nonzero)(w[j]), with->reference - p[j]), total->gap[j % 2]);
     }
-    for (int j = 0; j < 2 && with->has_shift; j++)
+    for (int j = 0; with->has_shift && j < V(AT_ONCE); j++)
         p[j] -= with->shift;
-    V(exp_parts)(p, power, 2, with->scale, 0);
-    for (int j = 0; j < 2; j++) {
+    V(exp_parts)(p, power, V(AT_ONCE), with->scale, 0);
+    for (int j = 0; j < V(AT_ONCE); j++) {
         if (with->keeps_exps)
             V(store)(exps + j * V(LANES), p[j] * power[j]);
-        total->sum[j] = V(fma)(p[j], power[j], total->sum[j]);
+        total->sum[j % 2] = V(fma)(p[j], power[j], total->sum[j % 2]);
     }
 }
 
@@ -221,40 +168,48 @@ INLINE void V(fold_chain)(V(chunk_sums) *sums, V(chain_sums) *chain)
     *chain = (V(chain_sums)){{zero, zero}, {zero, zero}, {zero, zero}};
 }
 
-/* Add a run. */
-INLINE void V(sum_run)(V(summing) *with, ptrdiff_t r, V(chunk_sums) *sums)
+INLINE void V(write_lines)(V(summing) *with, int n)
 {
-    const V(vector) zero = V(all)(0);
-    const V(run_of_groups) *run = with->x->runs + r;
-    const V(real) *x = run->from, *gamma = with->has_gamma ? with->gamma->runs[r].from : x;
-    int is_ahead = run->at < with->next->n;
-    const V(real) *ahead = is_ahead ? with->next->x + run->at : x;
-    const V(vector) high[2] = {sums->high[0], sums->high[1]};
-    V(real) *exps = with->keeps_exps ? with->exps + run->at : NULL;
-    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
-    for (ptrdiff_t c = 0, n = run->n; c < n; c += V(GROUP)) {
-        for (size_t line = 0; line < sizeof(V(real)) * V(GROUP); line += 64) {
-            __builtin_prefetch((const char *)(ahead + c) + PREFETCH_BYTES + line);
-            if (with->has_gamma)
-                __builtin_prefetch((const char *)(gamma + c) + PREFETCH_BYTES + line);
-            if (with->writes && with->from != with->end) {
-                V(write_line)(&with->from, &with->to, &with->writer->entries, with->writes == V(WRITES_LOGS));
-                if (with->from == with->end) {
-                    V(next_run)(with->writer);
-                    with->from = with->writer->from, with->end = with->writer->end;
-                    with->to = with->writer->to;
-                }
-            }
+    for (int line = 0; line < n && with->from != with->end; line++) {
+        V(write_line)(&with->from, &with->to, &with->writer->entries, with->writes == V(WRITES_LOGS));
+        if (with->from == with->end) {
+            V(next_run)(with->writer);
+            with->from = with->writer->from, with->end = with->writer->end;
+            with->to = with->writer->to;
         }
-        for (int j = 0; j < 2; j++)
-            sums->high[j] = V(max)(sums->high[j], V(load)(ahead + c + j * V(LANES)));
-        V(sum_group)(with, &chain, x + c, gamma + c, with->keeps_exps ? exps + c : NULL);
-        if (__builtin_expect(c % (V(CHAIN) *V(GROUP)) == 0, 0))
+    }
+}
+
+/* Add n reals of whole groups, but for the group of the top, at `hole`; see as many of `ahead`. */
+INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptrdiff_t hole,
+                         const V(real) *ahead)
+{
+    enum { LINES = (sizeof(V(real)) * V(GROUP) + 63) / 64 };
+    const V(vector) zero = V(all)(0);
+    const V(real) *x = with->x, *gamma = with->gamma;
+    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
+    for (ptrdiff_t c = 0; c < n; c += V(GROUP)) {
+        ptrdiff_t at = c < hole ? c : c + V(GROUP);
+        const V(real) *look = ahead + c;
+        V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
+        for (int line = 0; line < LINES; line++) {
+            __builtin_prefetch((const char *)look + PREFETCH_BYTES + 64 * line);
+            if (with->has_gamma)
+                __builtin_prefetch((const char *)(gamma + c) + PREFETCH_BYTES + 64 * line);
+        }
+        if (with->writes)
+            V(write_lines)(with, LINES);
+        for (int j = 0; j < V(AT_ONCE); j++) {
+            sums->high[j % 2] = V(max)(sums->high[j % 2], V(load)(look + j * V(LANES)));
+            p[j] = V(load)(x + at + j * V(LANES));
+            if (with->has_gamma)
+                w[j] = V(load)(gamma + at + j * V(LANES));
+        }
+        V(sum_group)(with, &chain, p, w, with->keeps_exps ? with->exps + at : NULL);
+        if (__builtin_expect(c / V(GROUP) % V(CHAIN) == V(CHAIN) - 1, 0))
             V(fold_chain)(sums, &chain);
     }
     V(fold_chain)(sums, &chain);
-    for (int j = 0; j < 2 && !is_ahead; j++)
-        sums->high[j] = high[j];
 }
 
 /* Add a chunk to the row. */
@@ -262,18 +217,35 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
 {
     const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
     V(chunk_sums) sums = {zero, zero, zero, {low, low}};
+    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
+    V(following) *next = with.next;
+    ptrdiff_t whole = with.n & -(ptrdiff_t)V(GROUP);
+    ptrdiff_t hole = with.top < 0 ? whole : with.top & -(ptrdiff_t)V(GROUP);
     with.scale = V(row_scale)(row);
     with.shift = V(all)((V(real))row->shift);
     with.reference = V(all)((V(real))row->largest);
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
-    for (ptrdiff_t r = 0; r < with.x->n_runs; r++)
-        V(sum_run)(&with, r, &sums);
+    /* A shorter chunk to come is seen afterwards: the loop need not ask where it ends. */
+    ptrdiff_t n = whole - (hole < whole ? V(GROUP) : 0), seen = n <= next->n ? n : 0;
+    V(sum_whole)(&with, &sums, n, hole, seen == n ? next->x : with.x);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    ptrdiff_t seen = with.x->n_whole < with.next->n ? with.x->n_whole : with.next->n;
-    with.next->highest =
-        V(max)(V(max)(sums.high[0], sums.high[1]), V(highest)(with.next->x + seen, with.next->n - seen));
+    for (ptrdiff_t c = seen; c < next->n; c += 64 / (ptrdiff_t)sizeof(V(real)))
+        __builtin_prefetch((const char *)(next->x + c) + PREFETCH_BYTES);
+    next->largest = V(highest)(seen ? V(max)(sums.high[0], sums.high[1]) : low, next->x, seen, next->n);
+    /* The groups of the top and at the end: last, so that they are summed while the largest is on its way */
+    ptrdiff_t rest = hole;
+    for (int k = 0; k < 2; k++, rest = whole) {
+        if (rest == with.n || (k && rest == hole))
+            break;
+        V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
+        V(load_some)(p, with.x + rest, with.n - rest, with.top - rest, -INFINITY);
+        if (with.has_gamma)
+            V(load_some)(w, with.gamma + rest, with.n - rest, with.top - rest, 0);
+        V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
+    }
+    V(fold_chain)(&sums, &chain);
     add(&row->sum, V(lanes_sum)(sums.sum));
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
@@ -282,13 +254,13 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define SUM_CHUNK(name, has_gamma, keeps_exps, has_shift, writes)                                           \
-    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(chunk) *x,                  \
-                                                  const V(chunk) *gamma, V(real) *exps, V(following) *next, \
-                                                  V(writer) *writer)                                        \
-    {                                                                                                       \
-        V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,    \
-                                       .exps = exps, .next = next, .writer = writer});                      \
+#define SUM_CHUNK(name, has_gamma, keeps_exps, has_shift, writes)                                          \
+    static __attribute__((noinline)) void V(name)(row_statistics * row, const V(real) *x,                  \
+                                                  const V(real) *gamma, ptrdiff_t n, ptrdiff_t top,        \
+                                                  V(real) *exps, V(following) *next, V(writer) *writer)    \
+    {                                                                                                      \
+        V(sum_chunk)(row, (V(summing)){has_gamma, keeps_exps, has_shift, writes, .x = x, .gamma = gamma,   \
+                                       .n = n, .top = top, .exps = exps, .next = next, .writer = writer}); \
     }
 SUM_CHUNK(sum_plain, 0, 0, 0, V(WRITES_NOTHING))
 SUM_CHUNK(sum_kept, 0, 1, 0, V(WRITES_NOTHING))
@@ -304,39 +276,29 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
                          ptrdiff_t first_class, V(real) *exps, V(following) *seen, const V(real) *next,
                          ptrdiff_t n_next, V(writer) *writer)
 {
-    V(chunk) x, weights;
     ptrdiff_t at = -1;
-    V(begin_chunk)(&x, logits, n, -INFINITY);
-    if (gamma)
-        V(begin_chunk)(&weights, gamma, n, 0);
-    if (seen->x != logits || seen->n != x.n_whole)
-        seen->highest = V(highest)(logits, x.n_whole);
-    V(real) largest = V(lanes_max)(V(max)(seen->highest, V(highest)(x.last, V(GROUP))));
+    if (seen->x != logits || seen->n != n)
+        seen->largest = V(highest)(V(all)(-INFINITY), logits, 0, n);
+    V(real) largest = seen->largest;
     if (largest > row->largest) {
-        at = V(place_of)(logits, x.n_whole, largest);
-        if (at == x.n_whole)
-            at += V(place_of)(x.last, V(GROUP), largest);
+        at = V(place_of)(logits, n, largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
     seen->x = next;
-    seen->n = n_next - n_next % V(GROUP);
-    V(split)(&x, at, seen->n);
-    if (gamma)
-        V(split)(&weights, at, seen->n);
+    seen->n = n_next;
     if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
-        seen->n = 0;
     } else if (row->shift != 0 || (gamma && exps)) {
-        V(sum_anything)(row, &x, gamma ? &weights : NULL, exps, seen, NULL);
+        V(sum_anything)(row, logits, gamma, n, at, exps, seen, NULL);
     } else if (gamma) {
-        V(sum_weighted)(row, &x, &weights, NULL, seen, NULL);
+        V(sum_weighted)(row, logits, gamma, n, at, NULL, seen, NULL);
     } else if (writer && writer->from != writer->end) {
-        (exps ? V(sum_and_write) : V(sum_and_write_logs))(row, &x, NULL, exps, seen, writer);
+        (exps ? V(sum_and_write) : V(sum_and_write_logs))(row, logits, NULL, n, at, exps, seen, writer);
     } else if (exps) {
-        V(sum_kept)(row, &x, NULL, exps, seen, NULL);
+        V(sum_kept)(row, logits, NULL, n, at, exps, seen, NULL);
     } else {
-        V(sum_plain)(row, &x, NULL, NULL, seen, NULL);
+        V(sum_plain)(row, logits, NULL, n, at, NULL, seen, NULL);
     }
     if (exps && at >= 0) /* a larger one may come */
         exps[at] = V(exp_scaled)(V(all)(largest - (V(real))row->shift), V(row_scale)(row))[0];

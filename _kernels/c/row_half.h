@@ -196,6 +196,41 @@ INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magi
             x[j] = f32_fma(x[j], f[j], f32_all(half_exp2_terms[k]));
 }
 
+/* The same with a table of eighths for the highest bits of f: a look-up and an addition of integers, on a
+ * port that has nothing else to do, save two products (11% of the time). AVX-512 multiplies on that port,
+ * too. */
+#if defined VECTOR_AVX2
+#define SUM_UNIT 0x1.c6a5a016bdcd8p-5
+#define SUM_DIRECT (DIRECT / 8) /* the rounding constant is so much smaller */
+#define SUM_MAGIC(exponent) f32_all(MAGIC / 8 - (float)(exponent))
+INLINE void sum_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magic)
+{
+    /* 2^(i/8), less what the low bits of the exponent's number add to it */
+    const f32_ivector eighths = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+    f32_vector f[2];
+    for (int j = 0; j < 2; j++)
+        power[j] = f32_fma(x[j], f32_all(LOG2E), magic);
+    for (int j = 0; j < 2; j++)
+        f[j] = f32_fraction(x[j], power[j] - magic, LOG2_BASE);
+    for (int j = 0; j < 2; j++) {
+        __m256i part = _mm256_permutevar8x32_epi32((__m256i)eighths, (__m256i)power[j]);
+        power[j] = (f32_vector)((f32_ivector)part + ((f32_ivector)power[j] << (MANTISSA_BITS - 3)));
+    }
+    for (int j = 0; j < 2; j++)
+        x[j] = f[j] + 0x1.151118p+2f;
+    for (int j = 0; j < 2; j++)
+        x[j] = f32_fma(x[j], f[j], f32_all(0x1.8fa90ep+3f));
+    for (int j = 0; j < 2; j++)
+        x[j] = f32_fma(x[j], f[j], f32_all(0x1.204b44p+4f));
+}
+#else
+#define SUM_UNIT HALF_UNIT
+#define SUM_DIRECT DIRECT
+#define SUM_MAGIC(exponent) f32_exp_scale_of(f32_all((float)(exponent))).magic
+#define sum_exp_parts half_exp_parts
+#endif
+
 /* The sum of exp(x)*2^-exponent of a group from number `from` on, but for that at `top` */
 static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t from, ptrdiff_t top,
                               double exponent)
@@ -229,7 +264,7 @@ static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t fro
 INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, double exponent,
                          half_following *following)
 {
-    const f32_vector zero = f32_all(0), magic = f32_exp_scale_of(f32_all((float)exponent)).magic;
+    const f32_vector zero = f32_all(0), magic = SUM_MAGIC(exponent);
     f32_vector sum = zero;
     half_sweep sweep = following->sweep;
     for (ptrdiff_t n = n_groups * HALF_GROUP; n > 0; n -= HALF_SPAN) {
@@ -244,7 +279,7 @@ INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups
             for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
                 f32_vector e[2], power[2];
                 load_halves_f32(dtype, x + j, e, e + 1);
-                half_exp_parts(e, power, magic);
+                sum_exp_parts(e, power, magic);
                 for (int k = 0; k < 2; k++)
                     chain[k] = f32_fma(e[k], power[k], chain[k]);
             }
@@ -252,7 +287,7 @@ INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups
         sum += chain[0] + chain[1];
     }
     following->sweep = sweep;
-    return HALF_UNIT * f32_lanes_sum(sum);
+    return SUM_UNIT * f32_lanes_sum(sum);
 }
 
 /* Functions of their own, so that each has the registers to itself */
@@ -288,7 +323,7 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
     float largest = half_value(dtype, range.largest), smallest = half_value(dtype, range.smallest);
     double exponent = rint(fmax(largest, row->largest) * LOG2_BASE) - f32_HEADROOM;
     next->x = NULL;
-    if (row->shift != 0 || !(fabs(largest) <= DIRECT) ||
+    if (row->shift != 0 || !(fabs(largest) <= SUM_DIRECT) ||
         !(smallest >= (fmax(exponent, row->exponent) - (EXPONENT_BIAS - 3)) * 0.6931472))
         return 0;
     if (largest > row->largest) {

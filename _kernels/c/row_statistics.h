@@ -26,7 +26,8 @@ typedef struct {
 
 INLINE char *V(item)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
 {
-    return view->data + view_offset(view, row) + c * view->class_stride;
+    ptrdiff_t offset = view->ndim == 1 ? row * view->stride[0] : view_offset(view, row);
+    return view->data + offset + c * view->class_stride;
 }
 
 INLINE ptrdiff_t V(at_most)(ptrdiff_t n, ptrdiff_t bound) { return n < bound ? n : bound; }
@@ -70,8 +71,13 @@ static void V(find_target_logits)(V(block) *block)
 {
     const array_view *logits = &block->job->logits;
     for (ptrdiff_t i = 0; i < block->n && block->job->target_kind == LABELS; i++)
-        if (block->live[i])
-            block->target_logit[i] = view_real(logits, V(item)(logits, block->first + i, block->label[i]));
+        if (block->live[i]) {
+            const char *item = V(item)(logits, block->first + i, block->label[i]);
+            V(real) logit;
+            if (V(is_real)(logits))
+                memcpy(&logit, item, sizeof logit);
+            block->target_logit[i] = V(is_real)(logits) ? logit : view_real(logits, item);
+        }
 }
 
 /* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known,
@@ -107,6 +113,7 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits;
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
+    int has_gamma = job->gamma_real || job->target_kind == PROBABILITIES;
     begin(row);
 #ifndef REAL_IS_F64
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
@@ -138,8 +145,8 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             V(prefetch_run)(next, logits->class_stride, n_next);
             n_next = 0;
         }
-        V(add_chunk)(row, x, V(gamma_run)(block, block->first + i, c, n), n, c, exps, &block->seen,
-                     (const V(real) *)next, n_next, block->writer);
+        const V(real) *gamma = has_gamma ? V(gamma_run)(block, block->first + i, c, n) : NULL;
+        V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
     }

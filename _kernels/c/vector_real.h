@@ -56,10 +56,25 @@ INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
 }
 /* a > b ? a : b, hence b where one of them is NaN. */
 INLINE V(vector) V(max)(V(vector) a, V(vector) b) { return INTRINSIC(max)(a, b); }
+/* a + b in the mask, else a */
+INLINE V(vector) V(add_kept)(V(mask) mask, V(vector) a, V(vector) b)
+{
+    return INTRINSIC(mask_add)(a, mask, a, b);
+}
+/* a*2^n of whole n, 0 for those that are no normal number's exponent */
+INLINE V(vector) V(scale_normal)(V(vector) a, V(vector) n)
+{
+    const V(real) none = sizeof(V(real)) == 8 ? -1023 : -127;
+    return INTRINSIC(maskz_scalef)(MASKED(cmp)(n, V(all)(none), _CMP_NLE_UQ), a, n);
+}
 #ifdef REAL_IS_F64
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpneq_epi64_mask((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -69,6 +84,10 @@ INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -141,6 +160,24 @@ INLINE V(vector) V(min)(V(vector) a, V(vector) b)
     return INTRINSIC_256(min)(a, b);
 #else
     return V(choose)(V(greater)(b, a), a, b);
+#endif
+}
+
+/* The first n reals at p, and `filler` in the lanes behind them; nothing else is read */
+INLINE V(vector) V(load_first)(const V(real) *p, ptrdiff_t n, V(real) filler)
+{
+#if defined VECTOR_AVX512
+    unsigned lanes = n < 0 ? 0 : n < V(LANES) ? (unsigned)n : V(LANES);
+    return INTRINSIC(mask_loadu)(V(all)(filler), (MASK)((1u << lanes) - 1), p);
+#elif defined VECTOR_AVX2
+    V(mask) first = V(greater)(V(all)((V(real))n), V(numbers)());
+    return V(choose)(first, INTRINSIC_256(maskload)(p, (__m256i)first), V(all)(filler));
+#else
+    V(real) ALIGNED lane[V(LANES)];
+    V(store)(lane, V(all)(filler));
+    for (int i = 0; i < n && i < V(LANES); i++)
+        lane[i] = p[i];
+    return V(load)(lane);
 #endif
 }
 
