@@ -47,7 +47,7 @@ from logitloss._kernels.numba_lanes_finish import (
     TOP,
     finisher,
 )
-from logitloss._kernels.numba_lanes_labels import AHEAD, labels
+from logitloss._kernels.numba_lanes_labels import AHEAD, REGISTERS, labels
 from logitloss._kernels.numba_lanes_labels import MOST_CLASSES as MOST_PLAIN_CLASSES
 from logitloss._kernels.numba_lanes_sums import CHAIN, sums
 from logitloss._kernels.vectors import outline
@@ -98,6 +98,7 @@ def kernels(item: str) -> SimpleNamespace:
     real = np.float64 if item == "f64" else np.float32
     ops, of_arrays = vectors.operations(real), arrays(item)
     size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
+    unit = lanes * REGISTERS
     of_sums, of_entries, of_labels = sums(real), entries(real), labels(real)
     plain_labels, keep_plain = of_labels.plain_labels, of_labels.keep_plain
     restore_plain, exp_mixed = of_labels.restore_plain, of_labels.exp_mixed
@@ -288,7 +289,7 @@ def kernels(item: str) -> SimpleNamespace:
         in_tile = min(job.n_classes, TILE_BYTES // stride // CHAIN * CHAIN)
         tile = scratch + N_SLOTS * stride
         other = tile + in_tile * stride
-        rows = Rows(first, n, (n + lanes - 1) // lanes * lanes, scratch, stride, stride, tile, other)
+        rows = Rows(first, n, (n + unit - 1) // unit * unit, scratch, stride, stride, tile, other)
         counted = prepare(job, rows)
         if counted < 0:
             found.bad = first_bad_label(job, first, n)

@@ -36,13 +36,15 @@ from logitloss._kernels.vectors import inline, outline
 MOST_CLASSES = 24
 # A first logit beyond it is not what exponentials are relative to: its exponent would lose digits.
 _DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
+# Of a vector: the chain of one exponential is longer than a processor looks ahead.
+REGISTERS = 2
 # Rows side by side: so many bytes ahead of the sums, their logits are fetched
-AHEAD = 1024
+AHEAD = 512
 
 
 def labels(real: type) -> SimpleNamespace:
     """Return the functions for one real type."""
-    ops, functions = vectors.operations(real), elementary(inline, real)
+    ops, functions = vectors.operations(real, REGISTERS), elementary(inline, real)
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     maximum, minimum, absolute, fma, lanes_sum = (
         ops.maximum,
@@ -58,6 +60,7 @@ def labels(real: type) -> SimpleNamespace:
         functions.log1p,
     )
     size, vector_bytes = ops.size, ops.lanes * ops.size
+    fetch = vectors.prefetcher(vector_bytes)
     zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
     extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
     # Up to this far above the bound, exponentials are finite.
@@ -68,27 +71,41 @@ def labels(real: type) -> SimpleNamespace:
 
     def sweeping(is_kept):
         @inline
-        def sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic):
-            vectors.prefetch(ahead)
+        def power_of(x, e, ahead, bound, ceiling, magic):
+            fetch(ahead, 0)
             power = exp_scaled(minimum(ceiling, load(x)), bound, magic)
             if is_kept:
                 store(e, power)
-            is_label = label == number
-            return where(is_label, power, zero), where(is_label, zero, power)
+            return power
+
+        # Said by which label it is not, AVX-512 takes one operation for own and one for the others.
+        @inline
+        def sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
+            power, is_other = power_of(x, e, ahead, bound, ceiling, magic), label != number
+            return where(is_other, own, power), where(is_other, power, zero)
+
+        @inline
+        def sum_two(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
+            own, others = sum_one(
+                x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own
+            )
+            power = power_of(x + step, e + e_step, ahead + ahead_step, bound, ceiling, magic)
+            is_other = label != number + one
+            return where(is_other, own, power), where(is_other, others + power, others)
 
         def joining(sum_some, n, sum_more):
             more = real(n)
 
             @inline
-            def sum_both(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic):
+            def sum_both(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
                 own, others = sum_some(
-                    x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic
+                    x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own
                 )
                 x, e, ahead = x + n * step, e + n * e_step, ahead + n * ahead_step
-                own_too, others_too = sum_more(
-                    x, step, e, e_step, ahead, ahead_step, label, number + more, bound, ceiling, magic
+                own, others_too = sum_more(
+                    x, step, e, e_step, ahead, ahead_step, label, number + more, bound, ceiling, magic, own
                 )
-                return own + own_too, others + others_too
+                return own, others + others_too
 
             return sum_both
 
@@ -111,14 +128,14 @@ def labels(real: type) -> SimpleNamespace:
                         bound,
                         bound + span,
                         magic,
+                        load(at + OWN * slot),
                     )
-                    store(at + OWN * slot, own + load(at + OWN * slot))
+                    store(at + OWN * slot, own)
                     store(at + OTHERS * slot, others + load(at + OTHERS * slot))
 
             return add
 
         # In pairs, and pairs of these: few roundings, whichever is the largest
-        sum_two = joining(sum_one, 1, sum_one)
         sum_three = joining(sum_two, 2, sum_one)
         sum_four = joining(sum_two, 2, sum_two)
         add_one, add_three = sweep(sum_one), sweep(sum_three)
