@@ -143,7 +143,12 @@ _SIGNATURE = types.void(*[types.intp] * 9)
 
 @functools.cache
 def _sharer(parallel: bool) -> Any:
-    return njit(_SIGNATURE, parallel=parallel, nogil=True, cache=True)(_share)
+    """Return `_share` with threads or without: on the disk, Numba itself would take one for the other."""
+    share = njit(parallel=parallel, nogil=True)(_share)
+    with contextlib.suppress(RuntimeError):  # no folder that can be written
+        share._cache = _KernelCache(_share, f"share, parallel={parallel}")
+    share.compile(_SIGNATURE)
+    return share
 
 
 @functools.cache

@@ -248,3 +248,15 @@ def test_many_callers_on_numbas_layer_of_last_resort():
         "import numba; print(numba.threading_layer())\n"
     )
     assert run_child(program).strip() == "workqueue"
+
+
+def test_numba_keeps_loops_with_and_without_threads_apart(tmp_path):
+    """On the disk too: a forked child ends in a loop with threads, and one without is slow."""
+    program = (
+        "from logitloss._kernels.numba_cpu import _SIGNATURE, _sharer\n"
+        "for parallel in (False, True):\n"
+        "    loop = _sharer(parallel).overloads[_SIGNATURE.args]\n"
+        "    assert bool(loop.reload_init) == parallel  # starts the threads\n"
+    )
+    for _ in range(2):
+        run_child(f"import os; os.environ['NUMBA_CACHE_DIR'] = {str(tmp_path)!r}\n{program}")
