@@ -138,12 +138,18 @@ def _share(kernel, job, first, n, scratch, scratch_bytes, found, found_bytes, n_
             _call(kernel, job, first + b, scratch + t * scratch_bytes, found + b * found_bytes)
 
 
+def _share_alone(kernel, job, first, n, scratch, scratch_bytes, found, found_bytes, n_threads):
+    """Do n blocks on one thread. Numba's cache would give the one for the other if both were `_share`."""
+    for b in range(n):
+        _call(kernel, job, first + b, scratch, found + b * found_bytes)
+
+
 _SIGNATURE = types.void(*[types.intp] * 9)
 
 
 @functools.cache
 def _sharer(parallel: bool) -> Any:
-    return njit(_SIGNATURE, parallel=parallel, nogil=True, cache=True)(_share)
+    return njit(_SIGNATURE, parallel=parallel, nogil=True, cache=True)(_share if parallel else _share_alone)
 
 
 @functools.cache
