@@ -40,6 +40,8 @@ from numba import carray
 from numba.extending import register_jitable
 
 CHUNK_BYTES = 8192
+# Registers that each of a pair of vectors takes where exponentials of 16-bit logits are streamed
+TURN = 2
 BLOCK_ROWS = 64
 # A block's logits are some work for a thread, and there are some blocks for each.
 BLOCK_BYTES = 1 << 17
@@ -116,6 +118,11 @@ def kernels(item: str) -> SimpleNamespace:
     load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
     lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, vectors.prefetch
     load_pair, store_pair = vectors.pair_loader(item, real, lanes), vectors.pair_storer(item, real, lanes)
+    has_turns, pair = width == 2, vectors.operations(real, TURN)
+    turn, splat_turn, keep_rolled = 2 * pair.lanes, pair.splat, vectors.keep_rolled
+    prefetch_turn = vectors.prefetcher(turn * width)
+    load_turn = vectors.pair_loader(item, real, pair.lanes)
+    stream_turn = vectors.pair_storer(item, real, pair.lanes, streams=True)
     stream_vector, line = ops.stream, 64 // size
     # A factor that is no normal number loses digits.
     smallest = 2.0**-120 if real is np.float32 else 2.0**-1000
@@ -373,6 +380,21 @@ def kernels(item: str) -> SimpleNamespace:
             store_pair(to + at * width, (p0 * q0) * by, (p1 * q1) * by)
 
     @outline
+    def stream_exponentials(x, reference, factor, n, to):
+        """Do the same of whole turns without coefficients, around the cache to where a line begins."""
+        k = rounded(real(reference) * log2e)
+        relative = unit * exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
+        lowest, shift = scale_of(k)
+        bound, magic, by = splat_turn(lowest), splat_turn(shift), splat_turn(real(factor * relative))
+        for i in range(0, n * width, turn * width):
+            prefetch_turn(x + i, PREFETCH_BYTES)
+            v0, v1 = load_turn(x + i)
+            p0, q0 = scaled_parts(v0, bound, magic)
+            p1, q1 = scaled_parts(v1, bound, magic)
+            stream_turn(to + i, (p0 * q0) * by, (p1 * q1) * by)
+            keep_rolled()
+
+    @outline
     def logarithms(x, m, log1p_others, n, to):
         largest, rest = splat(real(m)), splat(real(log1p_others))
         for c in range(0, n, lanes):
@@ -401,10 +423,15 @@ def kernels(item: str) -> SimpleNamespace:
         """Make the results of classes first ... last - 1 of row i."""
         stride, out = job.out.class_stride, place(job.out, i)
         has_gamma = job.operation == GRADIENT and (job.gamma != 0 or job.target_kind == PROBABILITIES)
+        # Rows of 16-bit items; of others, exponentials are kept.
+        can_stream = job.streams and stride == width and job.logits.class_stride == width and not has_gamma
+        can_stream = can_stream and job.operation != LOG_SOFTMAX and abs(row.reference) <= direct
         c = first
         while c < last:
             n, gamma = chunk_from(c, last), 0
             to = out + c * stride
+            if job.streams and not exps and c + n < last:
+                n -= (to + n * stride) % 64 // width  # what follows begins a line
             source = exps + c * size if exps else place(job.logits, i) + c * job.logits.class_stride
             tile = apart(scratch + 2 * TILE_BYTES, source, PAGE // 4)
             if not row.live:
@@ -420,6 +447,12 @@ def kernels(item: str) -> SimpleNamespace:
                     is_kept = abs(factor) > smallest
                 if is_kept and gamma == 0 and stride == width and job.streams and row.top < 0:
                     stream_scaled(exps + c * size, factor, n, to, row.label - c, row.at_label, tile)
+                    c += n
+                    continue
+                is_other = not (c <= row.label < c + n)
+                if has_turns and can_stream and is_other and to % 64 == 0 and n % turn == 0:
+                    x = place(job.logits, i) + c * width
+                    stream_exponentials(x, row.reference, row.factor, n, to)
                     c += n
                     continue
                 if is_kept:

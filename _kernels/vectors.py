@@ -492,6 +492,12 @@ def byte_loader(real: Any, n: int) -> Any:
     return load
 
 
+def _set_streamed(builder: Any, store: Any, n_bytes: int) -> None:
+    """Let a store of so many bytes, on that bound or a line's, go around the cache."""
+    store.align = min(n_bytes, 64)
+    store.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+
+
 def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
     """Return a function that stores reals as items; around the cache if it `streams`, on a vector's bound."""
     number = types.float64 if real is np.float64 else types.float32
@@ -506,8 +512,7 @@ def storer(item: str, real: Any, n: int = 1, streams: bool = False) -> Any:
             instruction = builder.store(_from_real(builder, item, reals), pointer)
             instruction.align = itemsize(item)
             if streams:
-                instruction.align = itemsize(item) * n
-                instruction.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+                _set_streamed(builder, instruction, itemsize(item) * n)
             return context.get_dummy_value()
 
         return types.void(types.intp, value), generate
@@ -547,10 +552,10 @@ def pair_loader(item: str, real: Any, n: int) -> Any:
     return load_words
 
 
-def pair_storer(item: str, real: Any, n: int) -> Any:
+def pair_storer(item: str, real: Any, n: int, streams: bool = False) -> Any:
     """Return the function that stores such a pair; of NaN, none whose last bits are all set."""
     if item != "bf16":
-        store, width = storer(item, real, n), itemsize(item)
+        store, width = storer(item, real, n, streams), itemsize(item)
 
         @inline
         def store_pair(address, first, second):
@@ -574,7 +579,10 @@ def pair_storer(item: str, real: Any, n: int) -> Any:
             low = builder.lshr(rounded(args[1]), _constant(words, 16))
             high = builder.and_(rounded(args[2]), _constant(words, 0xFFFF0000))
             pointer = builder.inttoptr(args[0], words.as_pointer())
-            builder.store(builder.or_(low, high), pointer).align = 2
+            instruction = builder.store(builder.or_(low, high), pointer)
+            instruction.align = 2
+            if streams:
+                _set_streamed(builder, instruction, 4 * n)
             return context.get_dummy_value()
 
         return types.void(types.intp, vector, vector), generate
