@@ -55,10 +55,14 @@ def dtype(request):
     return DTYPES[request.param]
 
 
+# Of tests that name no backend: they share the kernels of one.
+NUMBA_FILES = {"test_njit": "numba", "test_streams": "numba"}
+
+
 def group_of(item):
     """Return the tests that one process takes, where several do: a file's, or those that share kernels."""
     params = getattr(item, "callspec", None) and item.callspec.params
-    return (params or {}).get("backend") or {"test_njit": "numba"}.get(item.path.stem, item.path.stem)
+    return (params or {}).get("backend") or NUMBA_FILES.get(item.path.stem, item.path.stem)
 
 
 @pytest.hookimpl(tryfirst=True)
