@@ -103,6 +103,9 @@ cdef enum:
     FEW_ROWS = 64
     # What so many blocks found takes 1.5 MB, whatever the size of the batch.
     ROUND_BLOCKS = 1 << 16
+    # How often a thread comes back for blocks: so often that threads end together, so seldom that what lies
+    # behind those it takes is rarely fetched in vain.
+    TURNS = 64
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -171,13 +174,14 @@ cdef block_result run(
 ) except *:
     """Run all blocks, ROUND_BLOCKS at a time, and add up what they found, in order.
 
-    Each thread has its own scratch memory.
+    A thread takes some blocks whenever it is free, as one may be slower than another, and has its own scratch
+    memory.
     """
     cdef block_result whole, one
     cdef block_result *found = &one
     cdef char *memory = NULL
     cdef char *scratch = NULL
-    cdef ptrdiff_t b, n, first = 0, n_blocks = (n_items + in_block - 1) // in_block
+    cdef ptrdiff_t b, n, turn, first = 0, n_blocks = (n_items + in_block - 1) // in_block
     cdef int n_threads = <int> min(num_threads, max(1, n_blocks))
     cdef size_t found_bytes = min(n_blocks, ROUND_BLOCKS) * sizeof(block_result) if n_blocks > 1 else 0
     whole.total, whole.counted, whole.first_bad = 0, 0, -1
@@ -200,7 +204,8 @@ cdef block_result run(
                 for b in range(n):
                     block(job, first + b, scratch, found + b)
             else:
-                for b in prange(n, num_threads=n_threads, schedule="static"):
+                turn = max(1, n // (TURNS * n_threads))
+                for b in prange(n, num_threads=n_threads, schedule="dynamic", chunksize=turn):
                     block(job, first + b, scratch + threadid() * scratch_bytes, found + b)
             for b in range(n):
                 whole.total += found[b].total

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 # What so many blocks found takes 1.5 MB, whatever the size of the batch.
 ROUND_BLOCKS = 1 << 16
+# How often a thread comes back for more blocks (as in cython_cpu.pyx)
+TURNS = 64
 # Labels alone: some microseconds' work
 BLOCK_LABELS = 4096
 PAGE = 4096
@@ -131,14 +133,28 @@ def _call(typingctx: Any, kernel: Any, job: Any, block: Any, scratch: Any, found
     return types.void(*[types.intp] * 5), generate
 
 
-def _share(kernel, job, first, n, scratch, scratch_bytes, found, found_bytes, n_threads):
-    """Do n blocks, each thread an equal range of them."""
+@intrinsic
+def _take(typingctx: Any, taken: Any, some: Any) -> Any:
+    """Add `some` to the integer at the address `taken`, at once for all threads; return what it was."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, args[1], "monotonic")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+def _share(kernel, job, first, n, scratch, scratch_bytes, found, found_bytes, n_threads, taken, turn):
+    """Do n blocks: a thread takes some whenever it is free, as one may be slower than another."""
     for t in prange(n_threads):
-        for b in range(t * n // n_threads, (t + 1) * n // n_threads):
-            _call(kernel, job, first + b, scratch + t * scratch_bytes, found + b * found_bytes)
+        start = _take(taken, turn)
+        while start < n:
+            for b in range(start, min(start + turn, n)):
+                _call(kernel, job, first + b, scratch + t * scratch_bytes, found + b * found_bytes)
+            start = _take(taken, turn)
 
 
-_SIGNATURE = types.void(*[types.intp] * 9)
+_SIGNATURE = types.void(*[types.intp] * 11)
 
 
 @functools.cache
@@ -192,11 +208,13 @@ def run(
         found = np.zeros(n, FOUND)
         found["bad"] = -1
         args = (kernel.address, job.address, first, n, scratch, scratch_bytes, found.ctypes.data)
+        taken = np.zeros(1, np.int64)
+        turn = max(1, n // (TURNS * n_threads))
         if n_threads == 1 or n == 1:
-            _sharer(parallel=False)(*args, FOUND.itemsize, 1)
+            _sharer(parallel=False)(*args, FOUND.itemsize, 1, taken.ctypes.data, n)
         else:
             with _threads(n_threads):
-                _sharer(parallel=True)(*args, FOUND.itemsize, n_threads)
+                _sharer(parallel=True)(*args, FOUND.itemsize, n_threads, taken.ctypes.data, turn)
         total += float(found["total"].sum())
         counted += int(found["counted"].sum())
         bad = found["bad"][found["bad"] >= 0]
