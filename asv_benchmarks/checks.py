@@ -9,11 +9,11 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 from benchmarks import common
+from benchmarks.peak_memory import MEGABYTE, peak
 from contenders import OURS, PEERS, logitloss
 from report import paired
 from works import CROSS_ENTROPY, HALF, Task, Work, prepare
@@ -25,7 +25,6 @@ LAYOUTS = {
     "Fortran order": np.asfortranarray,
 }
 SMALL, SMALL_CALLS = (32, 10), 1000
-MEGABYTE = 2**20
 LAYOUT_BOUND, MEMORY_BOUND = 1.5, 4.0
 
 
@@ -87,16 +86,7 @@ def peak_memory(work, threads):
     """Return the MB that a call takes at its peak where its arrays, the kernels and the threads are there."""
     logitloss(prepare(Work(CROSS_ENTROPY, (threads, 2), 0), threads))()
     call = logitloss(prepare(work, threads))
-    # Sets the peak back to what is in use now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    call()
-    return (resident("VmHWM") - before) / MEGABYTE
-
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+    return peak(call) / MEGABYTE
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PARAM_NAMES = ("backend", "dtype", "shape", "threads")
 # Those that run here, best first. The names say the instruction set, so a series never mixes two.
 BACKENDS = tuple(
     name
-    for name in ("cython-avx512", "cython-avx2", "cython-baseline", "reference")
+    for name in ("cython-avx512", "cython-avx2", "cython-baseline", "numba", "cuda", "reference")
     if logitloss.backends().get(name, "unknown") is None
 )
 DTYPES = ("float32", "bfloat16")
