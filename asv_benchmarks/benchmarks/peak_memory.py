@@ -1,4 +1,4 @@
-"""What a call takes at its peak beyond inputs and outputs, which are there before, and beyond the threads."""
+"""What a call takes at its peak beyond inputs and outputs, which are there before."""
 
 import contextlib
 import ctypes
