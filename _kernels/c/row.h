@@ -69,10 +69,17 @@ static int V(has_nan)(const V(real) *x, ptrdiff_t n)
  * `but` */
 INLINE void V(load_some)(V(vector) *v, const V(real) *x, ptrdiff_t n, ptrdiff_t but, V(real) filler)
 {
+#ifdef VECTOR_AVX512
+    uint64_t kept = n < V(GROUP) ? ((uint64_t)1 << n) - 1 : ~(uint64_t)0;
+    kept &= but >= 0 && but < V(GROUP) ? ~((uint64_t)1 << but) : ~(uint64_t)0;
+    for (int j = 0; j < V(AT_ONCE); j++)
+        v[j] = V(load_kept)(x + j * V(LANES), (V(mask))(kept >> (j * V(LANES))), filler);
+#else
     for (int j = 0; j < V(AT_ONCE); j++) {
         V(mask) out = V(equal)(V(numbers)(), V(all)((V(real))(but - j * V(LANES))));
         v[j] = V(choose)(out, V(all)(filler), V(load_first)(x + j * V(LANES), n - j * V(LANES), filler));
     }
+#endif
 }
 
 /* The largest of `high` and n reals from number `from` on; with NaN among them, any: that poisons the row */
@@ -151,7 +158,7 @@ INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector)
     }
     for (int j = 0; with->has_shift && j < V(AT_ONCE); j++)
         p[j] -= with->shift;
-    V(exp_parts)(p, power, V(AT_ONCE), with->scale, 0);
+    V(exp_parts)(p, power, V(AT_ONCE), with->scale);
     for (int j = 0; j < V(AT_ONCE); j++) {
         if (with->keeps_exps)
             V(store)(exps + j * V(LANES), p[j] * power[j]);
