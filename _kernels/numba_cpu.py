@@ -63,6 +63,7 @@ TURNS = 64
 # Labels alone: some microseconds' work
 BLOCK_LABELS = 4096
 PAGE = 4096
+_NOTHING_FOUND = np.array((0.0, 0, -1), FOUND)
 
 
 # ---- compiled kernels ----
@@ -197,29 +198,27 @@ def run(
 ) -> tuple[float, int, int]:
     """Run all blocks, ROUND_BLOCKS at a time; return total, number counted, and the first bad one or -1."""
     if n_blocks is None:
-        n_blocks = -(-int(job.record["n"]) // int(job.record["block"]))
+        n_blocks = -(-job.numbers["n"] // job.numbers["block"])
     n_threads = max(1, min(num_threads, n_blocks, numba.config.NUMBA_NUM_THREADS))
     scratch_bytes = -(-scratch_bytes // PAGE) * PAGE
-    memory = np.empty(n_threads * scratch_bytes + PAGE, np.uint8)
+    record, memory = job.record(), np.empty(n_threads * scratch_bytes + PAGE, np.uint8)
     scratch = -(-memory.ctypes.data // PAGE) * PAGE
     total, counted = 0.0, 0
     for first in range(0, n_blocks, ROUND_BLOCKS):
         n = min(ROUND_BLOCKS, n_blocks - first)
-        found = np.zeros(n, FOUND)
-        found["bad"] = -1
-        args = (kernel.address, job.address, first, n, scratch, scratch_bytes, found.ctypes.data)
-        taken = np.zeros(1, np.int64)
-        turn = max(1, n // (TURNS * n_threads))
+        found, taken = np.full(n, _NOTHING_FOUND), np.zeros(1, np.int64)
+        args = (kernel.address, record.ctypes.data, first, n, scratch, scratch_bytes, found.ctypes.data)
         if n_threads == 1 or n == 1:
             _sharer(parallel=False)(*args, FOUND.itemsize, 1, taken.ctypes.data, n)
         else:
+            turn = max(1, n // (TURNS * n_threads))
             with _threads(n_threads):
                 _sharer(parallel=True)(*args, FOUND.itemsize, n_threads, taken.ctypes.data, turn)
         total += float(found["total"].sum())
         counted += int(found["counted"].sum())
-        bad = found["bad"][found["bad"] >= 0]
-        if len(bad):
-            return total, counted, int(bad[0])
+        bad = found["bad"]
+        if bad.max() >= 0:
+            return total, counted, int(bad[bad >= 0][0])
     return total, counted, -1
 
 
@@ -338,23 +337,22 @@ def entropy(logits: Array, out: Array, num_threads: int) -> None:
 
 
 def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -> tuple[float, int, int]:
-    has_class_axis = job.record["operation"] != ENTROPY
-    record, n_classes = job.record, logits.shape[-1]
-    record["n_classes"], record["n"] = n_classes, logits.size // n_classes
+    numbers, n_classes = job.numbers, logits.shape[-1]
+    operation, n_rows = numbers["operation"], logits.size // n_classes
+    numbers["n_classes"], numbers["n"] = n_classes, n_rows
     job.describe("logits", logits, has_classes=True)
-    job.describe("out", out, has_classes=has_class_axis)
+    job.describe("out", out, has_classes=operation != ENTROPY)
     item = item_of(logits)
     row_bytes = n_classes * max(4, logits.itemsize)
-    record["streams"] = out is not None and record["n"] * row_bytes >= STREAM_FROM
-    n_rows, size, width = int(record["n"]), 8 if item == "f64" else 4, logits.itemsize
+    numbers["streams"] = out is not None and n_rows * row_bytes >= STREAM_FROM
+    size, width = 8 if item == "f64" else 4, logits.itemsize
     are_beside = job.last_stride("logits") == width != logits.strides[-1]
-    record["block"], scratch_bytes = numba_lanes.plan(n_rows, n_classes, size, width, are_beside)
+    numbers["block"], scratch_bytes = numba_lanes.plan(n_rows, n_classes, size, width, are_beside)
     if scratch_bytes:
         return run(kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
-    has_lse = record["lse_in"]["address"] != 0
-    operation = int(record["operation"])
+    has_lse = "lse_in" in job.views
     block, keeps, scratch_bytes = numba_rows.plan(operation, n_rows, n_classes, size, width, has_lse)
-    record["block"], record["keeps"] = block, keeps
+    numbers["block"], numbers["keeps"] = block, keeps
     if numba_rows.has_parts(n_rows, n_classes):
         return _run_parts(job, item, scratch_bytes, num_threads)
     return run(kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
@@ -362,18 +360,17 @@ def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -
 
 def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tuple[float, int, int]:
     """Share few long rows among the threads: sums of parts, rows' losses, results of parts."""
-    record, n_parts = job.record, numba_rows.n_parts_of(int(job.record["n_classes"]))
-    n_rows = int(record["n"])
-    record["block"], record["keeps"] = 1, False
-    parts = np.empty(n_rows * (n_parts + 1) * numba_rows.ROW_BYTES, np.uint8)
-    record["parts"] = parts.ctypes.data
+    numbers = job.numbers
+    n_rows, n_parts = numbers["n"], numba_rows.n_parts_of(numbers["n_classes"])
+    numbers["block"], numbers["keeps"] = 1, False
+    job.point_to("parts", np.empty(n_rows * (n_parts + 1) * numba_rows.ROW_BYTES, np.uint8))
 
     def each(name: str, n_blocks: int) -> tuple[float, int, int]:
         return run(kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
 
     each("part_sums", n_rows * n_parts)
     found = each("softmax_block", n_rows)
-    if found[2] < 0 and record["operation"] not in (NOTHING, ENTROPY):
+    if found[2] < 0 and numbers["operation"] not in (NOTHING, ENTROPY):
         each("part_results", n_rows * n_parts)
     return found
 
@@ -421,17 +418,17 @@ def _run_elements(
 ) -> tuple[float, int]:
     # In double where the target is: a label near 1 must not be rounded before 1 - y is taken.
     is_double = x.dtype == np.float64 or (target is not None and target.dtype == np.float64)
-    record, item = job.record, "f64" if is_double else "f32"
-    record["n"] = x.size
+    numbers, item = job.numbers, "f64" if is_double else "f32"
+    numbers["n"] = x.size
     job.describe("logits", x)
     job.describe("target", target)
     job.describe("loss", loss)
     job.describe("out", out)
-    record["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
-    record["block"], scratch_bytes = numba_elements.plan(8 if is_double else 4)
-    if record["operation"] == BCE_WITH_LOGITS:
+    numbers["streams"] = out is not None and out.size * max(4, x.itemsize) >= STREAM_FROM
+    numbers["block"], scratch_bytes = numba_elements.plan(8 if is_double else 4)
+    if numbers["operation"] == BCE_WITH_LOGITS:
         name = "bce" if out is None else "bce_fused"
     else:
-        name = {SIGMOID: "sigmoid", LOG_SIGMOID: "log_sigmoid"}.get(int(record["operation"]), "probability")
+        name = {SIGMOID: "sigmoid", LOG_SIGMOID: "log_sigmoid"}.get(numbers["operation"], "probability")
     total, _, bad = run(kernel("numba_elements", name, item), job, scratch_bytes, num_threads)
     return total, bad

@@ -8,6 +8,7 @@ for what is not the logits' hot path.
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,20 @@ BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID = range(6)
 # The names are the contract's. `operation` is what is done to each logit, or the loss of elements; `gamma` is
 # the address of reals, `beta` of float64. `parts` is where the statistics of long rows' parts are, or 0;
 # `streams` whether `out` goes around the cache, `keeps` whether exponentials are kept for the second pass.
+INTEGERS = ("operation", "target_kind", "n", "n_classes", "block", "ignore_index")
+INTEGERS += ("beta", "gamma", "parts", "streams", "keeps", "signed")
+REALS = ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")
 VIEWS = ("logits", "target", "weight", "pos_weight", "scale", "lse_in", "loss", "lse", "hit", "out")
 JOB = np.dtype(
     [
-        *((name, "i8") for name in ("operation", "target_kind", "n", "n_classes", "block", "ignore_index")),
-        *((name, "i8") for name in ("beta", "gamma", "parts", "streams", "keeps", "signed")),
-        *(
-            (name, "f8")
-            for name in ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")
-        ),
+        *((name, "i8") for name in INTEGERS),
+        *((name, "f8") for name in REALS),
         *((name, VIEW) for name in VIEWS),
     ],
     align=True,
 )
+_NUMBERS = struct.Struct(f"{len(INTEGERS)}q{len(REALS)}d{len(VIEW) * len(VIEWS)}q")
+_NO_VIEW = (0,) * len(VIEW)
 # What a block found: `bad` is the number of a row or element, or -1.
 FOUND = np.dtype([("total", "f8"), ("counted", "i8"), ("bad", "i8")], align=True)
 
@@ -54,6 +56,7 @@ FOUND = np.dtype([("total", "f8"), ("counted", "i8"), ("bad", "i8")], align=True
 # memory, on a page's bound, and the address of what it finds.
 KERNEL = types.void(types.intp, types.intp, types.intp, types.intp)
 
+_PLACES = {item: place for place, item in enumerate(vectors.ITEMS)}
 _KINDS = {
     **{
         np.dtype(code): f"{'u' if code.isupper() else 'i'}{8 * np.dtype(code).itemsize}"
@@ -75,15 +78,13 @@ def real_of(array: Array) -> type[np.float32 | np.float64]:
 
 
 class Job:
-    """A job's record, with what it points to."""
+    """What a job's record will hold, with what it points to."""
 
     def __init__(self, **numbers: float) -> None:
-        memory = np.zeros(1, JOB)
-        self.record, self.address = memory[0], memory.ctypes.data
-        self.kept: list[object] = [memory]
+        self.numbers: dict[str, Any] = dict.fromkeys((*INTEGERS, *REALS), 0) | numbers
+        self.views: dict[str, tuple[int, int, int]] = {}
         self.axes: dict[str, list[int]] = {}
-        for name, value in numbers.items():
-            self.record[name] = value
+        self.kept: list[object] = []
 
     def describe(self, name: str, array: Array | None, has_classes: bool = False) -> None:
         """Fill in an array, if there is one."""
@@ -96,11 +97,10 @@ class Job:
                 axes[-2:] = axes[-2] * size, stride
             elif size != 1:
                 axes += size, stride
-        self.axes[name], pairs = axes, np.array(axes, np.int64)
-        self.kept += array, pairs
-        kind = vectors.ITEMS.index(item_of(array))
         class_stride = array.strides[-1] if has_classes else 0
-        self.record[name] = (array.ctypes.data, kind, class_stride, len(axes) // 2, pairs.ctypes.data)
+        self.views[name] = (array.ctypes.data, _PLACES[item_of(array)], class_stride)
+        self.axes[name] = axes
+        self.kept.append(array)
 
     def last_stride(self, name: str) -> int:
         """Return the bytes from one row to the next, along a run of them."""
@@ -117,7 +117,25 @@ class Job:
         """Fill in the address of a contiguous table, if there is one."""
         if table is not None:
             self.kept.append(table)
-            self.record[name] = table.ctypes.data
+            self.numbers[name] = table.ctypes.data
+
+    def record(self) -> Array:
+        """Return the record, and behind it the axes."""
+        n_axes = sum(map(len, self.axes.values()))
+        memory = np.empty(_NUMBERS.size // 8 + n_axes, np.int64)
+        end = memory.ctypes.data + _NUMBERS.size
+        views: list[int] = []
+        all_axes: list[int] = []
+        for name in VIEWS:
+            if name in self.views:
+                axes = self.axes[name]
+                views += *self.views[name], len(axes) // 2, end + 8 * len(all_axes)
+                all_axes += axes
+            else:
+                views += _NO_VIEW
+        _NUMBERS.pack_into(memory, 0, *self.numbers.values(), *views)
+        memory[_NUMBERS.size // 8 :] = all_axes
+        return memory
 
 
 @inline

@@ -17,17 +17,20 @@ from typing import Any
 
 import numpy as np
 from logitloss._kernels import vectors
+from logitloss._kernels.numba_powers import parts_of
 from logitloss._kernels.vectors import inline, outline
 
-# Groups that one chain of additions adds up
+# Turns that one chain of additions adds up
 CHAIN = 8
 # Registers of each of the two vectors that the plain loop takes at a time, of float32: with one, a processor
 # looks ahead too few turns to fill its units (131072x1000 took 1.11 times as long).
 TURN = 2
 # Without it memory and arithmetic take turns.
 PREFETCH_BYTES = 8192
+# Of the half that is asked for around the loop, what is asked for at each of four places, if there is as much
+PART_BYTES = 512
 # The largest |x| whose multiple of log2(e) is taken apart exactly
-DIRECT = {np.float32: 2.0**21, np.float64: 2.0**30}
+DIRECT = {real: most / parts_of(real) for real, most in ((np.float32, 2.0**21), (np.float64, 2.0**30))}
 
 # What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor,
 # but at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and
@@ -61,7 +64,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         ops.store_one,
     )
     lanes_max, lanes_sum, load_real, load_one = ops.lanes_max, ops.lanes_sum, ops.load, ops.load_one
-    scaled_parts, scale_of, rounded = elementary.scaled_parts, elementary.scale_of, elementary.rounded
+    summed_parts, summed_scale_of = elementary.summed_parts, elementary.summed_scale_of
+    rounded = elementary.rounded
     any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, vectors.prefetch
     keep_rolled, share, merge_gaps = vectors.keep_rolled, wide.share, wide.merge_gaps
     exp_parts, exp2_unit, wide_fma = elementary.exp_parts, wide_elementary.exp2_unit, vectors.fma
@@ -74,7 +78,11 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     wide_ops = vectors.operations(real, TURN if two_chains else 1)
     turn, load_turn = 2 * wide_ops.lanes, vectors.pair_loader(item, real, wide_ops.lanes)
     splat_turn, parts = wide_ops.splat, wide_ops.parts
-    prefetch_turn = vectors.prefetcher(turn * width)
+    # Memory would stand still during what stands around the loop: with registers of 64 bytes, half the time
+    # of a row of 1000 classes. Then the loop asks for the first half of a chunk to come, evenly.
+    spreads = vectors.VECTOR_BYTES == 64 and turn * width >= 128
+    halves = 2 if spreads else 1
+    prefetch_turn, prefetch_part = vectors.prefetcher(turn * width // halves), vectors.prefetcher(PART_BYTES)
 
     # ---- the largest ----
 
@@ -136,6 +144,12 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return maximum(rest, real(row.seen_largest))
         return real(row.seen_largest)
 
+    @inline
+    def fetch_part(x, n, part):
+        """Ask for a part of the second half of what comes PREFETCH_BYTES on from n classes; part < 4."""
+        if spreads and n * width >= 4 * PART_BYTES:
+            prefetch_part(x + n * width // 2 + part * PART_BYTES, PREFETCH_BYTES)
+
     # ---- sums ----
 
     if two_chains:
@@ -161,8 +175,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
             @inline
             def add(v0, v1, bound, magic, sum0, sum1, exps):
-                p0, q0 = scaled_parts(v0, bound, magic)
-                p1, q1 = scaled_parts(v1, bound, magic)
+                p0, q0 = summed_parts(v0, bound, magic)
+                p1, q1 = summed_parts(v1, bound, magic)
                 if keeps:
                     store(exps, p0 * q0)
                     store(exps + second, p1 * q1)
@@ -191,7 +205,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         @outline
         def sum_chunk(x, n, at, k, ahead, exps):
             """Return the sum of n classes but the one at `at`, and the largest of as many `ahead`."""
-            lowest, shift = scale_of(k)
+            lowest, shift = summed_scale_of(k)
             bound, magic, total = splat(lowest), splat(shift), splat(zero)
             bounds, magics = splat_turn(lowest), splat_turn(shift)
             high0, high1 = start()
@@ -201,11 +215,11 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             c, cut = 0, at - at % group if 0 <= at < whole else whole
             while True:
                 while c < cut:
-                    stop = min(cut, c + CHAIN * group)
+                    stop = min(cut, c + CHAIN * turn)
                     sum0, sum1 = splat_turn(zero), splat_turn(zero)
                     rest = (stop - c) % turn
                     for i in range(c, stop - rest, turn):
-                        prefetch_turn(ahead + i * width, PREFETCH_BYTES)
+                        prefetch_turn(ahead + i * width // halves, PREFETCH_BYTES)
                         for j in range(0, turn, group):
                             high0, high1 = look(high0, high1, ahead + (i + j) * width)
                         v0, v1 = load_turn(x + i * width)
@@ -232,15 +246,19 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             top = row.m if row.m > largest else np.float64(largest)
             if not (abs(top) <= direct or top == -infinity):
                 return False
+            fetch_part(x, n, 2)
             at = -1
             if largest > row.m:
                 at = place_of(x, n, largest)
                 raise_top(row, largest, first + at)
                 k = rounded(largest * log2e)
                 row.k, row.relative = k, exp2_unit(-wide_fma(row.m, wide_log2e, -np.float64(k))) * unit
+            fetch_part(x, n, 3)
             whole = n - n % group
             ahead = next_x + (next_n - whole) * width if next_x else x
             total, seen_largest = sum_chunk(x, n, at, real(row.k), ahead, exps)
+            fetch_part(next_x, next_n, 0)
+            fetch_part(next_x, next_n, 1)
             if keeps and at >= 0:
                 store_one(exps + at * size, real(1.0 / row.relative))
             row.s += total * row.relative

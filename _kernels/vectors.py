@@ -73,17 +73,17 @@ def _held(builder: Any, vector: ir.Constant) -> Any:
     held = builder.asm(ir.FunctionType(kind, [kind]), "", "=x,0", [one], side_effect=False)
     held.attributes.add("nounwind")
     held.attributes.add("readnone")
-    return held if n == count else builder.shuffle_vector(held, held, _indices([0] * count))
+    return held if n == count else builder.shuffle_vector(held, held, indices([0] * count))
 
 
 def _splat(builder: Any, number: Any, vector: ir.VectorType) -> Any:
     if isinstance(number, ir.Constant):
         return _held(builder, ir.Constant(vector, [number.constant] * vector.count))
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _INT32(0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), _indices([0] * vector.count))
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), indices([0] * vector.count))
 
 
-def _indices(numbers: list[int]) -> ir.Constant:
+def indices(numbers: list[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(_INT32, len(numbers)), numbers)
 
 
@@ -161,7 +161,7 @@ def _is_real(kind: types.Type) -> bool:
     return isinstance(_number(kind), types.Float)
 
 
-def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
+def call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, [a.type for a in args]), name
     )
@@ -176,7 +176,7 @@ def _overload_name(name: str, kind: ir.Type) -> str:
 # ---- on numbers and vectors alike ----
 
 
-def _elementwise(emit: Any, n_args: int) -> Any:
+def elementwise(emit: Any, n_args: int) -> Any:
     """Make an intrinsic of reals, each a number or a vector, from a function of builder, type and values."""
 
     def define(typingctx: Any, *given: types.Type) -> Any:
@@ -198,66 +198,66 @@ def _elementwise(emit: Any, n_args: int) -> Any:
     return intrinsic(lambda typingctx, x, y, z: define(typingctx, x, y, z))
 
 
-fma = _elementwise(lambda b, kind, x, y, z: _call(b, _overload_name("fma", kind), kind, [x, y, z]), 3)
-absolute = _elementwise(lambda b, kind, x: _call(b, _overload_name("fabs", kind), kind, [x]), 1)
+fma = elementwise(lambda b, kind, x, y, z: call(b, _overload_name("fma", kind), kind, [x, y, z]), 3)
+absolute = elementwise(lambda b, kind, x: call(b, _overload_name("fabs", kind), kind, [x]), 1)
 # The second operand where one is NaN, as one instruction has it
-maximum = _elementwise(lambda b, kind, x, y: b.select(b.fcmp_ordered(">", x, y), x, y), 2)
-minimum = _elementwise(lambda b, kind, x, y: b.select(b.fcmp_ordered("<", x, y), x, y), 2)
+maximum = elementwise(lambda b, kind, x, y: b.select(b.fcmp_ordered(">", x, y), x, y), 2)
+minimum = elementwise(lambda b, kind, x, y: b.select(b.fcmp_ordered("<", x, y), x, y), 2)
 
 
-def _bits_of(kind: ir.Type) -> ir.Type:
+def bits_of(kind: ir.Type) -> ir.Type:
     number = kind.element if isinstance(kind, ir.VectorType) else kind
     bits = ir.IntType(64 if isinstance(number, ir.DoubleType) else 32)
     return ir.VectorType(bits, kind.count) if isinstance(kind, ir.VectorType) else bits
 
 
-def _mantissa_bits(bits: ir.Type) -> int:
+def mantissa_bits(bits: ir.Type) -> int:
     number = bits.element if isinstance(bits, ir.VectorType) else bits
     return 52 if number.width == 64 else 23
 
 
 def _emit_shifted(builder: Any, kind: ir.Type, x: Any) -> Any:
-    bits = _bits_of(kind)
-    moved = builder.shl(builder.bitcast(x, bits), _constant(bits, _mantissa_bits(bits)))
+    bits = bits_of(kind)
+    moved = builder.shl(builder.bitcast(x, bits), _constant(bits, mantissa_bits(bits)))
     return builder.bitcast(moved, kind)
 
 
 def _emit_flipped(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
-    bits = _bits_of(kind)
+    bits = bits_of(kind)
     minus = builder.bitcast(_constant(kind, -0.0), bits)
     signs = builder.and_(builder.bitcast(y, bits), minus)
     return builder.bitcast(builder.xor(builder.bitcast(x, bits), signs), kind)
 
 
 def _emit_either(builder: Any, kind: ir.Type, x: Any, y: Any) -> Any:
-    bits = _bits_of(kind)
+    bits = bits_of(kind)
     return builder.bitcast(builder.or_(builder.bitcast(x, bits), builder.bitcast(y, bits)), kind)
 
 
 def _emit_exponent(builder: Any, kind: ir.Type, x: Any) -> Any:
-    bits = _bits_of(kind)
-    bias = 1023 if _mantissa_bits(bits) == 52 else 127
-    biased = builder.lshr(builder.bitcast(x, bits), _constant(bits, _mantissa_bits(bits)))
+    bits = bits_of(kind)
+    bias = 1023 if mantissa_bits(bits) == 52 else 127
+    biased = builder.lshr(builder.bitcast(x, bits), _constant(bits, mantissa_bits(bits)))
     return builder.sitofp(builder.sub(biased, _constant(bits, bias)), kind)
 
 
 def _emit_mantissa(builder: Any, kind: ir.Type, x: Any) -> Any:
-    bits = _bits_of(kind)
-    width = _mantissa_bits(bits)
+    bits = bits_of(kind)
+    width = mantissa_bits(bits)
     bias = 1023 if width == 52 else 127
     low = builder.and_(builder.bitcast(x, bits), _constant(bits, (1 << width) - 1))
     return builder.bitcast(builder.or_(low, _constant(bits, bias << width)), kind)
 
 
 # The low bits of a real, moved to its exponent's place
-low_bits_as_exponent = _elementwise(_emit_shifted, 1)
+low_bits_as_exponent = elementwise(_emit_shifted, 1)
 # Of a positive normal number, x = mantissa * 2**exponent with 1 <= mantissa < 2
-exponent_of = _elementwise(_emit_exponent, 1)
-mantissa_of = _elementwise(_emit_mantissa, 1)
+exponent_of = elementwise(_emit_exponent, 1)
+mantissa_of = elementwise(_emit_mantissa, 1)
 # The bits that either has
-either = _elementwise(_emit_either, 2)
+either = elementwise(_emit_either, 2)
 # x with its sign changed where y has a minus, be it of zero or NaN
-flipped = _elementwise(_emit_flipped, 2)
+flipped = elementwise(_emit_flipped, 2)
 
 
 def polynomial(terms: list[float]) -> Any:
@@ -278,14 +278,14 @@ def polynomial(terms: list[float]) -> Any:
             return total
 
         def multiply_add(*args: Any) -> Any:
-            return _call(builder, _overload_name("fma", kind), kind, list(args))
+            return call(builder, _overload_name("fma", kind), kind, list(args))
 
         if len(terms) <= 8:
             return chain(terms, x)
         square, even, odd = builder.fmul(x, x), terms[::-1][::2][::-1], terms[::-1][1::2][::-1]
         return multiply_add(chain(odd, square), x, chain(even, square))
 
-    return _elementwise(emit, 1)
+    return elementwise(emit, 1)
 
 
 @intrinsic
@@ -307,7 +307,7 @@ def has_minus(typingctx: Any, x: Any) -> Any:
     """Return the mask of lanes with a minus, be it of zero or NaN."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = _bits_of(args[0].type)
+        bits = bits_of(args[0].type)
         return builder.icmp_signed("<", builder.bitcast(args[0], bits), _constant(bits, 0))
 
     return _mask_of(x)(x), generate
@@ -345,7 +345,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], _BYTE.as_pointer())
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _INT32(0), _INT32(3), _INT32(1)])
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _INT32(0), _INT32(3), _INT32(1)])
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
@@ -360,7 +360,7 @@ def prefetcher(n_bytes: int) -> Any:
             start = builder.gep(builder.inttoptr(args[0], _BYTE.as_pointer()), [args[1]])
             for offset in range(0, n_bytes, 64):
                 line = builder.gep(start, [_INT32(offset)])
-                _call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, _INT32(0), _INT32(3), _INT32(1)])
+                call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, _INT32(0), _INT32(3), _INT32(1)])
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp), generate
@@ -385,7 +385,7 @@ def fence(typingctx: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if llvm.get_process_triple().startswith("x86_64"):
-            _call(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])
+            call(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])
         else:
             builder.fence("seq_cst")
         return context.get_dummy_value()
@@ -624,8 +624,8 @@ def half_seekers(item: str, n: int) -> tuple[Any, Any, Any]:
     def largest(typingctx: Any, high: Any, low: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             one = ir.IntType(16)
-            high = _call(builder, f"llvm.vector.reduce.smax.v{n}i16", one, [args[0]])
-            low = _call(builder, f"llvm.vector.reduce.umin.v{n}i16", one, [args[1]])
+            high = call(builder, f"llvm.vector.reduce.smax.v{n}i16", one, [args[0]])
+            low = call(builder, f"llvm.vector.reduce.umin.v{n}i16", one, [args[1]])
             value = builder.select(builder.icmp_signed(">=", high, one(0)), high, low)
             if item == "f16":
                 value = builder.bitcast(value, ir.HalfType())
@@ -750,7 +750,7 @@ def _transposed_pieces(builder: Any, block: list[Any], lanes: int) -> list[Any]:
         low = [
             i - i % n + i % n // (2 * unit) * unit + i % unit + i // unit % 2 * lanes for i in range(lanes)
         ]
-        orders = [_indices(low), _indices([i + n // 2 for i in low])]
+        orders = [indices(low), indices([i + n // 2 for i in low])]
         block = block[::2] + block[1::2] if unit > 1 else block
         pairs = list(zip(block[::2], block[1::2], strict=True))
         block = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
@@ -777,7 +777,7 @@ def piece_loader(item: str, real: Any, lanes: int) -> Any:
                 if len(parts) == 1:
                     return parts[0]
                 low, high = join(parts[: len(parts) // 2]), join(parts[len(parts) // 2 :])
-                return builder.shuffle_vector(low, high, _indices(list(range(2 * low.type.count))))
+                return builder.shuffle_vector(low, high, indices(list(range(2 * low.type.count))))
 
             rows = [join([load_piece(row) for row in range(first, lanes, n)]) for first in range(n)]
             reals = [_to_real(builder, item, row, context.get_value_type(number)) for row in rows]
@@ -800,7 +800,7 @@ def piece_storer(item: str, real: Any, lanes: int) -> Any:
             for first, reals in enumerate(block):
                 items = _from_real(builder, item, reals)
                 for row in range(first, lanes, n):
-                    order = _indices(list(range(row - first, row - first + n)))
+                    order = indices(list(range(row - first, row - first + n)))
                     place = builder.add(args[0], builder.mul(args[1], args[1].type(row)))
                     value = builder.shuffle_vector(items, items, order)
                     builder.store(value, builder.inttoptr(place, piece.as_pointer())).align = itemsize(item)
@@ -906,7 +906,7 @@ def operations(real: Any, registers: int = 1) -> SimpleNamespace:
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             each = [
-                builder.shuffle_vector(args[0], args[0], _indices(list(range(i, i + width))))
+                builder.shuffle_vector(args[0], args[0], indices(list(range(i, i + width))))
                 for i in range(0, n, width)
             ]
             return context.make_tuple(builder, sig.return_type, each)
@@ -955,7 +955,7 @@ def operations(real: Any, registers: int = 1) -> SimpleNamespace:
             (high,), width = args, n
             while width > 1:
                 width //= 2
-                turned = builder.shuffle_vector(high, high, _indices([(i + width) % n for i in range(n)]))
+                turned = builder.shuffle_vector(high, high, indices([(i + width) % n for i in range(n)]))
                 high = builder.select(builder.fcmp_ordered(">", high, turned), high, turned)
             return builder.extract_element(high, _INT32(0))
 
@@ -971,8 +971,8 @@ def operations(real: Any, registers: int = 1) -> SimpleNamespace:
                 total = builder.fpext(total, ir.VectorType(ir.DoubleType(), n))
             while width > 1:
                 width //= 2
-                low = builder.shuffle_vector(total, total, _indices(list(range(width))))
-                high = builder.shuffle_vector(total, total, _indices(list(range(width, 2 * width))))
+                low = builder.shuffle_vector(total, total, indices(list(range(width))))
+                high = builder.shuffle_vector(total, total, indices(list(range(width, 2 * width))))
                 total = builder.fadd(low, high)
             return builder.extract_element(total, _INT32(0))
 
