@@ -30,8 +30,8 @@ def parts_of(real: Any) -> int:
     return _LOOK_UPS[bits][1] * 8 * vectors.VECTOR_BYTES // bits if bits in _LOOK_UPS else 1
 
 
-# By the number of parts, from the highest power down: minimax for 2**f, |f| <= 1/2/parts; within 0.45 ulp, 0.3
-# of eight parts, 0.07 of float64
+# Polynomials by the number of parts, from the highest power down: minimax for 2**f, |f| <= 1/2/parts, within
+# 0.45 ulp, 0.3 of eight parts, 0.07 of float64
 TERMS = {
     8: "0x1.c6bb7ap-5 0x1.ec0f92p-3 0x1.62e430p-1 0x1p0",
     16: "0x1.430a49610efc6p-13 0x1.5d89be4c12513p-10 0x1.3b2ab6fb09b31p-7 0x1.c6b08d6e8a384p-5 "
