@@ -365,13 +365,13 @@ def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tup
     numbers["block"], numbers["keeps"] = 1, False
     job.point_to("parts", np.empty(n_rows * (n_parts + 1) * numba_rows.ROW_BYTES, np.uint8))
 
-    def each(name: str, n_blocks: int) -> tuple[float, int, int]:
+    def each(name: str, n_blocks: int, num_threads: int) -> tuple[float, int, int]:
         return run(kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
 
-    each("part_sums", n_rows * n_parts)
-    found = each("softmax_block", n_rows)
+    each("part_sums", n_rows * n_parts, num_threads)
+    found = each("softmax_block", n_rows, 1)  # sooner done than threads woken
     if found[2] < 0 and numbers["operation"] not in (NOTHING, ENTROPY):
-        each("part_results", n_rows * n_parts)
+        each("part_results", n_rows * n_parts, num_threads)
     return found
 
 
