@@ -28,8 +28,8 @@ ROUNDS = 7
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=ROUNDS))
 def main(base, commit, bench, rounds):
     """Compare the speed of COMMIT with that of BASE; the status is 1 if it is slower."""
-    run = compare(HERE.parent, base, commit, bench or default_series(), rounds)
-    sys.exit(run.returncode)
+    status, _ = compare(HERE.parent, base, commit, bench or default_series(), rounds, show=click.echo)
+    sys.exit(status)
 
 
 def default_series():
@@ -38,13 +38,22 @@ def default_series():
     return [rf"track_value\w*_over_\w+\('{BACKENDS[0]}', 'float32', '(1024x1000|1048576)', 1\)"]
 
 
-def compare(repository, base, commit, bench, rounds=ROUNDS, **options):
-    """Run `asv continuous` on two commits of that repository, with this checkout's suite and environment."""
-    settings = write_settings(repository)
-    asv(settings, "machine", "--yes", capture_output=True)
-    counts = ["--factor", str(FACTOR), "--attribute", f"rounds={rounds}", "--record-samples"]
-    series = [word for pattern in bench for word in ("--bench", pattern)]
-    return asv(settings, "continuous", *counts, *series, base, commit, **options)
+def compare(repository, base, commit, series, rounds=ROUNDS, show=lambda line: None):
+    """Run `asv continuous` on two commits of that repository; return its status and what it prints.
+
+    The suite and the environment are this checkout's.
+    """
+    asv = [sys.executable, "-m", "asv", "--config", write_settings(repository)]
+    subprocess.run([*asv, "machine", "--yes"], check=True, capture_output=True)
+    command = [*asv, "continuous", "--factor", str(FACTOR), "--attribute", f"rounds={rounds}"]
+    command += ["--record-samples", *(f"--bench={pattern}" for pattern in series), base, commit]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout:
+            lines.append(line.rstrip())
+            if not lines[-1].endswith("n/a"):  # asv shows all parameters, and few were asked for
+                show(lines[-1])
+    return run.returncode, "\n".join(lines)
 
 
 def write_settings(repository):
@@ -62,10 +71,6 @@ def write_settings(repository):
     path = kept / "compare.conf.json"
     path.write_text(json.dumps(settings))
     return path
-
-
-def asv(settings, *arguments, **options):
-    return subprocess.run([sys.executable, "-m", "asv", "--config", settings, *arguments], **options)
 
 
 def slower(output):

@@ -21,7 +21,7 @@ AFTER = "    V(exp_parts)(p, power, V(AT_ONCE), with->scale, 0);\n"
 PLANT = """\
     for (int j = 0; j < V(AT_ONCE); j++) {
         V(vector) idle = p[j];
-        for (int k = 0; k < 8; k++)
+        for (int k = 0; k < 6; k++)
             idle = V(fma)(idle, power[j], p[j]);
         __asm__ volatile("" ::"x"(idle[0]));
     }
@@ -48,10 +48,10 @@ def main(same, commit):
 def outcome(clone, is_planted):
     """Compare the last two commits, print what came of it, and return whether that is what must come."""
     start = perf_counter()
-    run = compare(clone, "main^", "main", default_series(), capture_output=True, text=True)
-    if run.returncode not in (0, 1):
-        raise click.ClickException(run.stdout + run.stderr)
-    found = slower(run.stdout)
+    status, output = compare(clone, "main^", "main", default_series())
+    if status not in (0, 1):
+        raise click.ClickException(output)
+    found = slower(output)
     is_right = bool(found) == is_planted and all(series.startswith("cross_entropy_") for series in found)
     series = ", ".join(f"{series.partition('(')[0]} {ratio:.2f}" for series, ratio in found.items())
     verdict, commit = "right" if is_right else "WRONG", "planted" if is_planted else "the same"
