@@ -79,7 +79,9 @@ SERIES = {
 def site(tmp_path_factory):
     """Publish, and return the address of the page."""
     missing = ["asv"] if importlib.util.find_spec("asv") is None else []
-    missing += [] if CHROMIUM else ["Chromium"]
+    missing += [
+        name for name, there in (("Chromium", CHROMIUM), (SETTINGS.name, SETTINGS.exists())) if not there
+    ]
     missing += [path for path in SCRIPTS.values() if path and not (LIBRARIES / path).exists()]
     if missing:
         reason = f"the page cannot be shown without {', '.join(missing)}"
