@@ -30,6 +30,8 @@
 #undef LN2_1
 #undef LN2_2
 #undef LN2_3
+#undef PART_BITS
+#undef PARTS
 #undef DIRECT
 #undef LOG2_BASE
 #undef MARGIN

@@ -173,11 +173,19 @@ INLINE void load_halves_f32(dtype_code dtype, const uint16_t *x, f32_vector *eve
     *odd = (f32_vector)(pairs & (int32_t)0xffff0000);
 }
 
-/* 2^f for |f| <= 1/2 as HALF_UNIT times a polynomial whose first coefficient is 1, which saves a product:
- * relative error 1.3*2^-24 before rounding */
-static const float half_exp2_terms[] = {0x1.d2691ep+2f, 0x1.4e7740p+5f, 0x1.69df16p+7f, 0x1.050a6ep+9f,
-                                        0x1.789a32p+9f};
+/* 2^f for |f| <= 1/2/PARTS as HALF_UNIT times a polynomial whose first coefficient is 1, which saves a
+ * product: relative error 1.4*2^-24 before rounding, or less */
+#if PART_BITS == 5
+#define HALF_UNIT 0x1.ebfccc586302fp-3
+static const float half_terms[] = {0x1.715528p+1f, 0x1.0a69ccp+2f};
+#elif PART_BITS == 3
+#define HALF_UNIT 0x1.c6a5a016bdcd8p-5
+static const float half_terms[] = {0x1.151118p+2f, 0x1.8fa90ep+3f, 0x1.204b44p+4f};
+#else
 #define HALF_UNIT 0x1.5c09c9e0c3326p-10
+static const float half_terms[] = {0x1.d2691ep+2f, 0x1.4e7740p+5f, 0x1.69df16p+7f, 0x1.050a6ep+9f,
+                                   0x1.789a32p+9f};
+#endif
 
 /* exp(x)*2^-k/HALF_UNIT of two vectors, in place but for a factor `power` */
 INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magic)
@@ -188,48 +196,14 @@ INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magi
     for (int j = 0; j < 2; j++)
         f[j] = f32_fraction(x[j], power[j] - magic, LOG2_BASE);
     for (int j = 0; j < 2; j++)
-        power[j] = (f32_vector)((f32_ivector)power[j] << MANTISSA_BITS);
+        power[j] = f32_power_of_parts(power[j]);
     for (int j = 0; j < 2; j++)
-        x[j] = f[j] + half_exp2_terms[0];
-    for (int k = 1; k < 5; k++)
+        x[j] = f[j] + half_terms[0];
+#pragma GCC unroll 8
+    for (int k = 1; k < (int)(sizeof half_terms / sizeof(float)); k++)
         for (int j = 0; j < 2; j++)
-            x[j] = f32_fma(x[j], f[j], f32_all(half_exp2_terms[k]));
+            x[j] = f32_fma(x[j], f[j], f32_all(half_terms[k]));
 }
-
-/* The same with a table of eighths for the highest bits of f: a look-up and an addition of integers, on a
- * port that has nothing else to do, save two products (11% of the time). AVX-512 multiplies on that port,
- * too. */
-#if defined VECTOR_AVX2
-#define SUM_UNIT 0x1.c6a5a016bdcd8p-5
-#define SUM_DIRECT (DIRECT / 8) /* the rounding constant is so much smaller */
-#define SUM_MAGIC(exponent) f32_all(MAGIC / 8 - (float)(exponent))
-INLINE void sum_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magic)
-{
-    /* 2^(i/8), less what the low bits of the exponent's number add to it */
-    const f32_ivector eighths = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
-                                 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-    f32_vector f[2];
-    for (int j = 0; j < 2; j++)
-        power[j] = f32_fma(x[j], f32_all(LOG2E), magic);
-    for (int j = 0; j < 2; j++)
-        f[j] = f32_fraction(x[j], power[j] - magic, LOG2_BASE);
-    for (int j = 0; j < 2; j++) {
-        __m256i part = _mm256_permutevar8x32_epi32((__m256i)eighths, (__m256i)power[j]);
-        power[j] = (f32_vector)((f32_ivector)part + ((f32_ivector)power[j] << (MANTISSA_BITS - 3)));
-    }
-    for (int j = 0; j < 2; j++)
-        x[j] = f[j] + 0x1.151118p+2f;
-    for (int j = 0; j < 2; j++)
-        x[j] = f32_fma(x[j], f[j], f32_all(0x1.8fa90ep+3f));
-    for (int j = 0; j < 2; j++)
-        x[j] = f32_fma(x[j], f[j], f32_all(0x1.204b44p+4f));
-}
-#else
-#define SUM_UNIT HALF_UNIT
-#define SUM_DIRECT DIRECT
-#define SUM_MAGIC(exponent) f32_exp_scale_of(f32_all((float)(exponent))).magic
-#define sum_exp_parts half_exp_parts
-#endif
 
 /* The sum of exp(x)*2^-exponent of a group from number `from` on, but for that at `top` */
 static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t from, ptrdiff_t top,
@@ -253,7 +227,7 @@ static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t fro
         load_halves_f32(dtype, some + j, e, e + 1);
         for (int k = 0; k < 2; k++)
             e[k] = f32_max(scale.floor, e[k]);
-        half_exp_parts(e, power, scale.magic);
+        half_exp_parts(e, power, f32_parts_magic(scale));
         for (int k = 0; k < 2; k++)
             sum += e[k] * power[k];
     }
@@ -264,7 +238,7 @@ static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t fro
 INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, double exponent,
                          half_following *following)
 {
-    const f32_vector zero = f32_all(0), magic = SUM_MAGIC(exponent);
+    const f32_vector zero = f32_all(0), magic = f32_parts_magic(f32_exp_scale_of(f32_all((float)exponent)));
     f32_vector sum = zero;
     half_sweep sweep = following->sweep;
     for (ptrdiff_t n = n_groups * HALF_GROUP; n > 0; n -= HALF_SPAN) {
@@ -279,7 +253,7 @@ INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups
             for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
                 f32_vector e[2], power[2];
                 load_halves_f32(dtype, x + j, e, e + 1);
-                sum_exp_parts(e, power, magic);
+                half_exp_parts(e, power, magic);
                 for (int k = 0; k < 2; k++)
                     chain[k] = f32_fma(e[k], power[k], chain[k]);
             }
@@ -287,7 +261,7 @@ INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups
         sum += chain[0] + chain[1];
     }
     following->sweep = sweep;
-    return SUM_UNIT * f32_lanes_sum(sum);
+    return HALF_UNIT * f32_lanes_sum(sum);
 }
 
 /* Functions of their own, so that each has the registers to itself */
@@ -323,7 +297,7 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
     float largest = half_value(dtype, range.largest), smallest = half_value(dtype, range.smallest);
     double exponent = rint(fmax(largest, row->largest) * LOG2_BASE) - f32_HEADROOM;
     next->x = NULL;
-    if (row->shift != 0 || !(fabs(largest) <= SUM_DIRECT) ||
+    if (row->shift != 0 || !(fabs(largest) <= DIRECT) ||
         !(smallest >= (fmax(exponent, row->exponent) - (EXPONENT_BIAS - 3)) * 0.6931472))
         return 0;
     if (largest > row->largest) {

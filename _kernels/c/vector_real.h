@@ -163,12 +163,20 @@ INLINE V(vector) V(min)(V(vector) a, V(vector) b)
 #endif
 }
 
+#ifdef VECTOR_AVX512
+/* The reals at p in the mask's lanes, `filler` in the others; nothing else is read */
+INLINE V(vector) V(load_kept)(const V(real) *p, V(mask) kept, V(real) filler)
+{
+    return INTRINSIC(mask_loadu)(V(all)(filler), kept, p);
+}
+#endif
+
 /* The first n reals at p, and `filler` in the lanes behind them; nothing else is read */
 INLINE V(vector) V(load_first)(const V(real) *p, ptrdiff_t n, V(real) filler)
 {
 #if defined VECTOR_AVX512
     unsigned lanes = n < 0 ? 0 : n < V(LANES) ? (unsigned)n : V(LANES);
-    return INTRINSIC(mask_loadu)(V(all)(filler), (MASK)((1u << lanes) - 1), p);
+    return V(load_kept)(p, (MASK)((1u << lanes) - 1), filler);
 #elif defined VECTOR_AVX2
     V(mask) first = V(greater)(V(all)((V(real))n), V(numbers)());
     return V(choose)(first, INTRINSIC_256(maskload)(p, (__m256i)first), V(all)(filler));
@@ -180,6 +188,26 @@ INLINE V(vector) V(load_first)(const V(real) *p, ptrdiff_t n, V(real) filler)
     return V(load)(lane);
 #endif
 }
+
+/* Of each lane's lowest bits, what stands there in a table of two vectors (AVX2: of one) */
+#if defined VECTOR_AVX512 && defined REAL_IS_F64
+INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
+{
+    const __m512i *t = (const __m512i *)(const void *)table;
+    return (V(ivector))_mm512_permutex2var_epi64(t[0], (__m512i)at, t[1]);
+}
+#elif defined VECTOR_AVX512
+INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
+{
+    const __m512i *t = (const __m512i *)(const void *)table;
+    return (V(ivector))_mm512_permutex2var_epi32(t[0], (__m512i)at, t[1]);
+}
+#elif defined VECTOR_AVX2 && !defined REAL_IS_F64
+INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
+{
+    return (V(ivector))_mm256_permutevar8x32_epi32(*(const __m256i *)(const void *)table, (__m256i)at);
+}
+#endif
 
 /* Within each 16 bytes, the low (high) halves of a and b, their elements in turn */
 INLINE V(vector) V(interleave_low)(V(vector) a, V(vector) b)
