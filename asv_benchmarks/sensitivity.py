@@ -23,7 +23,7 @@ AT = r"INLINE void V\(sum_group\)\([^{]*\{\n"
 PLANT = """\
     for (int j = 0; j < V(AT_ONCE); j++) {
         V(vector) idle = p[j];
-        for (int k = 0; k < 5; k++)
+        for (int k = 0; k < 7; k++)
             idle = V(fma)(idle, V(all)(0.5f), p[j]);
         __asm__ volatile("" ::"x"(idle[0]));
     }
