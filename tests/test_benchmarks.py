@@ -8,9 +8,11 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import json
 import math
 import os
 import pkgutil
+import re
 import shlex
 import shutil
 import sys
@@ -70,10 +72,23 @@ def test_smallest_case(owner, name, monkeypatch):
             pytest.skip(str(reason))
     result = getattr(benchmarks, name)(*arguments)
     if name.startswith("track_"):
-        assert math.isfinite(result)
-        assert result > 0
+        values = result["samples"] if isinstance(result, dict) else [result]
+        assert values
+        assert all(math.isfinite(value) and value > 0 for value in values)
     else:
         assert result is None or name.startswith(("mem_", "timeraw_"))
+
+
+def test_one_threshold_of_the_page_is_for_each_benchmark():
+    """asv takes the largest of those whose expression matches from the name's start, or 5 % without any."""
+    if not FOLDER.exists():
+        pytest.skip("there is no asv_benchmarks beside the tests")
+    lines = FOLDER.with_name("asv.conf.json").read_text().splitlines()
+    settings = json.loads("\n".join(line for line in lines if not line.lstrip().startswith("//")))
+    for owner, name in collect():
+        full = f"{owner.__module__.removeprefix(NAME + '.')}.{owner.__name__}.{name}"
+        matching = [kind for kind in settings["regressions_thresholds"] if re.match(kind, full)]
+        assert len(matching) == 1, f"{full}: {matching}"
 
 
 def test_there_are_benchmarks_of_every_kind():
