@@ -109,12 +109,12 @@ enum {
     V(LINES) = (sizeof(V(real)) * V(GROUP) + 63) / 64,
     V(LINES_IN_LOOP) = VECTOR_BYTES == 64 ? V(LINES) / 2 : V(LINES)
 };
-INLINE void V(fetch_part)(const V(following) *chunk, ptrdiff_t part)
+INLINE void V(fetch_part)(const V(real) *x, ptrdiff_t n, size_t part)
 {
-    ptrdiff_t half = chunk->n * (ptrdiff_t)sizeof(V(real)) / 2, bytes = half / 4 < 512 ? half / 4 : 512;
-    const char *from = (const char *)chunk->x + PREFETCH_BYTES + half + part * bytes;
-    for (ptrdiff_t line = 0; line < bytes && V(LINES_IN_LOOP) < V(LINES); line += 64)
-        __builtin_prefetch(from + line);
+    size_t half = (size_t)n * sizeof *x / 2, bytes = half / 4 < 512 ? half / 4 : 512;
+    uintptr_t from = (uintptr_t)x + PREFETCH_BYTES + half + part * bytes; /* may lie beyond the array */
+    for (size_t line = 0; line < bytes && V(LINES_IN_LOOP) < V(LINES); line += 64)
+        __builtin_prefetch((const void *)(from + line));
 }
 
 /* The place of `value`, which is there, among n reals */
@@ -253,7 +253,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     V(sum_whole)(&with, &sums, n, hole, seen == n ? next->x : with.x);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    V(fetch_part)(next, 0);
+    V(fetch_part)(next->x, next->n, 0);
     next->largest = V(highest)(seen ? V(max)(sums.high[0], sums.high[1]) : low, next->x, seen, next->n);
     /* The groups of the top and at the end: last, so that they are summed while the largest is on its way */
     ptrdiff_t rest = hole;
@@ -267,7 +267,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
     }
     V(fold_chain)(&sums, &chain);
-    V(fetch_part)(next, 1);
+    V(fetch_part)(next->x, next->n, 1);
     add(&row->sum, V(lanes_sum)(sums.sum));
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
@@ -302,12 +302,12 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
     if (seen->x != logits || seen->n != n)
         seen->largest = V(highest)(V(all)(-INFINITY), logits, 0, n);
     V(real) largest = seen->largest;
-    V(fetch_part)(seen, 2);
+    V(fetch_part)(logits, n, 2);
     if (largest > row->largest) {
         at = V(place_of)(logits, n, largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
-    V(fetch_part)(seen, 3);
+    V(fetch_part)(logits, n, 3);
     seen->x = next;
     seen->n = n_next;
     if (row->largest == INFINITY) {
