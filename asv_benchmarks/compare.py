@@ -35,7 +35,7 @@ def main(base, commit, bench, rounds):
 def default_series():
     from benchmarks.common import BACKENDS
 
-    return [rf"track_value\w*_over_\w+\('{BACKENDS[0]}', 'float32', '(1024x1000|1048576)', 1\)"]
+    return [rf"track_value\w*_over_\w+\('{BACKENDS[0]}', 'float32', '(128x1000|1048576)', 1\)"]
 
 
 def compare(repository, base, commit, series, rounds=ROUNDS, show=lambda line: None):

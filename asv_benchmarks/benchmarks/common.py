@@ -20,8 +20,9 @@ BACKENDS = tuple(
     if logitloss.backends().get(name, "unknown") is None
 )
 DTYPES = ("float32", "bfloat16")
-# The first fits a cache; the others are half a gigabyte of float32 in long and middling rows, less in short.
-SHAPES = ("1024x1000", "1024x131072", "131072x1000", "4000000x10")
+# The first fits the second cache (what lies in a cache that is shared swings with the neighbours); the others
+# are half a gigabyte of float32 in long and middling rows, less in short.
+SHAPES = ("128x1000", "1024x131072", "131072x1000", "4000000x10")
 ELEMENTS = ("1048576", "67108864")
 THREADS = (1, "all")
 # Threads of an OpenMP or Eigen pool spin for a while after their work; who is next waits that out.
