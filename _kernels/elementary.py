@@ -82,31 +82,28 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         """Round to an integer."""
         return (x + rounding) - rounding
 
-    @jit
-    def scale_of(k):
-        """Return what scaled_parts needs for exp(x)*2**(headroom - k), of an integer k: bound and magic."""
-        return (k - bias) * ln2, (rounding + bias) - k
+    def factors(constant: Any, exp2_of: Any, power_of: Any) -> tuple[Any, Any]:
+        """Return two functions: what the second needs of an integer k, and two factors of an exponential."""
 
-    @jit
-    def scaled_parts(x, bound, magic):
-        """Return two factors of exp(x)*2**(headroom - k): 0 for x up to the bound, NaN at NaN."""
-        bounded = maximum(bound, x)
-        shifted = fma(bounded, log2e, magic)
-        fraction = fma(bounded, log2e, magic - shifted)
-        return exp2(fraction), low_bits_as_exponent(shifted)
+        @jit
+        def scale_of(k):
+            """Return bound and magic."""
+            return (k - bias) * ln2, (constant + bias) - k
 
-    @jit
-    def summed_scale_of(k):
-        """Return what summed_parts needs, as scale_of does for scaled_parts."""
-        return (k - bias) * ln2, (part_rounding + bias) - k
+        @jit
+        def two_of(x, bound, magic):
+            """Return two factors of exp(x)*2**(headroom - k): 0 for x up to the bound, NaN at NaN."""
+            bounded = maximum(bound, x)
+            shifted = fma(bounded, log2e, magic)
+            fraction = fma(bounded, log2e, magic - shifted)
+            return exp2_of(fraction), power_of(shifted)
 
-    @jit
-    def summed_parts(x, bound, magic):
-        """Return scaled_parts of a vector, for sums: sooner, and within 2 ulp where rounded by itself."""
-        bounded = maximum(bound, x)
-        shifted = fma(bounded, log2e, magic)
-        fraction = fma(bounded, log2e, magic - shifted)
-        return exp2_part(fraction), power_of_parts(shifted)
+        return scale_of, two_of
+
+    scale_of, scaled_parts = factors(rounding, exp2, low_bits_as_exponent)
+    _, fine_parts = factors(rounding, exp2_fine, low_bits_as_exponent)
+    # Of vectors, for sums: sooner, and within 2 ulp where rounded by itself
+    summed_scale_of, summed_parts = factors(part_rounding, exp2_part, power_of_parts)
 
     @jit
     def exp_parts(d):
@@ -116,10 +113,8 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
     @jit
     def exp_scaled(x, bound, magic):
         """Return exp(x)*2**(headroom - k) to the last bit or so."""
-        bounded = maximum(bound, x)
-        shifted = fma(bounded, log2e, magic)
-        fraction = fma(bounded, log2e, magic - shifted)
-        return exp2_fine(fraction) * low_bits_as_exponent(shifted)
+        power, of_2 = fine_parts(x, bound, magic)
+        return power * of_2
 
     @jit
     def exp_raised(d):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.vectors import inline, outline
 
@@ -49,21 +49,21 @@ class Operands(NamedTuple):
 
 def passes(real: Any) -> SimpleNamespace:
     """Return the passes over a block in one real type, or what makes one `fused` with the gradient's."""
-    ops, narrow = vectors.operations(real, REGISTERS), vectors.operations(real)
+    ops, narrow = numba_operations.operations(real, REGISTERS), numba_operations.operations(real)
     vector_bytes, size = ops.lanes * ops.size, ops.size
     chain_bytes, register_bytes = CHAIN * vector_bytes, narrow.lanes * size
     fma, absolute, maximum, where = ops.fma, ops.absolute, ops.maximum, ops.where
     load, store, splat, parts, lanes_sum = ops.load, ops.store, ops.splat, ops.parts, narrow.lanes_sum
     load_register, store_register, all_of = narrow.load, narrow.store, narrow.splat
     stream, load_one, store_one = narrow.stream, ops.load_one, ops.store_one
-    load_bytes = vectors.byte_loader(real, ops.lanes)
+    load_bytes = numba_items.byte_loader(real, ops.lanes)
     flipped, has_minus, either, any_lane = (
         vectors.flipped,
         vectors.has_minus,
         vectors.either,
         vectors.any_lane,
     )
-    prefetch, prefetch_bytes = vectors.prefetcher(vector_bytes), vectors.prefetcher(ops.lanes)
+    prefetch, prefetch_bytes = numba_memory.prefetcher(vector_bytes), numba_memory.prefetcher(ops.lanes)
     near, flushed = elementary(inline, real), elementary(inline, real, headroom=0)
     exp_parts, exp_flushed, log1p, log1p_unit = near.exp_parts, flushed.exp_parts, near.log1p, near.log1p_unit
     # exp_parts' e are so much too large, and none is subnormal.

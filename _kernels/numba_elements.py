@@ -11,7 +11,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations, vectors
 from logitloss._kernels.numba_bce import REGISTERS, Operands, passes
 from logitloss._kernels.numba_job import (
     BCE,
@@ -35,7 +35,7 @@ LOSS_AT, OUT_AT, PRODUCTS_AT = 5 * BLOCK_BYTES, 6 * BLOCK_BYTES, 7 * BLOCK_BYTES
 SCRATCH_BYTES = PRODUCTS_AT + PAGE
 # A smaller total may have lost digits.
 ORDINARY = 2.0**-90
-_BOOL, _U8 = vectors.ITEMS.index("bool"), vectors.ITEMS.index("u8")
+_BOOL, _U8 = numba_items.ITEMS.index("bool"), numba_items.ITEMS.index("u8")
 # What lies behind the last logit: a loss of 0, and so is its exponential
 _NEVER = -(2.0**100)
 
@@ -49,13 +49,13 @@ def plan(size):
 def kernels(item: str) -> SimpleNamespace:
     """Return the kernel for blocks in one real type, f32 or f64, of items of any kind."""
     real = np.float64 if item == "f64" else np.float32
-    own_kind = vectors.ITEMS.index("f64" if real is np.float64 else "f32")
-    ops, steps, bce = vectors.operations(real, REGISTERS), job_steps(real), passes(real)
+    own_kind = numba_items.ITEMS.index("f64" if real is np.float64 else "f32")
+    ops, steps, bce = numba_operations.operations(real, REGISTERS), job_steps(real), passes(real)
     lanes, size, vector_bytes = ops.lanes, ops.size, ops.lanes * ops.size
     load, store, splat, absolute = ops.load, ops.store, ops.splat, ops.absolute
-    load_one, store_one, load_any = ops.load_one, ops.store_one, vectors.any_loader(real)
+    load_one, store_one, load_any = ops.load_one, ops.store_one, numba_items.any_loader(real)
     items, put_items, any_lane = steps.items, steps.put_items, vectors.any_lane
-    load_byte, fence = vectors.loader("u8", real), vectors.fence
+    load_byte, fence = numba_items.loader("u8", real), numba_memory.fence
     zero, half, one = real(0), real(0.5), real(1)
     unit = bce.unit
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, vectors
 from logitloss._kernels.vectors import inline, outline
 from numba import carray, types
 
@@ -56,7 +56,7 @@ FOUND = np.dtype([("total", "f8"), ("counted", "i8"), ("bad", "i8")], align=True
 # memory, on a page's bound, and the address of what it finds.
 KERNEL = types.void(types.intp, types.intp, types.intp, types.intp)
 
-_PLACES = {item: place for place, item in enumerate(vectors.ITEMS)}
+_PLACES = {item: place for place, item in enumerate(numba_items.ITEMS)}
 _KINDS = {
     **{
         np.dtype(code): f"{'u' if code.isupper() else 'i'}{8 * np.dtype(code).itemsize}"
@@ -141,25 +141,25 @@ class Job:
 @inline
 def job_at(address):
     """Return the job there."""
-    return carray(vectors.as_pointer(address), (1,), JOB)[0]
+    return carray(numba_memory.as_pointer(address), (1,), JOB)[0]
 
 
 @inline
 def found_at(address):
     """Return the record there of what a block found."""
-    return carray(vectors.as_pointer(address), (1,), FOUND)[0]
+    return carray(numba_memory.as_pointer(address), (1,), FOUND)[0]
 
 
 @inline
 def axis_size(view, axis):
     """Return the size of one of the joined axes."""
-    return vectors.load_integer(view.axes + 16 * axis)
+    return numba_items.load_integer(view.axes + 16 * axis)
 
 
 @inline
 def axis_stride(view, axis):
     """Return its stride."""
-    return vectors.load_integer(view.axes + 16 * axis + 8)
+    return numba_items.load_integer(view.axes + 16 * axis + 8)
 
 
 @outline
@@ -198,7 +198,7 @@ def block_range(job, block):
 @inline
 def label_of(job, row):
     """Return a row's label as int64."""
-    return vectors.load_label(job.target.kind, place(job.target, row))
+    return numba_items.load_label(job.target.kind, place(job.target, row))
 
 
 @outline
@@ -211,8 +211,8 @@ def first_bad_label(job, first, n):
     return -1
 
 
-_SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
-_load_f64 = vectors.loader("f64", np.float64)
+_SIZES = tuple(numba_items.itemsize(item) for item in numba_items.ITEMS)
+_load_f64 = numba_items.loader("f64", np.float64)
 
 
 @inline
@@ -221,9 +221,9 @@ def coefficient(table, label, default):
     return _load_f64(table + 8 * label) if table else default
 
 
-_store_f64, _store_f32 = vectors.storer("f64", np.float64), vectors.storer("f32", np.float64)
-_F64, _F32 = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f32")
-_store_u8 = vectors.storer("u8", np.float64)
+_store_f64, _store_f32 = numba_items.storer("f64", np.float64), numba_items.storer("f32", np.float64)
+_F64, _F32 = numba_items.ITEMS.index("f64"), numba_items.ITEMS.index("f32")
+_store_u8 = numba_items.storer("u8", np.float64)
 
 
 @outline
@@ -248,12 +248,12 @@ def get(view, row, default):
 def job_steps(real: Any) -> SimpleNamespace:
     """Return the functions that take runs of any kind of item as one real type, and back."""
     own = "f64" if real is np.float64 else "f32"
-    size, own_kind = vectors.itemsize(own), vectors.ITEMS.index(own)
+    size, own_kind = numba_items.itemsize(own), numba_items.ITEMS.index(own)
     lanes = vectors.VECTOR_BYTES // size
-    load_vector, store_vector = vectors.loader(own, real, lanes), vectors.storer(own, real, lanes)
-    load_one, store_one = vectors.loader(own, real), vectors.storer(own, real)
-    any_vector, any_one = vectors.any_loader(real, lanes), vectors.any_loader(real)
-    put_vector, put_one = vectors.any_storer(real, lanes), vectors.any_storer(real)
+    load_vector, store_vector = numba_items.loader(own, real, lanes), numba_items.storer(own, real, lanes)
+    load_one, store_one = numba_items.loader(own, real), numba_items.storer(own, real)
+    any_vector, any_one = numba_items.any_loader(real, lanes), numba_items.any_loader(real)
+    put_vector, put_one = numba_items.any_storer(real, lanes), numba_items.any_storer(real)
 
     @outline
     def load_run(kind, address, stride, n, tile):

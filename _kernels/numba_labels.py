@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_operations, vectors
 from logitloss._kernels.numba_job import (
     block_range,
     coefficient,
@@ -22,10 +22,10 @@ from logitloss._kernels.vectors import outline
 
 # Labels as float32 lanes are exact below this.
 MOST_CLASSES = 1 << 24
-_SIZES = tuple(vectors.itemsize(kind) for kind in vectors.ITEMS)
+_SIZES = tuple(numba_items.itemsize(kind) for kind in numba_items.ITEMS)
 _lanes = vectors.VECTOR_BYTES // 4
-_load_labels = vectors.label_loader(np.float32, _lanes)
-_ops = vectors.operations(np.float32)
+_load_labels = numba_items.label_loader(np.float32, _lanes)
+_ops = numba_operations.operations(np.float32)
 _splat, _minimum, _lanes_sum, _where = _ops.splat, _ops.minimum, _ops.lanes_sum, _ops.where
 _ZERO, _ONE, _IGNORED, _BAD = (np.float32(x) for x in (0, 1, -1, -2))
 
@@ -51,7 +51,7 @@ def _count(job, first, n):
 
 def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for log-probabilities of such items."""
-    load = vectors.loader(item, np.float64)
+    load = numba_items.loader(item, np.float64)
 
     def label_weight(jobs, block, scratch, results):
         job, found = job_at(jobs), found_at(results)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations
 from logitloss._kernels.numba_job import (
     ENTROPY,
     GRADIENT,
@@ -96,8 +96,8 @@ def plan(n_rows, n_classes, size, width, are_beside):
 def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for logits of such items."""
     real = np.float64 if item == "f64" else np.float32
-    ops, of_arrays = vectors.operations(real), arrays(item)
-    size, lanes, item_size = ops.size, ops.lanes, vectors.itemsize(item)
+    ops, of_arrays = numba_operations.operations(real), arrays(item)
+    size, lanes, item_size = ops.size, ops.lanes, numba_items.itemsize(item)
     unit = lanes * REGISTERS
     of_sums, of_entries, of_labels = sums(real), entries(real), labels(real)
     plain_labels, keep_plain = of_labels.plain_labels, of_labels.keep_plain
@@ -111,7 +111,7 @@ def kernels(item: str) -> SimpleNamespace:
     load_one, store_one, maximum = ops.load_one, ops.store_one, ops.maximum
     labels_of, numbers, fill, bring = of_arrays.labels_of, of_arrays.numbers, of_arrays.fill, of_arrays.bring
     beside, lanes_of, put = of_arrays.are_beside, of_arrays.lanes_of, of_arrays.put
-    store_byte = vectors.storer("u8", real)
+    store_byte = numba_items.storer("u8", real)
     put_items, load_item = of_arrays.put_items, of_arrays.load_item
     wide_steps = job_steps(np.float64)
     wide_load_run, wide_put_items = wide_steps.load_run, wide_steps.put_items
@@ -165,7 +165,7 @@ def kernels(item: str) -> SimpleNamespace:
             if not are_beside:
                 put(job.out, rows, c, n, job.streams)
         if job.streams:
-            vectors.fence()
+            numba_memory.fence()
 
     # ---- a block ----
 

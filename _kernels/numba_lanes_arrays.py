@@ -10,7 +10,7 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations, numba_pieces, vectors
 from logitloss._kernels.numba_job import job_steps, last_stride, place, run_length
 from logitloss._kernels.vectors import inline, outline
 
@@ -20,26 +20,26 @@ LINE = 64
 # so many bytes a slot, `tile` and `other` those of two tiles.
 Rows = namedtuple("Rows", "first n width slots slot_bytes stride tile other")
 
-_SIZES = tuple(vectors.itemsize(item) for item in vectors.ITEMS)
+_SIZES = tuple(numba_items.itemsize(item) for item in numba_items.ITEMS)
 
 
 def arrays(item: str) -> SimpleNamespace:
     """Return the functions for logits of such items."""
     real = np.float64 if item == "f64" else np.float32
-    ops, steps = vectors.operations(real), job_steps(real)
-    size, lanes, piece = ops.size, ops.lanes, vectors.piece_items(real)
+    ops, steps = numba_operations.operations(real), job_steps(real)
+    size, lanes, piece = ops.size, ops.lanes, numba_pieces.piece_items(real)
     kind, real_kind, item_size = (
-        vectors.ITEMS.index(item),
-        vectors.ITEMS.index(ops.item),
-        vectors.itemsize(item),
+        numba_items.ITEMS.index(item),
+        numba_items.ITEMS.index(ops.item),
+        numba_items.itemsize(item),
     )
     load, store, stream, splat, where = ops.load, ops.store, ops.stream, ops.splat, ops.where
     load_one, store_one, minimum, lanes_sum = ops.load_one, ops.store_one, ops.minimum, ops.lanes_sum
     load_run, store_run = steps.load_run, steps.store_run
-    load_item, store_item = vectors.loader(item, real), vectors.storer(item, real)
-    load_pieces = vectors.piece_loader(item, real, lanes)
-    store_pieces = vectors.piece_storer(item, real, lanes)
-    load_labels, load_any = vectors.label_loader(real, lanes), vectors.any_loader(real)
+    load_item, store_item = numba_items.loader(item, real), numba_items.storer(item, real)
+    load_pieces = numba_pieces.piece_loader(item, real, lanes)
+    store_pieces = numba_pieces.piece_storer(item, real, lanes)
+    load_labels, load_any = numba_items.label_loader(real, lanes), numba_items.any_loader(real)
     zero, one, ignored, bad = real(0), real(1), real(-1), real(-2)
 
     @outline
@@ -54,13 +54,13 @@ def arrays(item: str) -> SimpleNamespace:
             whole = length - length % lanes if stride == _SIZES[target.kind] else 0
             for i in range(0, whole, lanes):
                 # The next block's
-                vectors.prefetch(at + (i + rows.n) * stride)
+                numba_memory.prefetch(at + (i + rows.n) * stride)
                 label = load_labels(target.kind, at + i * stride, job.n_classes, job.ignore_index)
                 store(to + (done + i) * size, label)
                 lowest = minimum(label, lowest)
                 n_ignored_lanes = n_ignored_lanes + where(label == ignored, one, zero)
             for i in range(whole, length):
-                label = vectors.load_label(target.kind, at + i * stride)
+                label = numba_items.load_label(target.kind, at + i * stride)
                 number = real(label) if 0 <= label < job.n_classes else bad
                 if label == job.ignore_index:
                     number = ignored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_operations
 from logitloss._kernels.numba_lanes_arrays import LINE
 from logitloss._kernels.numba_lanes_finish import (
     FACTOR,
@@ -21,7 +21,7 @@ from logitloss._kernels.vectors import inline, outline
 
 def entries(real: type) -> SimpleNamespace:
     """Return the functions for one real type."""
-    ops = vectors.operations(real)
+    ops = numba_operations.operations(real)
     load, store, stream, where, maximum = ops.load, ops.store, ops.stream, ops.where, ops.maximum
     load_one, store_one = ops.load_one, ops.store_one
     zero, size, vector_bytes = real(0), ops.size, ops.lanes * ops.size

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from logitloss._kernels import recurrence, vectors
+from logitloss._kernels import numba_items, numba_operations, recurrence, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING
 from logitloss._kernels.vectors import inline, outline
@@ -42,10 +42,10 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
 
     If it `is_plain` there are no coefficients by class but beta, and no lse is given or wanted.
     """
-    ops, functions = vectors.operations(wide), elementary(inline, wide)
-    size = vectors.itemsize("f64" if real is np.float64 else "f32")
+    ops, functions = numba_operations.operations(wide), elementary(inline, wide)
+    size = numba_items.itemsize("f64" if real is np.float64 else "f32")
     own = "f64" if real is np.float64 else "f32"
-    take, give = vectors.loader(own, wide, ops.lanes), vectors.storer(own, wide, ops.lanes)
+    take, give = numba_items.loader(own, wide, ops.lanes), numba_items.storer(own, wide, ops.lanes)
     steps = recurrence.steps(
         inline,
         SimpleNamespace(
@@ -62,8 +62,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
     )
     softmax_of, softmax_from = steps.softmax_of, steps.softmax_from
     loss_of, gradient_of, lanes_sum = steps.loss_of, steps.gradient_of, ops.lanes_sum
-    load_f64 = vectors.loader("f64", np.float64, ops.lanes)
-    store_f64 = vectors.storer("f64", np.float64, ops.lanes)
+    load_f64 = numba_items.loader("f64", np.float64, ops.lanes)
+    store_f64 = numba_items.storer("f64", np.float64, ops.lanes)
     splat, where, lanes, absolute = ops.splat, ops.where, ops.lanes, ops.absolute
     zero, one, infinity = wide(0), wide(1), wide(np.inf)
     # The sums' exponentials are too large by this.

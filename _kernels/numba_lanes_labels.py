@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_memory, numba_operations, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_lanes_finish import (
     BETA,
@@ -44,7 +44,7 @@ AHEAD = 512
 
 def labels(real: type) -> SimpleNamespace:
     """Return the functions for one real type."""
-    ops, functions = vectors.operations(real, REGISTERS), elementary(inline, real)
+    ops, functions = numba_operations.operations(real, REGISTERS), elementary(inline, real)
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     maximum, minimum, absolute, fma, lanes_sum = (
         ops.maximum,
@@ -60,7 +60,7 @@ def labels(real: type) -> SimpleNamespace:
         functions.log1p,
     )
     size, vector_bytes = ops.size, ops.lanes * ops.size
-    fetch = vectors.prefetcher(vector_bytes)
+    fetch = numba_memory.prefetcher(vector_bytes)
     zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
     extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
     # Up to this far above the bound, exponentials are finite.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_memory, numba_operations, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_lanes_finish import (
     BEFORE,
@@ -34,7 +34,7 @@ CHAIN = 8
 
 def sums(real: type) -> SimpleNamespace:
     """Return the functions for one real type."""
-    ops, functions = vectors.operations(real), elementary(inline, real)
+    ops, functions = numba_operations.operations(real), elementary(inline, real)
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
     exp, exp_raised = functions.exp, functions.exp_raised
@@ -117,7 +117,7 @@ def sums(real: type) -> SimpleNamespace:
         for c in range(n_classes):
             start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
             for i in range(0, rows.width * size, vector_bytes):
-                vectors.prefetch(fetched + i)
+                numba_memory.prefetch(fetched + i)
                 store(to + i, exp_raised(load(start + i) - load(from_at + i)))
 
     @inline

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from logitloss._kernels import recurrence, vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations, recurrence, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_job import (
     ENTROPY,
@@ -83,7 +83,7 @@ def n_parts_of(n_classes: int) -> int:
 def kernels(item: str) -> SimpleNamespace:
     """Return the kernels for logits of such items."""
     real: Any = np.float64 if item == "f64" else np.float32
-    ops = vectors.operations(real)
+    ops = numba_operations.operations(real)
     own, wide_own = elementary(inline, real), elementary(inline, np.float64)
     machine = SimpleNamespace(
         fma=vectors.fma,
@@ -104,10 +104,10 @@ def kernels(item: str) -> SimpleNamespace:
         add_and_keep = add
     load_run = job_steps(real).load_run
     lanes, size, splat, where = ops.lanes, ops.size, ops.splat, ops.where
-    width, group, chunk = vectors.itemsize(item), 2 * ops.lanes, CHUNK_BYTES // ops.size
-    load, load_exps = vectors.loader(item, real, lanes), ops.load
-    load_item, load_one = vectors.loader(item, real), ops.load_one
-    store, store_item = vectors.storer(item, real, lanes), vectors.storer(item, real)
+    width, group, chunk = numba_items.itemsize(item), 2 * ops.lanes, CHUNK_BYTES // ops.size
+    load, load_exps = numba_items.loader(item, real, lanes), ops.load
+    load_item, load_one = numba_items.loader(item, real), ops.load_one
+    store, store_item = numba_items.storer(item, real, lanes), numba_items.storer(item, real)
     store_exps, store_real = ops.store, ops.store_one
     exp_parts, unit = own.exp_parts, np.float64(own.unit)
     scaled_parts, scale_of, rounded = own.scaled_parts, own.scale_of, own.rounded
@@ -115,18 +115,26 @@ def kernels(item: str) -> SimpleNamespace:
     log2e, wide_log2e = own.log2e, float(own.log2e)
     share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
     softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
-    load_wide, store_wide = vectors.loader("f64", np.float64), vectors.storer("f64", np.float64)
-    lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, vectors.prefetch
-    load_pair, store_pair = vectors.pair_loader(item, real, lanes), vectors.pair_storer(item, real, lanes)
-    has_turns, pair = width == 2, vectors.operations(real, TURN)
+    load_wide, store_wide = numba_items.loader("f64", np.float64), numba_items.storer("f64", np.float64)
+    lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, numba_memory.prefetch
+    load_pair, store_pair = (
+        numba_items.pair_loader(item, real, lanes),
+        numba_items.pair_storer(item, real, lanes),
+    )
+    has_turns, pair = width == 2, numba_operations.operations(real, TURN)
     turn, splat_turn, keep_rolled = 2 * pair.lanes, pair.splat, vectors.keep_rolled
-    prefetch_turn = vectors.prefetcher(turn * width)
-    load_turn = vectors.pair_loader(item, real, pair.lanes)
-    stream_turn = vectors.pair_storer(item, real, pair.lanes, streams=True)
+    prefetch_turn = numba_memory.prefetcher(turn * width)
+    load_turn = numba_items.pair_loader(item, real, pair.lanes)
+    stream_turn = numba_items.pair_storer(item, real, pair.lanes, streams=True)
     stream_vector, line = ops.stream, 64 // size
     # A factor that is no normal number loses digits.
     smallest = 2.0**-120 if real is np.float32 else 2.0**-1000
-    as_pointer, copy, stream, fence = vectors.as_pointer, vectors.copy, vectors.stream, vectors.fence
+    as_pointer, copy, stream, fence = (
+        numba_memory.as_pointer,
+        numba_memory.copy,
+        numba_memory.stream,
+        numba_memory.fence,
+    )
     infinity, zero, row_type, expm1 = np.inf, real(0), ROW, math.expm1
 
     # ---- where things are ----
@@ -195,7 +203,7 @@ def kernels(item: str) -> SimpleNamespace:
                 store_real(tile + j * size, w * (scale * load_one(tile + j * size) + offset))
         return tile
 
-    real_kind = vectors.ITEMS.index(ops.item)
+    real_kind = numba_items.ITEMS.index(ops.item)
 
     # ---- the first pass ----
 

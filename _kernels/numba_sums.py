@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from logitloss._kernels import vectors
+from logitloss._kernels import numba_items, numba_memory, numba_operations, vectors
 from logitloss._kernels.numba_powers import parts_of
 from logitloss._kernels.vectors import inline, outline
 
@@ -66,28 +66,31 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     lanes_max, lanes_sum, load_real, load_one = ops.lanes_max, ops.lanes_sum, ops.load, ops.load_one
     summed_parts, summed_scale_of = elementary.summed_parts, elementary.summed_scale_of
     rounded = elementary.rounded
-    any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, vectors.prefetch
+    any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, numba_memory.prefetch
     keep_rolled, share, merge_gaps = vectors.keep_rolled, wide.share, wide.merge_gaps
     exp_parts, exp2_unit, wide_fma = elementary.exp_parts, wide_elementary.exp2_unit, vectors.fma
     log2e, wide_log2e = elementary.log2e, float(elementary.log2e)
-    unit, group, width = 2.0**-elementary.headroom, 2 * lanes, vectors.itemsize(item)
+    unit, group, width = 2.0**-elementary.headroom, 2 * lanes, numba_items.itemsize(item)
     low, zero, infinity, nan, direct = real(-np.inf), real(0), np.inf, np.nan, DIRECT[real]
-    load = vectors.loader(item, real, lanes)
+    load = numba_items.loader(item, real, lanes)
     two_chains = item == "f32"  # more take more registers than there are
     # A chain may end with a group that is no whole turn.
-    wide_ops = vectors.operations(real, TURN if two_chains else 1)
-    turn, load_turn = 2 * wide_ops.lanes, vectors.pair_loader(item, real, wide_ops.lanes)
+    wide_ops = numba_operations.operations(real, TURN if two_chains else 1)
+    turn, load_turn = 2 * wide_ops.lanes, numba_items.pair_loader(item, real, wide_ops.lanes)
     splat_turn, parts = wide_ops.splat, wide_ops.parts
     # Memory would stand still during what stands around the loop: with registers of 64 bytes, half the time
     # of a row of 1000 classes. Then the loop asks for the first half of a chunk to come, evenly.
     spreads = vectors.VECTOR_BYTES == 64 and turn * width >= 128
     halves = 2 if spreads else 1
-    prefetch_turn, prefetch_part = vectors.prefetcher(turn * width // halves), vectors.prefetcher(PART_BYTES)
+    prefetch_turn, prefetch_part = (
+        numba_memory.prefetcher(turn * width // halves),
+        numba_memory.prefetcher(PART_BYTES),
+    )
 
     # ---- the largest ----
 
     if width == 2:
-        start, look, largest_of = vectors.half_seekers(item, group)
+        start, look, largest_of = numba_items.half_seekers(item, group)
     else:
 
         @inline

@@ -117,7 +117,7 @@ def _item(name: str, array: Any) -> str:
 
 
 def _kind(name: str, array: Any) -> int:
-    from logitloss._kernels.vectors import ITEMS
+    from logitloss._kernels.numba_items import ITEMS
 
     number: Any = array.dtype if isinstance(array, types.Array) and array.aligned else None
     if number in _REALS:
@@ -190,11 +190,16 @@ def _divided(total, divisor):
 
 def _softmax_runner(item: str) -> Callable[..., Any]:
     """Return the function that does all blocks of a job of rows."""
-    from logitloss._kernels import numba_job, numba_lanes, numba_rows, vectors
+    from logitloss._kernels import numba_items, numba_job, numba_lanes, numba_rows
 
     by_row, by_lane = (_NUMBERS[module, "softmax_block", item] for module in ("numba_rows", "numba_lanes"))
     plan_rows, plan_lanes = numba_rows.plan, numba_lanes.plan
-    size, width, found_type, page = 8 if item == "f64" else 4, vectors.itemsize(item), numba_job.FOUND, 4096
+    size, width, found_type, page = (
+        8 if item == "f64" else 4,
+        numba_items.itemsize(item),
+        numba_job.FOUND,
+        4096,
+    )
 
     @register_jitable
     def run(jobs, row_stride):
@@ -232,7 +237,7 @@ def _softmax_runner(item: str) -> Callable[..., Any]:
 def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str, wants_grad: bool) -> Any:
     """Return the compiled function's body: value, or value and gradient."""
     from logitloss._kernels import numba_job
-    from logitloss._kernels.vectors import ITEMS
+    from logitloss._kernels.numba_items import ITEMS
 
     run, job_type, kind = _softmax_runner(item), numba_job.JOB, ITEMS.index(item)
     label_weight, label_block = _NUMBERS[_LABEL_WEIGHT], 4096
@@ -442,7 +447,7 @@ def _value_and_grad(
 
 def _activation(item: str, ndim: int, axis: int, operation: int) -> Callable[..., Any]:
     from logitloss._kernels import numba_job
-    from logitloss._kernels.vectors import ITEMS
+    from logitloss._kernels.numba_items import ITEMS
 
     run, job_type, kind, no_target = (
         _softmax_runner(item),
@@ -513,17 +518,20 @@ def _logsumexp(logits, axis=-1, keepdims=False, out=None, num_threads=None, back
 
 
 def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Callable[..., Any]:
-    from logitloss._kernels import numba_elements, numba_job, vectors
+    from logitloss._kernels import numba_elements, numba_items, numba_job
 
     item, by = _item("logits", logits), _reduction(reduction)
-    ndim, kind, target_kind = logits.ndim, vectors.ITEMS.index(item), _kind("target", target)
+    ndim, kind, target_kind = logits.ndim, numba_items.ITEMS.index(item), _kind("target", target)
     # In double where the target is, as the Numba backend does
     is_double = types.float64 in (logits.dtype, target.dtype)
     block = _NUMBERS["numba_elements", "bce_fused" if wants_grad else "bce", "f64" if is_double else "f32"]
     plan, size = numba_elements.plan, 8 if is_double else 4
     job_type, found_type, operation = numba_job.JOB, numba_job.FOUND, numba_job.BCE_WITH_LOGITS
     real: Any = np.float64 if item == "f64" else np.float32
-    f64, real_kind = vectors.ITEMS.index("f64"), vectors.ITEMS.index("f64" if item == "f64" else "f32")
+    f64, real_kind = (
+        numba_items.ITEMS.index("f64"),
+        numba_items.ITEMS.index("f64" if item == "f64" else "f32"),
+    )
     means, none = by == "mean", by == "none"
 
     def kind_of(weight: Any) -> int:
