@@ -272,14 +272,14 @@ def kernels(item: str) -> SimpleNamespace:
     def sum_labels(job, rows, is_kept):
         """Try rows with plain labels; return whether they all could go this way, and the losses' sum."""
         x, step = lanes_of(job.logits, rows, 0, job.n_classes)
+        after_all = place(job.logits, rows.first + rows.n)
         ahead, ahead_step = x + AHEAD, step
         if x == rows.tile:
             # Rows of few classes follow each other.
-            ahead = place(job.logits, rows.first) + rows.n * last_stride(job.logits)
-            ahead_step = rows.n * item_size
+            ahead, ahead_step, after_all = after_all, rows.n * item_size, 0
         has_losses = job.loss.address != 0
         return plain_labels(
-            rows, x, step, job.n_classes, is_kept, job.beta != 0, has_losses, ahead, ahead_step
+            rows, x, step, job.n_classes, is_kept, job.beta != 0, has_losses, ahead, ahead_step, after_all
         )
 
     def softmax_block(jobs, block, scratch, results):

@@ -111,9 +111,11 @@ def labels(real: type) -> SimpleNamespace:
 
         def sweep(sum_some):
             @inline
-            def add(rows, x, step, e, ahead, ahead_step, first_class):
+            def add(rows, x, step, e, ahead, ahead_step, turn, then, first_class):
                 slot, first = rows.slot_bytes, real(first_class)
                 for i in range(0, rows.width * size, vector_bytes):
+                    if i == turn:
+                        ahead = then - i
                     at = rows.slots + i
                     bound, magic = load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot)
                     own, others = sum_some(
@@ -142,24 +144,23 @@ def labels(real: type) -> SimpleNamespace:
         add_five, add_seven = sweep(joining(sum_three, 3, sum_two)), sweep(joining(sum_four, 4, sum_three))
 
         @outline
-        def sum_labels(rows, x, step, n_classes, ahead, ahead_step):
-            # Seven at most: classes a power of two apart share a set of the cache, of eight lines.
-            c = 0
+        def sum_labels(rows, x, step, n_classes, ahead, ahead_step, after_all):
+            # Seven at most: classes a power of two apart share a set of the cache, of eight lines. So what is
+            # fetched must be used soon: at the end of a sweep's rows the first of the next sweep.
+            c, turn = 0, rows.width * size - AHEAD if after_all else -1
             while c < n_classes:
                 left, start, e = n_classes - c, x + c * step, rows.tile + c * rows.stride
-                fetched = ahead + c * ahead_step
-                if left >= 7:
-                    add_seven(rows, start, step, e, fetched, ahead_step, c)
-                    c += 7
-                elif left >= 5:
-                    add_five(rows, start, step, e, fetched, ahead_step, c)
-                    c += 5
-                elif left >= 3:
-                    add_three(rows, start, step, e, fetched, ahead_step, c)
-                    c += 3
+                n = 7 if left >= 7 else 5 if left >= 5 else 3 if left >= 3 else 1
+                fetched, then = ahead + c * ahead_step, start + n * step if n < left else after_all
+                if n == 7:
+                    add_seven(rows, start, step, e, fetched, ahead_step, turn, then, c)
+                elif n == 5:
+                    add_five(rows, start, step, e, fetched, ahead_step, turn, then, c)
+                elif n == 3:
+                    add_three(rows, start, step, e, fetched, ahead_step, turn, then, c)
                 else:
-                    add_one(rows, start, step, e, fetched, ahead_step, c)
-                    c += 1
+                    add_one(rows, start, step, e, fetched, ahead_step, turn, then, c)
+                c += n
 
         return sum_labels
 
@@ -220,7 +221,9 @@ def labels(real: type) -> SimpleNamespace:
         return losses(rows, False) if any_lane(highest > most_ratio) else total
 
     @outline
-    def plain_labels(rows, x, step, n_classes, is_kept, is_weighted, has_losses, ahead, ahead_step):
+    def plain_labels(
+        rows, x, step, n_classes, is_kept, is_weighted, has_losses, ahead, ahead_step, after_all
+    ):
         """Return whether all rows are in range, and the sum of their losses."""
         slot = rows.slot_bytes
         for i in range(0, rows.width * size, vector_bytes):
@@ -232,9 +235,9 @@ def labels(real: type) -> SimpleNamespace:
             store(at + OWN * slot, splat(zero))
             store(at + OTHERS * slot, splat(zero))
         if is_kept:
-            sum_and_keep(rows, x, step, n_classes, ahead, ahead_step)
+            sum_and_keep(rows, x, step, n_classes, ahead, ahead_step, after_all)
         else:
-            sum_only(rows, x, step, n_classes, ahead, ahead_step)
+            sum_only(rows, x, step, n_classes, ahead, ahead_step, after_all)
         are_plain = ratios(rows, is_weighted, is_kept)
         if are_plain and not has_losses and not is_weighted:
             return True, total_only(rows)

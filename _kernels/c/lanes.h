@@ -26,7 +26,6 @@ typedef struct {
     const softmax_job *job;
     ptrdiff_t first, n, width; /* `width` is n in whole vectors */
     int all_live;
-    const V(real) *ahead;     /* the next block's logits, if they are to be brought into the tile */
     const char *labels_ahead; /* the next block's */
     /* Of sums over the others: what they lose to rounding is kept apart. peak is the largest exponential. */
     V(real) ALIGNED largest[V(LANES_STRIDE)], peak[V(LANES_STRIDE)];
@@ -79,6 +78,45 @@ INLINE V(vector) V(is_summed)(V(vector) exponent, V(vector) largest, V(vector) s
     return V(keep)(is_high & is_low & V(equal)(seen, seen), V(all)(1));
 }
 
+/* Logits to come that are fetched meanwhile, a line for each class and line of lanes: from `at` on, from lane
+ * `turn` on from `then`. What is fetched must be used soon, as classes of an image begin so far apart that
+ * most share a set of the cache. */
+typedef struct {
+    const V(real) *at, *then, *after_all;
+    ptrdiff_t row_step, class_step, turn;
+} V(fetch);
+
+/* Of logits in place: those AHEAD, and at the end of a sweep's lanes the first of the next sweep */
+INLINE V(fetch)
+    V(fetch_in_place)(const V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, const V(real) *after_all)
+{
+    ptrdiff_t ahead = rows->width < V(AHEAD) ? rows->width : V(AHEAD);
+    return (V(fetch)){x + ahead, x, after_all, 1, x_stride, (rows->width - ahead) & -(ptrdiff_t)V(LINE)};
+}
+
+/* Of logits that are brought into the tile: the next block's, as they lie */
+INLINE V(fetch) V(fetch_in_rows)(const V(real) *next_block, ptrdiff_t n_classes)
+{
+    return (V(fetch)){next_block, next_block, next_block, n_classes, V(LINE), -1};
+}
+
+INLINE void V(fetch_before_sweep)(V(fetch) *next, ptrdiff_t n_classes, ptrdiff_t n_left)
+{
+    next->then = n_classes == n_left ? next->after_all : next->then + n_classes * next->class_step;
+}
+
+INLINE void V(fetch_classes)(V(fetch) *next, ptrdiff_t lane, int n_classes)
+{
+    if (lane % V(LINE) != 0)
+        return;
+    if (lane == next->turn)
+        next->at = next->then;
+#pragma GCC unroll 8
+    for (int c = 0; c < n_classes; c++)
+        __builtin_prefetch(next->at + c * next->class_step);
+    next->at += next->row_step * V(LINE);
+}
+
 typedef struct {
     V(vector) largest, peak, chain, seen, target;
 } V(running);
@@ -105,23 +143,19 @@ static void V(start_sums)(V(lanes) *rows, const V(real) *first)
  * `e`, if not NULL; it may be x. Meanwhile logits to come are fetched. (What precedes and follows the
  * exponentials stands in loops of its own: a turn of this one fills all that a processor looks ahead.) */
 INLINE void V(sum_some)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e, ptrdiff_t e_stride,
-                        int n_classes, ptrdiff_t first_class)
+                        int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
-    const V(real) *ahead = x + (rows->width > V(AHEAD) ? V(AHEAD) : n_classes * x_stride);
-    ahead = rows->ahead ? rows->ahead + V(LANES) *first_class : ahead;
-    ptrdiff_t ahead_stride = rows->ahead ? V(LANES) : x_stride;
-    ptrdiff_t ahead_step = rows->ahead ? V(LANES) *rows->job->n_classes : V(LANES);
-    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES), ahead += ahead_step) {
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(running) run = {V(load)(rows->largest + lane), V(load)(rows->peak + lane), V(all)(0),
                           V(load)(rows->seen + lane), V(load)(rows->target_logit + lane)};
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(vector) power[V(SWEEP)];
+        V(fetch_classes)(&next, lane, n_classes);
         /* Of an exponential and the largest so far, the smaller joins the others. */
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
             V(vector) logit = V(load)(x + c * x_stride);
-            __builtin_prefetch(ahead + c * ahead_stride);
             run.target += V(keep)(V(equal_bits)(label, V(all_bits)((V(bits))c)), logit);
             run.seen += logit;
             run.largest = V(max)(logit, run.largest);
@@ -153,17 +187,18 @@ INLINE ptrdiff_t V(classes_of_sweep)(ptrdiff_t left)
 }
 
 static void V(sum_classes)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
-                           ptrdiff_t e_stride, ptrdiff_t n_classes, ptrdiff_t first_class)
+                           ptrdiff_t e_stride, ptrdiff_t n_classes, ptrdiff_t first_class, V(fetch) next)
 {
-#define SUM_SOME(n)                                                      \
-    case n:                                                              \
-        if (e)                                                           \
-            V(sum_some)(rows, x, x_stride, e, e_stride, n, first_class); \
-        else                                                             \
-            V(sum_some)(rows, x, x_stride, NULL, 0, n, first_class);     \
+#define SUM_SOME(n)                                                            \
+    case n:                                                                    \
+        if (e)                                                                 \
+            V(sum_some)(rows, x, x_stride, e, e_stride, n, first_class, next); \
+        else                                                                   \
+            V(sum_some)(rows, x, x_stride, NULL, 0, n, first_class, next);     \
         break
     for (ptrdiff_t left = n_classes, n; left > 0; left -= n) {
         n = V(classes_of_sweep)(left);
+        V(fetch_before_sweep)(&next, n, left);
         switch (n) {
             SUM_SOME(1);
             SUM_SOME(2);
@@ -177,6 +212,7 @@ static void V(sum_classes)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride,
         x += n * x_stride;
         e = e ? e + n * e_stride : NULL;
         first_class += n;
+        next.at += n * next.class_step;
     }
 #undef SUM_SOME
 }

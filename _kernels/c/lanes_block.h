@@ -33,10 +33,13 @@ static void V(find_sums)(V(lanes) *rows, int powers)
             continue;
         if (c == 0)
             V(start_sums)(rows, x);
+        int is_end = c + n == job->n_classes;
+        const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+        V(fetch) next = V(fetch_in_place)(rows, x, x_stride, is_end ? following : x + n * x_stride);
         if (x == rows->x_tile && V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize)
-            rows->ahead = (const V(real) *)V(place)(&job->logits, rows->first, 0) + rows->n * job->n_classes;
-        V(sum_classes)(rows, x, x_stride, e, stride, n, c);
-        all_summed = c + n == job->n_classes && V(are_summed)(rows);
+            next = V(fetch_in_rows)(following + V(LINE) *c, job->n_classes);
+        V(sum_classes)(rows, x, x_stride, e, stride, n, c, next);
+        all_summed = is_end && V(are_summed)(rows);
     }
     if (all_summed)
         return;
@@ -206,7 +209,6 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
 {
     V(lanes) rows;
     rows.job = job;
-    rows.ahead = NULL;
     rows.first = number * job->block_rows;
     rows.n = job->n_rows - rows.first < job->block_rows ? job->n_rows - rows.first : job->block_rows;
     rows.width = (rows.n + V(LANES) - 1) / V(LANES) *V(LANES);

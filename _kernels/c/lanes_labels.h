@@ -46,12 +46,6 @@ static int V(has_plain_labels)(const softmax_job *job)
            !job->lse.data && !job->hit.data && job->n_classes <= V(LABELS_MOST_CLASSES);
 }
 
-/* What is fetched meanwhile, for a line of lanes and every class a line */
-typedef struct {
-    const V(real) *at;
-    ptrdiff_t row_step, class_step;
-} V(fetch);
-
 /* What the rows' exponentials are relative to */
 static void V(scale_rows)(V(lanes) *rows, const V(real) *first)
 {
@@ -84,18 +78,12 @@ INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *
 INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
                           ptrdiff_t e_stride, int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
-    next.at += first_class * next.class_step;
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
         V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
-        if (lane % V(LINE) == 0) {
-#pragma GCC unroll 8
-            for (int c = 0; c < n_classes; c++)
-                __builtin_prefetch(next.at + c * next.class_step);
-            next.at += next.row_step * V(LINE);
-        }
+        V(fetch_classes)(&next, lane, n_classes);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++)
             power[c] = V(load)(x + c * x_stride);
@@ -134,6 +122,7 @@ static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
     ptrdiff_t first_class = 0;
     for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) {
         n = V(classes_of_sweep)(left);
+        V(fetch_before_sweep)(&next, n, left);
         switch (n) {
             LABEL_SUMS(1);
             LABEL_SUMS(2);
@@ -147,6 +136,7 @@ static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         x += n * x_stride;
         e = e ? e + n * e_stride : NULL;
         first_class += n;
+        next.at += n * next.class_step;
     }
 #undef LABEL_SUMS
 }
@@ -252,15 +242,13 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
 {
     const softmax_job *job = rows->job;
     const char *label = job->target.data + view_offset(&job->target, rows->first);
-    const char *row = V(place)(&job->logits, rows->first, 0);
+    const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
     ptrdiff_t x_stride;
     const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
     V(scale_rows)(rows, x);
     rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
-    V(fetch) next = {x + V(AHEAD), 1, x_stride};
-    if (x == rows->x_tile)
-        next = (V(fetch)){(const V(real) *)(row + rows->n * V(last_stride)(&job->logits)), job->n_classes,
-                          V(LINE)};
+    V(fetch) next = x == rows->x_tile ? V(fetch_in_rows)(following, job->n_classes)
+                                      : V(fetch_in_place)(rows, x, x_stride, following);
     V(sum_labels)(rows, x, x_stride, powers ? rows->x_tile : NULL, V(tile_stride)(rows), next);
     if (job->beta) {
         int is_plain = V(label_ratios)(rows, 1, powers);
