@@ -22,9 +22,9 @@ from logitloss._kernels.vectors import inline, outline
 
 # Turns that one chain of additions adds up
 CHAIN = 8
-# Registers of each of the two vectors that the plain loop takes at a time, of float32: with one, a processor
-# looks ahead too few turns to fill its units (131072x1000 took 1.11 times as long).
-TURN = 2
+# Registers that the plain loop takes at a time, of float32, step by step: as each step waits for the one
+# before, a processor does not look ahead far enough to fill its units with one or two.
+TURN = 4
 # Without it memory and arithmetic take turns.
 PREFETCH_BYTES = 8192
 # Of the half that is asked for around the loop, what is asked for at each of four places, if there is as much
@@ -73,11 +73,12 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     unit, group, width = 2.0**-elementary.headroom, 2 * lanes, numba_items.itemsize(item)
     low, zero, infinity, nan, direct = real(-np.inf), real(0), np.inf, np.nan, DIRECT[real]
     load = numba_items.loader(item, real, lanes)
-    two_chains = item == "f32"  # more take more registers than there are
-    # A chain may end with a group that is no whole turn.
-    wide_ops = numba_operations.operations(real, TURN if two_chains else 1)
-    turn, load_turn = 2 * wide_ops.lanes, numba_items.pair_loader(item, real, wide_ops.lanes)
-    splat_turn, parts = wide_ops.splat, wide_ops.parts
+    # Others have a pair of registers for a turn, and one chain.
+    is_float32 = item == "f32"
+    turn_ops = numba_operations.operations(real, TURN) if is_float32 else ops
+    splat_turn, store_turn, parts = turn_ops.splat, turn_ops.store, turn_ops.parts
+    turn = turn_ops.lanes if is_float32 else group
+    load_turn = turn_ops.load if is_float32 else numba_items.pair_loader(item, real, lanes)
     # Memory would stand still during what stands around the loop: with registers of 64 bytes, half the time
     # of a row of 1000 classes. Then the loop asks for the first half of a chunk to come, evenly.
     spreads = vectors.VECTOR_BYTES == 64 and turn * width >= 128
@@ -155,12 +156,12 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
 
     # ---- sums ----
 
-    if two_chains:
+    if is_float32:
 
         @inline
         def in_one(chain):
-            a, b = parts(chain)
-            return a + b
+            a, b, c, d = parts(chain)
+            return (a + b) + (c + d)
     else:
 
         @inline
@@ -173,67 +174,71 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
 
     def plain(keeps: bool) -> Any:
-        def adder(ops):
-            store, second = ops.store, ops.lanes * size
+        @inline
+        def add_group(v0, v1, bound, magic, total, exps):
+            p0, q0 = summed_parts(v0, bound, magic)
+            p1, q1 = summed_parts(v1, bound, magic)
+            if keeps:
+                store(exps, p0 * q0)
+                store(exps + lanes * size, p1 * q1)
+            return fma(p1, q1, fma(p0, q0, total))
+
+        if is_float32:
 
             @inline
-            def add(v0, v1, bound, magic, sum0, sum1, exps):
-                p0, q0 = summed_parts(v0, bound, magic)
-                p1, q1 = summed_parts(v1, bound, magic)
+            def add_turn(v, bound, magic, total, exps):
+                p, q = summed_parts(v, bound, magic)
                 if keeps:
-                    store(exps, p0 * q0)
-                    store(exps + second, p1 * q1)
-                if two_chains:
-                    return fma(p0, q0, sum0), fma(p1, q1, sum1)
-                return fma(p1, q1, fma(p0, q0, sum0)), sum1
+                    store_turn(exps, p * q)
+                return fma(p, q, total)
+        else:
 
-            return add
-
-        add_group, add_turn = adder(ops), adder(wide_ops)
+            @inline
+            def add_turn(v, bound, magic, total, exps):
+                return add_group(v[0], v[1], bound, magic, total, exps)
 
         @outline
         def add_part(x, c, at, skip, bound, magic, total, exps):
             """Add a group without the class `at`, and without the first `skip`."""
-            sum0, sum1 = add_group(
+            return add_group(
                 without(load(x + c * width), low, at - c, skip),
                 without(load(x + (c + lanes) * width), low, at - c - lanes, skip - lanes),
                 bound,
                 magic,
                 total,
-                splat(zero),
                 exps + c * size,
             )
-            return sum0 + sum1
 
         @outline
-        def sum_chunk(x, n, at, k, ahead, exps):
-            """Return the sum of n classes but the one at `at`, and the largest of as many `ahead`."""
+        def sum_chunk(x, n, at, k, next_x, next_n, exps):
+            """Return the sum of n classes but the one at `at`, and the largest of the next chunk's last."""
             lowest, shift = summed_scale_of(k)
             bound, magic, total = splat(lowest), splat(shift), splat(zero)
             bounds, magics = splat_turn(lowest), splat_turn(shift)
             high0, high1 = start()
             whole = n - n % group
+            ahead = next_x + (next_n - whole) * width if next_x else x
             if whole < n:
                 total = add_part(x, n - group, at, whole - n + group, bound, magic, total, exps)
             c, cut = 0, at - at % group if 0 <= at < whole else whole
             while True:
                 while c < cut:
                     stop = min(cut, c + CHAIN * turn)
-                    sum0, sum1 = splat_turn(zero), splat_turn(zero)
+                    chain = splat_turn(zero)
                     rest = (stop - c) % turn
                     for i in range(c, stop - rest, turn):
                         prefetch_turn(ahead + i * width // halves, PREFETCH_BYTES)
                         for j in range(0, turn, group):
                             high0, high1 = look(high0, high1, ahead + (i + j) * width)
-                        v0, v1 = load_turn(x + i * width)
-                        sum0, sum1 = add_turn(v0, v1, bounds, magics, sum0, sum1, exps + i * size)
+                        chain = add_turn(load_turn(x + i * width), bounds, magics, chain, exps + i * size)
                         keep_rolled()
-                    total = total + in_one(sum0 + sum1)
+                    total = total + in_one(chain)
                     if rest:
                         high0, high1 = look(high0, high1, ahead + (stop - group) * width)
                         total = add_part(x, stop - group, -1, 0, bound, magic, total, exps)
                     c = stop
                 if c == whole:
+                    fetch_part(next_x, next_n, 0)
                     return lanes_sum(total), largest_of(high0, high1)
                 high0, high1 = look(high0, high1, ahead + c * width)
                 total = add_part(x, c, at, 0, bound, magic, total, exps)
@@ -258,9 +263,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 row.k, row.relative = k, exp2_unit(-wide_fma(row.m, wide_log2e, -np.float64(k))) * unit
             fetch_part(x, n, 3)
             whole = n - n % group
-            ahead = next_x + (next_n - whole) * width if next_x else x
-            total, seen_largest = sum_chunk(x, n, at, real(row.k), ahead, exps)
-            fetch_part(next_x, next_n, 0)
+            total, seen_largest = sum_chunk(x, n, at, real(row.k), next_x, next_n, exps)
             fetch_part(next_x, next_n, 1)
             if keeps and at >= 0:
                 store_one(exps + at * size, real(1.0 / row.relative))
