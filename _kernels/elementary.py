@@ -55,7 +55,7 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
 
     What is 1 comes out as 2**headroom, for the least exponentials to be normal numbers still.
     """
-    fma, maximum, where = vectors.fma, vectors.maximum, vectors.where
+    fma, maximum, minimum, where = vectors.fma, vectors.maximum, vectors.minimum, vectors.where
     low_bits_as_exponent = vectors.low_bits_as_exponent
     exponent_of, mantissa_of = vectors.exponent_of, vectors.mantissa_of
     constants = _TERMS[real]
@@ -73,7 +73,9 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
     bias = real(constants["bias"] + headroom)
     rounding = real(float.fromhex(constants["magic"]))
     part_rounding = real(rounding / parts)
-    unit = real(2.0**-headroom)
+    unit, times_power = real(2.0**-headroom), numba_powers.times_power
+    # What the place of the exponent 0 is rounded to; and so far above the bound, exponentials are finite.
+    biased, span = real(rounding + constants["bias"]), real(2 * (constants["bias"] - 1) * 0.6931)
     # At the floor, the exponent's place holds 0, a factor of 0.
     floor, magic = real(-bias * np.log(2)), real(rounding + bias)
 
@@ -116,6 +118,20 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         power, of_2 = fine_parts(x, bound, magic)
         return power * of_2
 
+    if times_power is not None:
+
+        @jit
+        def exp_of_any(x, bound, magic):
+            """exp_scaled of a vector, for x above what is finite, too: then infinite, or NaN."""
+            shifted = fma(x, log2e, magic)
+            return times_power(exp2_fine(fma(x, log2e, magic - shifted)), shifted - biased)
+    else:
+
+        @jit
+        def exp_of_any(x, bound, magic):
+            """exp_scaled of a vector, for x above what is finite, too: then the largest."""
+            return exp_scaled(minimum(bound + span, x), bound, magic)
+
     @jit
     def exp_raised(d):
         """exp(d)*2**headroom to the last bit or so."""
@@ -146,7 +162,7 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         summed_scale_of=summed_scale_of,
         summed_parts=summed_parts,
         exp_parts=exp_parts,
-        exp_scaled=exp_scaled,
+        exp_of_any=exp_of_any,
         floor=floor,
         magic=magic,
         exp_raised=exp_raised,

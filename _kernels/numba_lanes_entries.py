@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 from logitloss._kernels import numba_operations
 from logitloss._kernels.numba_lanes_arrays import LINE
 from logitloss._kernels.numba_lanes_finish import (
@@ -22,7 +23,8 @@ from logitloss._kernels.vectors import inline, outline
 def entries(real: type) -> SimpleNamespace:
     """Return the functions for one real type."""
     ops = numba_operations.operations(real)
-    load, store, stream, where, maximum = ops.load, ops.store, ops.stream, ops.where, ops.maximum
+    load, store, stream, where = ops.load, ops.store, ops.stream, ops.where
+    maximum, minimum, largest = ops.maximum, ops.minimum, real(np.finfo(real).max)
     load_one, store_one = ops.load_one, ops.store_one
     zero, size, vector_bytes = real(0), ops.size, ops.lanes * ops.size
 
@@ -31,8 +33,8 @@ def entries(real: type) -> SimpleNamespace:
 
         @inline
         def entry(rows, at, e, g, number):
-            # An exponential may be NaN where the row is ignored; where it is not, the factor is.
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
+            # An exponential may be NaN or infinite where the row is ignored; where it is not, the factor is.
+            p = minimum(maximum(load(e), zero), largest) * load(at + FACTOR * rows.slot_bytes)
             is_label = load(at + LABEL * rows.slot_bytes) == number
             return where(is_label, load(at + LABEL_ENTRY * rows.slot_bytes), p)
 
@@ -43,7 +45,7 @@ def entries(real: type) -> SimpleNamespace:
 
         @inline
         def entry(rows, at, e, g, number):
-            p = maximum(load(e), zero) * load(at + FACTOR * rows.slot_bytes)
+            p = minimum(maximum(load(e), zero), largest) * load(at + FACTOR * rows.slot_bytes)
             result = p - load(g) * load(at + SCALE * rows.slot_bytes)
             is_top = load(at + TOP * rows.slot_bytes) == number
             result = where(is_top, load(at + TOP_ENTRY * rows.slot_bytes), result)

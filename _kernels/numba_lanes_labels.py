@@ -53,9 +53,9 @@ def labels(real: type) -> SimpleNamespace:
         ops.fma,
         ops.lanes_sum,
     )
-    scale_of, exp_scaled, rounded, log1p = (
+    scale_of, exp_of_any, rounded, log1p = (
         functions.scale_of,
-        functions.exp_scaled,
+        functions.exp_of_any,
         functions.rounded,
         functions.log1p,
     )
@@ -63,33 +63,29 @@ def labels(real: type) -> SimpleNamespace:
     fetch = numba_memory.prefetcher(vector_bytes)
     zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
     extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
-    # Up to this far above the bound, exponentials are finite.
-    span = real((252 if real is np.float32 else 2044) * 0.6931)
     most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
     least_whole = real(2.0 ** (functions.headroom - 2))
     most_ratio = real(2.0**28 if real is np.float32 else 2.0**200)
 
     def sweeping(is_kept):
         @inline
-        def power_of(x, e, ahead, bound, ceiling, magic):
+        def power_of(x, e, ahead, bound, magic):
             fetch(ahead, 0)
-            power = exp_scaled(minimum(ceiling, load(x)), bound, magic)
+            power = exp_of_any(load(x), bound, magic)
             if is_kept:
                 store(e, power)
             return power
 
         # Said by which label it is not, AVX-512 takes one operation for own and one for the others.
         @inline
-        def sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
-            power, is_other = power_of(x, e, ahead, bound, ceiling, magic), label != number
+        def sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, magic, own):
+            power, is_other = power_of(x, e, ahead, bound, magic), label != number
             return where(is_other, own, power), where(is_other, power, zero)
 
         @inline
-        def sum_two(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
-            own, others = sum_one(
-                x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own
-            )
-            power = power_of(x + step, e + e_step, ahead + ahead_step, bound, ceiling, magic)
+        def sum_two(x, step, e, e_step, ahead, ahead_step, label, number, bound, magic, own):
+            own, others = sum_one(x, step, e, e_step, ahead, ahead_step, label, number, bound, magic, own)
+            power = power_of(x + step, e + e_step, ahead + ahead_step, bound, magic)
             is_other = label != number + one
             return where(is_other, own, power), where(is_other, others + power, others)
 
@@ -97,13 +93,13 @@ def labels(real: type) -> SimpleNamespace:
             more = real(n)
 
             @inline
-            def sum_both(x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own):
+            def sum_both(x, step, e, e_step, ahead, ahead_step, label, number, bound, magic, own):
                 own, others = sum_some(
-                    x, step, e, e_step, ahead, ahead_step, label, number, bound, ceiling, magic, own
+                    x, step, e, e_step, ahead, ahead_step, label, number, bound, magic, own
                 )
                 x, e, ahead = x + n * step, e + n * e_step, ahead + n * ahead_step
                 own, others_too = sum_more(
-                    x, step, e, e_step, ahead, ahead_step, label, number + more, bound, ceiling, magic, own
+                    x, step, e, e_step, ahead, ahead_step, label, number + more, bound, magic, own
                 )
                 return own, others + others_too
 
@@ -128,7 +124,6 @@ def labels(real: type) -> SimpleNamespace:
                         load(at + LABEL * slot) - first,
                         zero,
                         bound,
-                        bound + span,
                         magic,
                         load(at + OWN * slot),
                     )
@@ -278,7 +273,7 @@ def labels(real: type) -> SimpleNamespace:
             for i in range(0, rows.width * size, vector_bytes):
                 at = rows.slots + i
                 d = load(x + c * step + i) - load(at + FROM * slot)
-                power = exp_scaled(d, load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot))
+                power = exp_of_any(d, load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot))
                 store(rows.tile + c * rows.stride + i, power)
 
     return SimpleNamespace(

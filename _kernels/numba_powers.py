@@ -1,7 +1,8 @@
-"""Powers of two by parts, for exponentials of which only the sum is wanted: 2**(i/parts) from registers.
+"""Powers of two by instructions that some processors have: from a table in registers, and as a factor.
 
-Then what is left of the fraction is so small that its polynomial has three terms less (float64 four), for a
-look-up and an addition of integers. Where no instruction looks up as many, there is one part: the whole.
+Of exponentials of which only the sum is wanted, 2**(i/parts) is looked up. Then what is left of the fraction
+is so small that its polynomial has three terms less (float64 four), for a look-up and an addition of
+integers. Where no instruction looks up as many, there is one part: the whole.
 """
 
 from __future__ import annotations
@@ -70,12 +71,33 @@ def _looked_up(builder: Any, bits: ir.VectorType, numbers: Any, table: list[int]
         some = builder.shuffle_vector(numbers, numbers, vectors.indices(list(range(i, i + lanes))))
         args = [halves[0], some, *halves[1:]]
         found.append(vectors.call(builder, name, kind, args))
+    return _joined(builder, found)
+
+
+def _emit_scaled(builder: Any, kind: ir.VectorType, x: Any, n: Any) -> Any:
+    is_double = isinstance(kind.element, ir.DoubleType)
+    lanes, name, least = (8, "pd", -1023.0) if is_double else (16, "ps", -127.0)
+    register, bits = ir.VectorType(kind.element, lanes), ir.IntType(lanes)
+    zero, rounding = ir.Constant(register, [0.0] * lanes), _INT32(4)  # rounding as it is set
+    is_normal = builder.fcmp_unordered(">", n, ir.Constant(kind, [least] * kind.count))
+    scaled = []
+    for i in range(0, kind.count, lanes):
+        every = vectors.indices(list(range(i, i + lanes)))
+        some = [builder.shuffle_vector(v, v, every) for v in (x, n, is_normal)]
+        args = [*some[:2], zero, builder.bitcast(some[2], bits), rounding]
+        scaled.append(vectors.call(builder, f"llvm.x86.avx512.mask.scalef.{name}.512", register, args))
+    return _joined(builder, scaled)
+
+
+def _joined(builder: Any, found: list[Any]) -> Any:
     while len(found) > 1:
-        count = 2 * found[0].type.count
-        every = vectors.indices(list(range(count)))
+        every = vectors.indices(list(range(2 * found[0].type.count)))
         found = [builder.shuffle_vector(a, b, every) for a, b in zip(found[::2], found[1::2], strict=True)]
     return found[0]
 
+
+# Of vectors, where an instruction does it: x * 2**n, n an integer; 0 where no normal number has that n
+times_power = vectors.elementwise(_emit_scaled, 2) if _FEATURES.get("avx512f") else None
 
 # Of vectors: 2**n times the part of 2 that the lowest bits say, n standing above them
 power_of_parts = vectors.elementwise(_emit_power, 1)

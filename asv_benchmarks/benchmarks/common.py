@@ -28,7 +28,8 @@ THREADS = (1, "all")
 # Threads of an OpenMP or Eigen pool spin for a while after their work; who is next waits that out.
 PAUSE = 0.01
 LEAST_ROUNDS = 5
-# Seconds: who has taken as many in all has had enough rounds.
+TURNS = 3
+# Seconds: who has taken as many in all has had enough turns.
 ENOUGH = 1.0
 
 
@@ -71,13 +72,23 @@ def paired_ratio(ours, others, *, seconds=0.5):
 
 
 def take_turns(calls, rounds):
-    """Return the times of each call by its name, one per round; the slow ones miss the later rounds."""
+    """Return the times of each call by its name, one per round, the fastest of a few turns.
+
+    So a neighbour is left out here, too. The slow ones miss later turns, and rounds.
+    """
     times = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
     for _ in range(rounds):
-        for name, call in calls.items():
-            if sum(times[name]) < ENOUGH:
-                sleep(PAUSE)
-                times[name].append(elapsed(call))
+        fastest = {}
+        for _ in range(TURNS):
+            for name, call in calls.items():
+                if spent[name] < ENOUGH:
+                    sleep(PAUSE)
+                    seconds = elapsed(call)
+                    spent[name] += seconds
+                    fastest[name] = min(seconds, fastest.get(name, seconds))
+        for name, seconds in fastest.items():
+            times[name].append(seconds)
     return times
 
 
