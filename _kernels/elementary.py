@@ -115,8 +115,8 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
     @jit
     def exp_scaled(x, bound, magic):
         """Return exp(x)*2**(headroom - k) to the last bit or so."""
-        power, of_2 = fine_parts(x, bound, magic)
-        return power * of_2
+        unscaled, power = fine_parts(x, bound, magic)
+        return unscaled * power
 
     if times_power is not None:
 
