@@ -38,7 +38,7 @@ class BoundByMemory:
 
     params = (BACKENDS, DTYPES, SHAPES, THREADS)
     param_names = PARAM_NAMES
-    version = "2"
+    version = "3"
     timeout = 300
     rounds = 1
     repeat = (3, 10, 2.0)
@@ -49,11 +49,11 @@ class BoundByMemory:
         self.call(backend, dtype, shape, threads)
 
 
-def paired_ratio(ours, others, *, seconds=0.5):
+def paired_ratio(ours, others, *, seconds=2.0):
     """Return our time over that of the fastest of the others, each ratio taken within one round.
 
     A processor's other hyperthread may belong to a neighbour, who slows arithmetic more than reading, for
-    milliseconds or seconds: of many rounds only the fastest tenth say anything. The others are manners of one
+    milliseconds or seconds: of many rounds only the fastest hundredth count. The others are manners of one
     thing: the highest of the median ratios is that to the fastest manner. It is returned as a sample in asv's
     sense: where it runs several times, each in a process of its own, asv compares two commits by the spread,
     as it does with times.
@@ -66,7 +66,7 @@ def paired_ratio(ours, others, *, seconds=0.5):
     while len(rounds) < LEAST_ROUNDS or perf_counter() < stop:
         rounds.append([elapsed(contender) for contender in contenders])
     rounds.sort(key=sum)
-    times = np.array(rounds[: max(LEAST_ROUNDS, len(rounds) // 10)])
+    times = np.array(rounds[: max(LEAST_ROUNDS, len(rounds) // 100)])
     ratio = float(np.median(times[:, :1] / times[:, 1:], axis=0).max())
     return {"samples": [ratio], "number": 1}
 

@@ -23,7 +23,7 @@ CALLS = 200
 class SmallCalls:
     params = (BACKENDS, (DTYPE,), (SHAPE,), (1,))
     param_names = PARAM_NAMES
-    version = "2"
+    version = "3"
 
     def time_cross_entropy(self, backend, dtype, shape, threads):
         cross_entropy(LOGITS, LABELS, num_threads=threads, backend=backend)
