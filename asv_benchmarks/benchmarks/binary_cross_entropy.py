@@ -37,7 +37,8 @@ class BinaryCrossEntropyForward(BoundByMemory):
     def track_value_over_read(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
         arrays = logits(dtype, shape), binary_labels(dtype, shape)
-        return paired_ratio(ours, limits.reads(*arrays, threads=thread_count(threads)))
+        count = thread_count(threads)
+        return paired_ratio(ours, limits.reads(*arrays, threads=count), count)
 
     track_value_over_read.unit = "times a read"
 
@@ -61,6 +62,7 @@ class BinaryCrossEntropyFused(BoundByMemory):
     def track_value_and_grad_over_triad(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
         arrays = gradient(dtype, shape), logits(dtype, shape), binary_labels(dtype, shape)
-        return paired_ratio(ours, limits.triads(*arrays, threads=thread_count(threads)))
+        count = thread_count(threads)
+        return paired_ratio(ours, limits.triads(*arrays, threads=count), count)
 
     track_value_and_grad_over_triad.unit = "times a triad"

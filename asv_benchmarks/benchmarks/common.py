@@ -12,6 +12,8 @@ import numpy as np
 
 import logitloss
 
+from . import limits
+
 PARAM_NAMES = ("backend", "dtype", "shape", "threads")
 # Those that run here, best first. The names say the instruction set, so a series never mixes two.
 BACKENDS = tuple(
@@ -28,6 +30,8 @@ THREADS = (1, "all")
 # Threads of an OpenMP or Eigen pool spin for a while after their work; who is next waits that out.
 PAUSE = 0.01
 LEAST_ROUNDS = 5
+QUIET_SECONDS = 0.2
+PATIENCE = 20.0
 TURNS = 3
 # Seconds: who has taken as many in all has had enough turns.
 ENOUGH = 1.0
@@ -38,7 +42,7 @@ class BoundByMemory:
 
     params = (BACKENDS, DTYPES, SHAPES, THREADS)
     param_names = PARAM_NAMES
-    version = "3"
+    version = "4"
     timeout = 300
     rounds = 1
     repeat = (3, 10, 2.0)
@@ -49,24 +53,32 @@ class BoundByMemory:
         self.call(backend, dtype, shape, threads)
 
 
-def paired_ratio(ours, others, *, seconds=2.0):
+def paired_ratio(ours, others, threads):
     """Return our time over that of the fastest of the others, each ratio taken within one round.
 
     A processor's other hyperthread may belong to a neighbour, who slows arithmetic more than reading, for
-    milliseconds or seconds: of many rounds only the fastest hundredth count. The others are manners of one
-    thing: the highest of the median ratios is that to the fastest manner. It is returned as a sample in asv's
-    sense: where it runs several times, each in a process of its own, asv compares two commits by the spread,
-    as it does with times.
+    milliseconds or seconds: as long as there is patience, only rounds without one count, and of these the
+    fastest tenth. The others are manners of one thing: the highest of the median ratios is that to the
+    fastest manner. It is returned as a sample in asv's sense: where it runs several times, each in a process
+    of its own, asv compares two commits by the spread, as it does with times.
     """
     contenders = (ours, *others)
     for contender in contenders:
         contender()
-    rounds = []
-    stop = perf_counter() + seconds
-    while len(rounds) < LEAST_ROUNDS or perf_counter() < stop:
+    rounds, quiet, quiet_seconds = [], [], 0.0
+    give_up = perf_counter() + PATIENCE
+    was_quiet = limits.are_quiet(threads)
+    while quiet_seconds < QUIET_SECONDS or len(quiet) < LEAST_ROUNDS:
+        if perf_counter() > give_up and len(rounds) >= LEAST_ROUNDS:
+            break
         rounds.append([elapsed(contender) for contender in contenders])
-    rounds.sort(key=sum)
-    times = np.array(rounds[: max(LEAST_ROUNDS, len(rounds) // 100)])
+        is_quiet = limits.are_quiet(threads)
+        if was_quiet and is_quiet:
+            quiet.append(rounds[-1])
+            quiet_seconds += sum(rounds[-1])
+        was_quiet = is_quiet
+    counted = sorted(quiet if len(quiet) >= LEAST_ROUNDS else rounds, key=sum)
+    times = np.array(counted[: max(LEAST_ROUNDS, len(counted) // 10)])
     ratio = float(np.median(times[:, :1] / times[:, 1:], axis=0).max())
     return {"samples": [ratio], "number": 1}
 

@@ -23,6 +23,7 @@ class CrossEntropyForward(BoundByMemory):
 
     def track_value_over_read(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
-        return paired_ratio(ours, limits.reads(logits(dtype, shape), threads=thread_count(threads)))
+        count = thread_count(threads)
+        return paired_ratio(ours, limits.reads(logits(dtype, shape), threads=count), count)
 
     track_value_over_read.unit = "times a read"

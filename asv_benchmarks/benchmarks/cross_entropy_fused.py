@@ -24,7 +24,8 @@ class CrossEntropyFused(BoundByMemory):
 
     def track_value_and_grad_over_copy(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
-        copies = limits.copies(gradient(dtype, shape), logits(dtype, shape), threads=thread_count(threads))
-        return paired_ratio(ours, copies)
+        count = thread_count(threads)
+        copies = limits.copies(gradient(dtype, shape), logits(dtype, shape), threads=count)
+        return paired_ratio(ours, copies, count)
 
     track_value_and_grad_over_copy.unit = "times a copy"

@@ -2,8 +2,8 @@
 
 `reads`, `copies` and `triads` give functions of no arguments, each one pass over the arrays in another manner
 (with and without software prefetch, reads also in several streams). Which manner is fastest differs between
-machines and hours, so a caller times them all, and the limit is the fastest. Nothing here knows of the
-package that is measured.
+machines and hours, so a caller times them all, and the limit is the fastest. `are_quiet` says whether the
+cores are ours alone. Nothing here knows of the package that is measured.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ CACHE = Path(__file__).parent.parent / ".asv" / "limits"
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-march=native")
 IN_ORDER = {"prefetched": 1, "plain": 0}
 STREAMS = {"3 streams": 2}
+# Of `crowding` in limits.c
+QUIET = 1.2
 
 
 def reads(*arrays, threads, manners=IN_ORDER):
@@ -44,6 +46,11 @@ def triads(out, first, second, *, threads):
     halvings = (first.itemsize // second.itemsize).bit_length() - 1
     arguments = address(out), address(first), address(second), first.nbytes, halvings, threads
     return [functools.partial(library().limit_triad, *arguments, ahead) for ahead in IN_ORDER.values()]
+
+
+def are_quiet(threads):
+    """Whether nobody else computes on these threads' cores just now."""
+    return library().limit_crowding(threads) < QUIET
 
 
 def address(array):
@@ -76,4 +83,6 @@ def library():
     loaded.limit_copy.restype = None
     loaded.limit_triad.argtypes = (pointer, pointer, pointer, size, number, number, number)
     loaded.limit_triad.restype = None
+    loaded.limit_crowding.argtypes = (number,)
+    loaded.limit_crowding.restype = ctypes.c_double
     return loaded

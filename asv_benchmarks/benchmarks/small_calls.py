@@ -23,7 +23,7 @@ CALLS = 200
 class SmallCalls:
     params = (BACKENDS, (DTYPE,), (SHAPE,), (1,))
     param_names = PARAM_NAMES
-    version = "3"
+    version = "4"
 
     def time_cross_entropy(self, backend, dtype, shape, threads):
         cross_entropy(LOGITS, LABELS, num_threads=threads, backend=backend)
@@ -37,7 +37,7 @@ class SmallCalls:
     def track_cross_entropy_over_numpy(self, backend, dtype, shape, threads):
         ours = partial(cross_entropy, LOGITS, LABELS, num_threads=threads, backend=backend)
         plain = partial(numpy_cross_entropy, LOGITS, LABELS)
-        return paired_ratio(partial(repeat, ours), [partial(repeat, plain)])
+        return paired_ratio(partial(repeat, ours), [partial(repeat, plain)], threads)
 
     track_cross_entropy_over_numpy.unit = "times NumPy"
 

@@ -17,8 +17,9 @@ class OneArrayToAnother(BoundByMemory):
 
     def over_copy(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
-        copies = limits.copies(gradient(dtype, shape), logits(dtype, shape), threads=thread_count(threads))
-        return paired_ratio(ours, copies)
+        count = thread_count(threads)
+        copies = limits.copies(gradient(dtype, shape), logits(dtype, shape), threads=count)
+        return paired_ratio(ours, copies, count)
 
 
 class Softmax(OneArrayToAnother):
@@ -54,6 +55,7 @@ class LogSumExp(BoundByMemory):
 
     def track_logsumexp_over_read(self, backend, dtype, shape, threads):
         ours = self.call(backend, dtype, shape, threads)
-        return paired_ratio(ours, limits.reads(logits(dtype, shape), threads=thread_count(threads)))
+        count = thread_count(threads)
+        return paired_ratio(ours, limits.reads(logits(dtype, shape), threads=count), count)
 
     track_logsumexp_over_read.unit = "times a read"
