@@ -27,6 +27,7 @@ from logitloss.categorical import (
     kl_div,
     nll_loss,
 )
+from logitloss.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
 
 __all__ = [
     "backends",
@@ -41,6 +42,8 @@ __all__ = [
     "entropy",
     "get_num_threads",
     "kl_div",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
     "log_sigmoid",
     "log_softmax",
     "logistic_loss",

@@ -64,6 +64,14 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
+def positive(name: str, value: Any) -> float:
+    """Return a finite float above 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} is {number}: expected {name} > 0")
+    return number
+
+
 def fraction(name: str, value: Any) -> float:
     """Return a float in [0, 1]."""
     number = _real_number(name, value)
@@ -262,14 +270,16 @@ def labels(value: ArrayLike, logits: Array, axis: int, probabilities: bool = Tru
     return axis_last(target, axis), True
 
 
-def class_weight(value: ArrayLike | None, n_classes: int, like: Array) -> Float64 | None:
+def class_weight(
+    value: ArrayLike | None, n_classes: int, like: Array, name: str = "weight"
+) -> Float64 | None:
     """Return the weights of the classes as the kernels take them; being few, they may come from the host."""
     if value is None:
         return None
     if type(like) is not ndarray:
         there: Float64 = call_of(like).class_weight(value, n_classes, like)
         return there
-    weight = same_shape("weight", reals("weight", value, like), (n_classes,), "one number per class,")
+    weight = same_shape(name, reals(name, value, like), (n_classes,), "one number per class,")
     return np.ascontiguousarray(weight, dtype=np.float64)
 
 

@@ -1,0 +1,355 @@
+"""Cross-entropy of a linear layer's logits, as of a language model's last layer, which are never held whole.
+
+A few rows' logits at a time are made by BLAS in one buffer, become losses and, in place, their own gradient
+by the same kernels as any logits, and go back through the layer as two more products. So the layer costs its
+matrix products and little else, whatever the batch. Rows that do not count are left out of the products.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitloss import _call, _check, _coefficients
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from logitloss._check import Array, Value
+
+# Bytes of logits at a time. The library wants some hundred rows for its full rate; where the gradient of the
+# weight is wanted, more, as each block adds to all of it.
+BUFFER_BYTES = 48 << 20
+GRADIENT_BUFFER_BYTES = 96 << 20
+# Classes of a weight at a time, where it is converted or added to
+TILE = 4096
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    target: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    class_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> Value:
+    r"""Compute the cross-entropy of a linear layer's logits without holding them.
+
+    The logits are :math:`z = \mathrm{logit\_scale} \cdot (\mathrm{hidden}\, \mathrm{weight}^T +
+    \mathrm{bias})`, and with a softcap :math:`s` of Gemma's kind :math:`s \tanh(z / s)`. Of these it is
+    `cross_entropy`.
+
+    Parameters
+    ----------
+    hidden : array_like, shape (..., D)
+        Hidden states: float16, bfloat16, float32 or float64.
+    weight : array_like, shape (C, D)
+        The layer's weight, a row for each class, as ``torch.nn.Linear`` keeps it; the same dtypes. Products
+        are made in float64 if both are, else in float32.
+    target : array_like, shape (...)
+        Class labels: any integer dtype, values in [0, C) or `ignore_index`.
+    bias : array_like, shape (C,), optional
+        The layer's bias.
+    softcap : float, optional
+        The bound that the logits approach; above 0.
+    logit_scale : float
+        What hidden states, weight and bias come to is multiplied by this.
+    class_weight : array_like, shape (C,), optional
+        Weight of each class, `weight` of `cross_entropy`.
+    ignore_index, label_smoothing, z_loss, reduction, num_threads
+        As in `cross_entropy`; products have the threads of NumPy's BLAS.
+    out : ndarray, optional
+        Array for the losses of ``reduction="none"``.
+    backend : str, optional
+        One of `backends` for the host, by default "cython".
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        The mean or sum in nats, or for "none" the losses of the rows: float32, or float64 where products are.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`.
+
+    See Also
+    --------
+    linear_cross_entropy_value_and_grad, cross_entropy
+
+    Notes
+    -----
+    Memory beyond inputs and outputs stays under 64 MB up to 40,000 dimensions, whatever the batch. Rows that
+    are ignored take no part in the products. Softcap and scale are those of Gemma 2 (arXiv:2408.00118) and
+    Cohere's Command models.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import linear_cross_entropy
+    >>> hidden, weight = np.array([[1.0, 2.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    >>> print(linear_cross_entropy(hidden, weight, [2]).round(4))
+    0.4076
+    """
+    return _run(
+        _Layer(hidden, weight, bias, softcap, logit_scale),
+        target,
+        class_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        num_threads,
+        backend,
+        out,
+    )
+
+
+def linear_cross_entropy_value_and_grad(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    target: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    class_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> tuple[Value, Array, Array, Array | None]:
+    """Compute `linear_cross_entropy` and its gradient with respect to hidden states, weight and bias.
+
+    Parameters
+    ----------
+    hidden, weight, target, bias, softcap, logit_scale, class_weight, ignore_index, label_smoothing
+        As in `linear_cross_entropy`.
+    z_loss, reduction, num_threads, backend
+        As in `linear_cross_entropy`.
+
+    Returns
+    -------
+    value : numpy.float64 or ndarray
+        As from `linear_cross_entropy`.
+    grad_hidden, grad_weight : ndarray
+        The gradients of the value, of the dtypes and shapes of `hidden` and `weight`; for
+        ``reduction="none"`` those of the losses' sum.
+    grad_bias : ndarray or None
+        The same of `bias`; None if there is none.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, ImportError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    Three products: the logits are made once, and become their gradient in place. Memory beyond inputs and
+    outputs stays under 128 MB, with a softcap too; a gradient of two bytes is summed in float32 beside.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import linear_cross_entropy_value_and_grad
+    >>> hidden, weight = np.array([[1.0, 2.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    >>> value, grad_hidden, grad_weight, _ = linear_cross_entropy_value_and_grad(hidden, weight, [2])
+    >>> print(grad_hidden.round(2))
+    [[-0.24 -0.09]]
+    """
+    layer = _Layer(hidden, weight, bias, softcap, logit_scale)
+    gradients = _Gradients(layer)
+    value = _run(
+        layer,
+        target,
+        class_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        num_threads,
+        backend,
+        gradients=gradients,
+    )
+    return value, *gradients.finished()
+
+
+def _run(
+    layer: _Layer,
+    target: ArrayLike,
+    class_weight: ArrayLike | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    reduction: str,
+    num_threads: int | None,
+    backend: str | None,
+    out: Array | None = None,
+    gradients: _Gradients | None = None,
+) -> Value:
+    """Return what the layer's logits cost; add its gradients, if wanted, to those given."""
+    shape = layer.hidden.shape[:-1]
+    # Logits that nobody holds: one number stands for all of them.
+    like = np.broadcast_to(layer.dtype.type(0), (*shape, layer.n_classes))
+    kernels, _, threads = _call.start(like, reduction, num_threads, backend)
+    labels, _ = _check.labels(target, like, len(shape), probabilities=False)
+    weights = _check.class_weight(class_weight, layer.n_classes, like, "class_weight")
+    ignored = _check.ignored(ignore_index, soft=False)
+    smoothing = _check.fraction("label_smoothing", label_smoothing)
+    z_loss = _check.finite("z_loss", z_loss)
+    inputs = (layer.hidden, layer.weight, layer.bias, labels)
+    losses = _call.new_loss(reduction, shape, like, inputs, out)
+    mean_weights = weights if reduction == "mean" else None
+    divisor, bad = kernels.label_weight(labels, mean_weights, ignored, layer.n_classes, threads)
+    if bad >= 0:
+        raise _check.bad_label(labels, bad, layer.n_classes, ignored)
+    if reduction != "mean":
+        divisor = 1.0
+    if losses is not None:
+        losses[...] = 0
+    total = 0.0
+    counted = np.flatnonzero(labels != ignored)
+    n_rows = layer.rows_at_once(gradients is not None)
+    logits = np.empty((min(n_rows, len(counted)), layer.n_classes), layer.dtype)
+    # Without a softcap the gradient takes the logits' place.
+    slopes = logits if gradients is None or layer.softcap is None else np.empty_like(logits)
+    for first in range(0, len(counted), n_rows):
+        rows = np.unravel_index(counted[first : first + n_rows], np.atleast_1d(labels).shape)
+        hidden = layer.scaled_hidden(rows)
+        x, slope = logits[: len(hidden)], slopes[: len(hidden)]
+        layer.logits(hidden, x)
+        value, _, _ = _call.cross_entropy(
+            x,
+            np.atleast_1d(labels)[rows],
+            weights,
+            ignored,
+            smoothing,
+            z_loss,
+            "sum" if losses is None else "none",
+            1,
+            num_threads,
+            backend,
+            None if gradients is None else slope,
+            wants_grad=gradients is not None,
+            grad_output=None if gradients is None else _coefficients.divided(1.0, divisor),
+        )
+        if gradients is not None:
+            gradients.add(rows, hidden, x, slope)
+        if losses is None:
+            total += float(value)
+        else:
+            np.atleast_1d(losses)[rows] = value
+    return _call.value(like, losses, total, divisor, out)
+
+
+class _Layer:
+    """hidden, weight and bias as they came, and the logits of some rows of it."""
+
+    def __init__(
+        self,
+        hidden: ArrayLike,
+        weight: ArrayLike,
+        bias: ArrayLike | None,
+        softcap: float | None,
+        logit_scale: float,
+    ) -> None:
+        self.hidden = _check.floats("hidden", hidden, _check.HOST)
+        self.weight = _check.floats("weight", weight, _check.HOST)
+        if self.weight.ndim != 2 or len(self.weight) == 0:
+            raise ValueError(f"weight of shape {self.weight.shape}: expected (classes, dimensions)")
+        self.n_classes, n_dimensions = self.weight.shape
+        if self.hidden.shape[-1:] != (n_dimensions,):
+            raise ValueError(
+                f"hidden of shape {self.hidden.shape}: expected (..., {n_dimensions}), "
+                f"the dimensions of weight of shape {self.weight.shape}"
+            )
+        is_double = self.hidden.dtype == self.weight.dtype == np.float64
+        self.dtype = np.dtype(np.float64 if is_double else np.float32)
+        self.softcap = None if softcap is None else _check.positive("softcap", softcap)
+        # What hidden states and bias are multiplied by; with a softcap, in units of that
+        self.scale = _check.finite("logit_scale", logit_scale) / (self.softcap or 1.0)
+        self.bias = None
+        if bias is not None:
+            self.bias = _check.floats("bias", bias, _check.HOST)
+            _check.same_shape("bias", self.bias, (self.n_classes,), "one number per class,")
+        self.tiles = [slice(c, c + TILE) for c in range(0, self.n_classes, TILE)]
+
+    def rows_at_once(self, with_gradients: bool) -> int:
+        """Return the rows whose logits fill the buffer; a softcap's gradient wants one of its own."""
+        room = GRADIENT_BUFFER_BYTES if with_gradients else BUFFER_BYTES
+        n_buffers = 2 if with_gradients and self.softcap is not None else 1
+        return max(1, room // int(n_buffers * self.n_classes * self.dtype.itemsize))
+
+    def scaled_hidden(self, rows: tuple[Array, ...]) -> Array:
+        """Return the hidden states of some rows, times the scale."""
+        states = np.atleast_2d(self.hidden)[rows].astype(self.dtype, copy=False)
+        return states if self.scale == 1 else states * self.dtype.type(self.scale)
+
+    def weight_of(self, tile: slice) -> Array:
+        return self.weight[tile].astype(self.dtype, copy=False)
+
+    def logits(self, states: Array, out: Array) -> None:
+        """Fill in the logits of scaled hidden states."""
+        for tile in self.tiles:
+            np.matmul(states, self.weight_of(tile).T, out=out[:, tile])
+        if self.bias is not None:
+            out += self.bias.astype(self.dtype) * self.dtype.type(self.scale)
+        if self.softcap is not None:
+            np.tanh(out, out=out)
+            out *= self.dtype.type(self.softcap)
+
+
+class _Gradients:
+    """The gradients of a layer, to which each block of rows adds."""
+
+    def __init__(self, layer: _Layer) -> None:
+        self.layer = layer
+        self.hidden = np.zeros_like(layer.hidden, order="C")
+        self.weight = np.zeros(layer.weight.shape, layer.dtype)
+        self.bias = None if layer.bias is None else np.zeros(layer.n_classes, layer.dtype)
+        self.product = np.empty((min(TILE, layer.n_classes), layer.weight.shape[1]), layer.dtype)
+        self.is_empty = True
+
+    def add(self, rows: tuple[Array, ...], states: Array, logits: Array, slopes: Array) -> None:
+        """Add those of some rows, given their logits' gradient, which is spent if there is a softcap."""
+        layer = self.layer
+        if layer.softcap is not None:  # s - x**2/s, the slope of x = s*tanh(z/s) in z/s
+            logits *= logits
+            logits *= layer.dtype.type(-1 / layer.softcap)
+            logits += layer.dtype.type(layer.softcap)
+            slopes *= logits
+        back = np.zeros_like(states)
+        for tile in layer.tiles:
+            part = slopes[:, tile]
+            back += part @ layer.weight_of(tile)
+            if self.is_empty:
+                np.matmul(part.T, states, out=self.weight[tile])
+            else:
+                product = self.product[: part.shape[1]]
+                np.matmul(part.T, states, out=product)
+                self.weight[tile] += product
+        self.is_empty = False
+        back *= layer.dtype.type(layer.scale)
+        np.atleast_2d(self.hidden)[rows] = back
+        if self.bias is not None:
+            self.bias += slopes.sum(axis=0) * layer.dtype.type(layer.scale)
+
+    def finished(self) -> tuple[Array, Array, Array | None]:
+        """Return them in the dtypes of what they belong to."""
+        layer = self.layer
+        bias = None
+        if self.bias is not None and layer.bias is not None:
+            bias = self.bias.astype(layer.bias.dtype, copy=False)
+        return self.hidden, self.weight.astype(layer.weight.dtype, copy=False), bias

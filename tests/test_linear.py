@@ -1,0 +1,185 @@
+"""Cross-entropy of a linear layer's logits, value and gradients, against extended precision."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from cases import rng_for
+from ulp import exact, result_dtype
+
+import logitloss as ll
+from logitloss import linear
+
+IGNORED = -100
+LAYERS = {
+    "plain": {},
+    "scaled": {"logit_scale": 0.25},
+    "capped": {"softcap": 2.5},
+    "all": {"softcap": 1.5, "logit_scale": 2.0, "label_smoothing": 0.1, "z_loss": 0.01},
+}
+
+
+def layer(dtype, has_bias=True, rows=(3, 17), dimensions=12, n_classes=23):
+    """Return hidden states, weight, target (some ignored) and bias."""
+    rng = rng_for("linear", dtype.name, has_bias, rows)
+    hidden = rng.standard_normal((*rows, dimensions)).astype(dtype)
+    weight = rng.standard_normal((n_classes, dimensions)).astype(dtype)
+    target = rng.integers(0, n_classes, rows)
+    target[..., ::4] = IGNORED
+    return hidden, weight, target, rng.standard_normal(n_classes).astype(dtype) if has_bias else None
+
+
+def expected(
+    hidden, weight, target, bias, upstream, softcap=None, logit_scale=1, label_smoothing=0, z_loss=0, w=None
+):
+    """Return losses, and the gradients of upstream times their sum, by definition."""
+    rows, n_classes = target.shape, len(weight)
+    h, a = exact(hidden).reshape(-1, weight.shape[1]), exact(weight)
+    y, counts = target.reshape(-1), target.reshape(-1) != IGNORED
+    cap = np.longdouble(softcap or np.inf)
+    x = logit_scale * (h @ a.T + (0 if bias is None else exact(bias)))
+    x = cap * np.tanh(x / cap) if softcap else x
+    lse = np.log(np.exp(x).sum(axis=1, keepdims=True))
+    w = np.ones(n_classes) if w is None else w
+    g = np.tile(label_smoothing / n_classes * w.astype(np.longdouble), (len(y), 1))
+    g[counts, y[counts]] += (1 - label_smoothing) * w[y[counts]]
+    g[~counts] = 0
+    loss = (g * (lse - x)).sum(axis=1) + z_loss * counts * lse[:, 0] ** 2
+    p = np.exp(x - lse)
+    slope = (g.sum(axis=1, keepdims=True) + 2 * z_loss * counts[:, None] * lse) * p - g
+    slope *= upstream * logit_scale * (1 - (x / cap) ** 2)
+    return loss.reshape(rows), (slope @ a).reshape(hidden.shape), slope.T @ h, slope.sum(axis=0)
+
+
+def assert_close(actual, wanted, dtype):
+    """Products in float32 or float64 round, and results of two bytes are rounded once more."""
+    error = np.abs(exact(actual) - wanted).max() / np.abs(wanted).max()
+    assert error < {"float64": 1e-13, "float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype.name]
+
+
+@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("options", LAYERS)
+def test_value_and_gradients(backend, dtype, options, has_bias, blocks, monkeypatch):
+    if blocks == "many":
+        monkeypatch.setattr(linear, "BUFFER_BYTES", 23 * 4 * 5)
+        monkeypatch.setattr(linear, "GRADIENT_BUFFER_BYTES", 23 * 4 * 10)
+        monkeypatch.setattr(linear, "TILE", 7)
+    arrays = layer(dtype, has_bias)
+    kinds = {"sum": 1, "mean": 1 / np.count_nonzero(arrays[2] != IGNORED), "none": 1}
+    for reduction, upstream in kinds.items():
+        loss, *gradients = expected(*arrays, upstream, **LAYERS[options])
+        wanted = loss if reduction == "none" else loss.sum() * upstream
+        call = {**LAYERS[options], "reduction": reduction, "backend": backend}
+        value = ll.linear_cross_entropy(*arrays, **call)
+        same, *found = ll.linear_cross_entropy_value_and_grad(*arrays, **call)
+        assert value.dtype == (result_dtype(dtype) if reduction == "none" else np.float64)
+        assert_close(value, wanted, result_dtype(dtype))
+        assert_close(same, wanted, result_dtype(dtype))
+        for actual, gradient, array in zip(found, gradients, (*arrays[:2], arrays[3]), strict=True):
+            if array is None:
+                assert actual is None
+            else:
+                assert (actual.dtype, actual.shape) == (dtype, array.shape)
+                assert_close(actual, gradient, dtype)
+
+
+def test_class_weights():
+    hidden, weight, target, bias = layer(np.dtype(np.float64))
+    w = rng_for("class weights").random(len(weight))
+    loss, *gradients = expected(hidden, weight, target, bias, 1, label_smoothing=0.2, w=w)
+    divisor = w[target[target != IGNORED]].sum()
+    found = ll.linear_cross_entropy_value_and_grad(
+        hidden, weight, target, bias, class_weight=w, label_smoothing=0.2
+    )
+    for actual, wanted in zip(found, (loss.sum(), *gradients), strict=True):
+        assert_close(actual, wanted / divisor, np.dtype(np.float64))
+
+
+def test_mixed_dtypes_are_computed_in_float32():
+    hidden, weight, target, _ = layer(np.dtype(np.float64), has_bias=False)
+    arrays = hidden, weight.astype(np.float32), target
+    value, grad_hidden, grad_weight, grad_bias = ll.linear_cross_entropy_value_and_grad(*arrays)
+    assert (grad_hidden.dtype, grad_weight.dtype, grad_bias) == (np.float64, np.float32, None)
+    loss, *_ = expected(*arrays, None, 1)
+    assert_close(value, loss.sum() / np.count_nonzero(target != IGNORED), np.dtype(np.float32))
+    assert ll.linear_cross_entropy(*arrays, reduction="none").dtype == np.float32
+
+
+def test_one_row_and_no_rows():
+    hidden, weight, target, bias = layer(np.dtype(np.float64))
+    one = ll.linear_cross_entropy(hidden[0, 1], weight, target[0, 1], bias, reduction="none")
+    assert one.shape == ()
+    assert one == pytest.approx(float(expected(hidden, weight, target, bias, 1)[0][0, 1]), rel=1e-13)
+    value, grad, *_ = ll.linear_cross_entropy_value_and_grad(hidden[0, 1], weight, target[0, 1], bias)
+    assert value == one
+    assert grad.shape == (12,)
+    for rows in (hidden[:0], np.zeros((2, 0, 12))):
+        empty = target[:0] if len(rows) == 0 else np.zeros((2, 0), int)
+        value, *gradients = ll.linear_cross_entropy_value_and_grad(rows, weight, empty, bias)
+        assert np.isnan(value)
+        assert gradients[0].shape == rows.shape
+        assert not gradients[1].any()
+        assert ll.linear_cross_entropy(rows, weight, empty, reduction="sum") == 0
+
+
+def test_ignored_rows_may_hold_anything():
+    hidden, weight, target, bias = layer(np.dtype(np.float32))
+    wanted = ll.linear_cross_entropy_value_and_grad(hidden, weight, target, bias)
+    spoilt = np.where(target[..., None] == IGNORED, np.nan, hidden)
+    found = ll.linear_cross_entropy_value_and_grad(spoilt.astype(np.float32), weight, target, bias)
+    for actual, array in zip(found, wanted, strict=True):
+        assert np.array_equal(actual, array)
+    assert not found[1][target == IGNORED].any()
+
+
+def test_out_takes_the_losses():
+    hidden, weight, target, bias = layer(np.dtype(np.float32))
+    out = np.full(target.shape[::-1], np.nan, np.float32).T
+    result = ll.linear_cross_entropy(hidden, weight, target, bias, reduction="none", out=out)
+    assert result is out
+    assert np.array_equal(out, ll.linear_cross_entropy(hidden, weight, target, bias, reduction="none"))
+
+
+def test_memory_stays_bounded():
+    n_classes, n_rows = 50_257, 1024
+    rng = rng_for("memory")
+    hidden = rng.standard_normal((n_rows, 16), np.float32)
+    weight = rng.standard_normal((n_classes, 16), np.float32)
+    target = rng.integers(0, n_classes, n_rows)
+    own = hidden.nbytes + weight.nbytes
+    for call, bound in (
+        (ll.linear_cross_entropy, 64e6),
+        (ll.linear_cross_entropy_value_and_grad, 128e6 + own),
+    ):
+        call(hidden[:1], weight, target[:1])
+        tracemalloc.start()
+        call(hidden, weight, target)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert n_rows * n_classes * 4 > 2e8 > bound > peak
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"hidden": np.zeros((2, 5))}, ValueError, r"hidden of shape \(2, 5\): expected \(..., 3\)"),
+        ({"hidden": np.zeros((2, 3), int)}, TypeError, "hidden of dtype int64"),
+        ({"weight": np.zeros(3)}, ValueError, r"weight of shape \(3,\): expected \(classes, dimensions\)"),
+        ({"weight": np.zeros((0, 3))}, ValueError, "expected"),
+        ({"bias": np.zeros(3)}, ValueError, r"bias of shape \(3,\): expected one number per class"),
+        ({"target": np.zeros(3, int)}, ValueError, r"target of shape \(3,\): expected \(2,\)"),
+        ({"target": np.zeros((2, 4))}, TypeError, "target of dtype float64: expected integers"),
+        ({"target": [0, 4]}, IndexError, r"target\[1\] is 4, but logits have 4 classes"),
+        ({"class_weight": [1.0]}, ValueError, r"class_weight of shape \(1,\)"),
+        ({"softcap": 0}, ValueError, "softcap is 0.0: expected softcap > 0"),
+        ({"logit_scale": np.inf}, ValueError, "logit_scale is inf: expected a finite number"),
+        ({"label_smoothing": 2}, ValueError, "label_smoothing is 2.0"),
+        ({"reduction": "all"}, ValueError, "reduction is 'all'"),
+    ],
+)
+def test_errors(changes, error, message):
+    arguments = {"hidden": np.zeros((2, 3)), "weight": np.zeros((4, 3)), "target": [0, 1]} | changes
+    for call in (ll.linear_cross_entropy, ll.linear_cross_entropy_value_and_grad):
+        with pytest.raises(error, match=message):
+            call(**arguments)
