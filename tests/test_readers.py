@@ -97,7 +97,7 @@ def test_files_evaluate_like_their_arrays(tmp_path):
     logits, target = rng.standard_normal((50, 4)), rng.integers(0, 4, 50)
     np.savez(tmp_path / "a.npz", x=logits, y=target)
     seen = []
-    state, n_bytes = evaluate_files(
+    state, n_rows, n_bytes = evaluate_files(
         f"{tmp_path}/a.npz::x",
         f"{tmp_path}/a.npz::y",
         chunk_rows=20,
@@ -105,8 +105,8 @@ def test_files_evaluate_like_their_arrays(tmp_path):
         progress=lambda done, n_rows: seen.append((done, n_rows)),
     )
     assert state == evaluate(logits, target, chunk_rows=20, backend="reference")
-    assert n_bytes == logits.nbytes
-    assert seen == [(20, 50), (40, 50), (50, 50)]
+    assert (n_rows, n_bytes) == (len(target), logits.nbytes)
+    assert seen == [(0, 50), (20, 50), (40, 50), (50, 50)]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, backend):
@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, backend):
     # What the first call imports and compiles is no part of it; nor is one traced that the simulator skips.
     evaluate_files(x, y, chunk_rows=10_000, backend=backend)
     tracemalloc.start()
-    state, _ = evaluate_files(x, y, chunk_rows=10_000, backend=backend)
+    state, *_ = evaluate_files(x, y, chunk_rows=10_000, backend=backend)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert state.compute().nll_nats == pytest.approx(np.log(20), rel=1e-6)

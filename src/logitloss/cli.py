@@ -5,6 +5,7 @@ command line; 130 for Ctrl-C.
 """
 
 import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +18,9 @@ from logitloss import demo as digits
 from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
+from logitloss.evaluate.checkpoint import Interrupted
 from logitloss.evaluate.report import Report, progress_bar
-from logitloss.evaluate.stream import FLOAT_DTYPES
+from logitloss.evaluate.stream import FLOAT_DTYPES, SAVE_EVERY
 
 
 class OneLineErrors(click.Group):
@@ -37,6 +39,10 @@ class OneLineErrors(click.Group):
         except MemoryError:
             click.echo("logitloss: out of memory; fewer --chunk-rows take less", err=True)
             ctx.exit(1)
+        except Interrupted as interrupt:
+            again = shlex.join(["logitloss", *sys.argv[1:]])
+            click.echo(f"logitloss: {interrupt}; this goes on from there:\n{again}", err=True)
+            ctx.exit(130)
         except KeyboardInterrupt:
             click.echo("logitloss: interrupted", err=True)
             ctx.exit(130)
@@ -85,6 +91,19 @@ def main() -> None:
 @click.option(
     "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 64 MiB of logits."
 )
+@click.option(
+    "--state",
+    "state_file",
+    type=click.Path(dir_okay=False),
+    help="Keep the state in this file meanwhile: if stopped or killed, the same command goes on from there.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=SAVE_EVERY,
+    show_default=True,
+    help="Seconds between two writes of it.",
+)
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
 def eval_command(
@@ -97,11 +116,11 @@ def eval_command(
     """
     with progress_bar() as progress:
         start = time.perf_counter()
-        state, n_bytes = evaluate_files(
+        state, n_rows, n_bytes = evaluate_files(
             logits, targets, progress=progress, num_threads=threads, backend=backend, **options
         )
         seconds = time.perf_counter() - start
-    report = Report(logits, targets, state.compute(), seconds, n_bytes)
+    report = Report(logits, targets, state.compute(), seconds, n_rows, n_bytes)
     if as_json:
         click.echo(report.to_json())
     else:

@@ -11,6 +11,7 @@ from logitloss.evaluate.errors import (
     LabelError,
     LogitError,
     ShapeError,
+    StateError,
 )
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
@@ -25,6 +26,7 @@ __all__ = [
     "LogitError",
     "Metrics",
     "ShapeError",
+    "StateError",
     "evaluate",
     "evaluate_files",
 ]

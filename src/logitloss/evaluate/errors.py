@@ -50,6 +50,10 @@ class DtypeError(EvaluationError, TypeError):
     """An array of a type that its role does not allow."""
 
 
+class StateError(EvaluationError, ValueError):
+    """A saved state of another version, or of other inputs."""
+
+
 class LabelError(EvaluationError, IndexError):
     """A label outside the classes."""
 

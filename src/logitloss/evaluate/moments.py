@@ -8,6 +8,7 @@ large against it. What the numbers mean is left to `state.py`.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,16 @@ class Compensated:
         """Add another sum, error included."""
         self.add(other.high)
         self.low += other.low
+
+    def to_list(self) -> list[Any]:
+        """Both numbers, for JSON."""
+        return [json_number(self.high), json_number(self.low)]
+
+    @classmethod
+    def from_list(cls, numbers: list[Any]) -> "Compensated":
+        """Read what `to_list` wrote."""
+        high, low = numbers
+        return cls(float(high), float(low))
 
     @property
     def value(self) -> float:
@@ -68,6 +79,20 @@ class Moments:
         self.total.merge(other.total)
         self.deviations.merge(other.deviations)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "count": self.count,
+            "total": self.total.to_list(),
+            "deviations": self.deviations.to_list(),
+        }
+
+    @classmethod
+    def from_dict(cls, numbers: dict[str, Any]) -> "Moments":
+        """Read what `to_dict` wrote."""
+        total, deviations = (Compensated.from_list(numbers[name]) for name in ("total", "deviations"))
+        return cls(whole_number(numbers["count"]), total, deviations)
+
     @property
     def mean(self) -> float:
         """The arithmetic mean; NaN of nothing."""
@@ -79,3 +104,22 @@ class Moments:
         if self.count < 2:
             return math.nan
         return math.sqrt(self.deviations.value / (self.count - 1) / self.count)
+
+
+def json_number(value: object) -> object:
+    """Return a float as JSON has it: Infinity and NaN as strings, as Protocol Buffers' JSON mapping does.
+
+    Python's `float` reads them back. What is no float is returned as it is.
+    """
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def whole_number(value: object) -> int:
+    """Return a count read from JSON."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value

@@ -1,11 +1,9 @@
 """An evaluation shown: a table for people, JSON for programs, a progress bar while it runs.
 
-JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there:
-Protocol Buffers' JSON mapping does the same, and Python's `float` reads them back.
+JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there.
 """
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from logitloss.evaluate.metrics import Metrics
+from logitloss.evaluate.moments import json_number
 
 SCHEMA_VERSION = 1
 
@@ -31,25 +30,26 @@ class Report:
     metrics : Metrics
         The figures.
     seconds : float
-        Time of the whole evaluation, reading included.
-    n_bytes : int
-        Bytes of logits read.
+        Time it took, reading included.
+    n_rows, n_bytes : int
+        Rows, and bytes of logits, that were read in this time; ignored rows too.
     """
 
     logits: str
     target: str
     metrics: Metrics
     seconds: float
+    n_rows: int
     n_bytes: int
 
     @property
     def rows_per_second(self) -> float:
-        """Rows, ignored ones too, by the time taken."""
-        return (self.metrics.count + self.metrics.ignored) / self.seconds
+        """Rows read by the time taken."""
+        return self.n_rows / self.seconds
 
     @property
     def gigabytes_per_second(self) -> float:
-        """10**9 bytes of logits by the time taken."""
+        """10**9 bytes of logits read by the time taken."""
         return self.n_bytes / self.seconds / 1e9
 
     def to_json(self) -> str:
@@ -63,7 +63,9 @@ class Report:
             "rows_per_second": self.rows_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
         }
-        return json.dumps({key: _finite(value) for key, value in document.items()}, indent=2, allow_nan=False)
+        return json.dumps(
+            {key: json_number(value) for key, value in document.items()}, indent=2, allow_nan=False
+        )
 
     def print_table(self) -> None:
         """Print the figures on stdout."""
@@ -86,14 +88,6 @@ class Report:
         table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
         Console(markup=False, highlight=False).print(table)
-
-
-def _finite(value: object) -> object:
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
 
 
 @contextmanager

@@ -7,13 +7,17 @@ the sums stay those of the finite ones.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.metrics import Loss, Metrics
-from logitloss.evaluate.moments import Moments
+from logitloss.evaluate.moments import Moments, whole_number
 from logitloss.evaluate.rows import binary_rows, cross_entropy_rows
+
+# Of `to_dict`
+VERSION = 1
 
 
 @dataclass(slots=True)
@@ -108,6 +112,40 @@ class EvaluationState:
         self.infinite += other.infinite
         self.correct += other.correct
         self.ignored += other.ignored
+
+    def empty(self) -> "EvaluationState":
+        """Return a state of the same kind that has seen nothing, to which others may be merged."""
+        return EvaluationState(self.loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON holds, to the last bit: to be kept, or sent to who merges."""
+        return {
+            "version": VERSION,
+            "loss": self.loss,
+            "correct": self.correct,
+            "ignored": self.ignored,
+            "infinite": self.infinite,
+            "finite": self.finite.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "EvaluationState":
+        """Return the state that `to_dict` wrote.
+
+        Raises
+        ------
+        ValueError
+            It is of another version, or no state.
+        """
+        try:
+            if saved["version"] != VERSION:
+                raise ValueError(f"version {saved['version']!r}, expected {VERSION}")
+            if saved["loss"] not in ("ce", "bce"):
+                raise ValueError(f"loss {saved['loss']!r}, expected 'ce' or 'bce'")
+            counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
+            return cls(loss=saved["loss"], finite=Moments.from_dict(saved["finite"]), **counts)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a state of an evaluation: {type(error).__name__} {error}") from None
 
     @property
     def count(self) -> int:

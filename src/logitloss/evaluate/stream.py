@@ -7,13 +7,17 @@ types, native and aligned, by copying at most a block.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from logitloss import _backends
+from logitloss.evaluate.checkpoint import Checkpoint, described
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.readers import open_array
@@ -29,6 +33,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 }
 # A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
+SAVE_EVERY = 30.0
 
 
 def evaluate(
@@ -42,6 +47,8 @@ def evaluate(
     num_threads: int | None = None,
     backend: str | None = None,
     chunk_rows: int | None = None,
+    state_file: str | os.PathLike[str] | None = None,
+    save_every: float = SAVE_EVERY,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationState:
     """Evaluate logits against labels, a block of rows at a time.
@@ -64,8 +71,13 @@ def evaluate(
         As in `logitloss.cross_entropy`.
     chunk_rows : int, optional
         Rows a block; by default as many as have 64 MiB of logits, and at most 262,144.
+    state_file : path, optional
+        Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
+        evaluation goes on from there, and ends with the same figures to the last bit.
+    save_every : float
+        Seconds between two writes of it.
     progress : callable, optional
-        Called after each block with the rows done and the rows there are.
+        Called at the start and after each block with the rows done and the rows there are.
 
     Returns
     -------
@@ -76,6 +88,11 @@ def evaluate(
     ------
     ShapeError, DtypeError, LabelError, LogitError
         A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in `target`.
+        What was counted until then is in the state file.
+    FileError, StateError
+        The state file cannot be read or written; it is of other inputs.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM; with a state file at the end of a block, when that is written.
 
     Examples
     --------
@@ -96,28 +113,57 @@ def evaluate(
         row_bytes = compute_dtype.itemsize
     if target.ndim == 0:
         logits, target = logits[None], target[None]
-    state = EvaluationState(loss)
-    n_rows, done = target.size, 0
     if chunk_rows is None:
         chunk_rows = min(max(1, CHUNK_BYTES // max(1, row_bytes)), CHUNK_ROWS)
+    options = {
+        "ignore_index": ignore_index,
+        "axis": None if loss == "bce" else -1,
+        "num_threads": num_threads,
+        "backend": backend,
+    }
+    state, done, checkpoint = EvaluationState(loss), 0, None
+    if state_file is not None:
+        inputs = {
+            "logits": described(logits),
+            "target": described(target),
+            "options": {"loss": loss, "ignore_index": ignore_index, "dtype": compute_dtype.name},
+            "chunk_rows": chunk_rows,
+            "backend": _backends.get(backend).name,
+        }
+        checkpoint = Checkpoint(state_file, inputs, save_every)
+        state, done = checkpoint.load() or (state, done)
+    if progress is not None:
+        progress(done, target.size)
+    with checkpoint.kept() if checkpoint else nullcontext():
+        for seen in _add_blocks(state, logits, target, compute_dtype, chunk_rows, done, options):
+            if checkpoint is not None:
+                checkpoint.after_block(state, seen, target.size)
+            if progress is not None:
+                progress(seen, target.size)
+    return state
+
+
+def _add_blocks(
+    state: EvaluationState,
+    logits: Array,
+    target: Array,
+    dtype: np.dtype[Any],
+    chunk_rows: int,
+    done: int,
+    options: dict[str, Any],
+) -> Iterator[int]:
+    """Add block after block to a state that has seen `done` rows, and tell how many they are by now."""
+    seen = 0
     for block in blocks(target.shape, chunk_rows):
-        labels = _native(target[block])
+        seen += math.prod(part.stop - part.start for part in block)
+        if seen <= done:
+            continue
         try:
-            state.update(
-                _native(logits[block], compute_dtype),
-                labels,
-                ignore_index=ignore_index,
-                axis=None if loss == "bce" else -1,
-                num_threads=num_threads,
-                backend=backend,
-            )
+            state.update(_native(logits[block], dtype), _native(target[block]), **options)
         except EvaluationError as error:
             error.shift(tuple(part.start for part in block))
             raise
-        done += labels.size
-        if progress is not None:
-            progress(done, n_rows)
-    return state
+        yield seen
 
 
 def evaluate_files(
@@ -126,7 +172,7 @@ def evaluate_files(
     *,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
-) -> tuple[EvaluationState, int]:
+) -> tuple[EvaluationState, int, int]:
     """Evaluate logits in one file against labels in another, `.npy` or `.npz`.
 
     Parameters
@@ -140,8 +186,10 @@ def evaluate_files(
     -------
     state : EvaluationState
         Its `compute()` gives the figures.
+    n_rows : int
+        Rows read: without those that a state file has seen before.
     n_bytes : int
-        Bytes of logits read.
+        Bytes of logits read for them.
 
     Raises
     ------
@@ -149,8 +197,10 @@ def evaluate_files(
         Named for the file it is about.
     """
     logits, target = open_array(logits_path), open_array(target_path)
+    steps: list[int] = []  # the first and the last
 
     def block_done(done: int, n_rows: int) -> None:
+        steps[1:] = [done]
         logits.release()
         target.release()
         if progress is not None:
@@ -161,7 +211,8 @@ def evaluate_files(
     except EvaluationError as error:
         error.argument = {"logits": logits_path, "target": target_path}.get(error.argument, error.argument)
         raise
-    return state, logits.array.nbytes
+    n_rows = steps[-1] - steps[0]
+    return state, n_rows, logits.array.nbytes * n_rows // max(1, target.array.size)
 
 
 def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:

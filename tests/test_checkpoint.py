@@ -1,0 +1,271 @@
+"""States as JSON, and evaluations that are stopped, killed and gone on with."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cases import rng_for
+
+import logitloss.evaluate.checkpoint
+from logitloss.evaluate import EvaluationState, FileError, LabelError, StateError, evaluate
+
+PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
+N_ROWS, N_CLASSES, CHUNK_ROWS = 3000, 10, 7
+KILLS = 50
+# of an evaluation's JSON
+TIMES = {"seconds", "rows_per_second", "gigabytes_per_second"}
+
+
+def arrays(loss="ce"):
+    rng = rng_for("checkpoint", loss)
+    logits = 3 * rng.standard_normal((N_ROWS, N_CLASSES), np.float32)
+    if loss == "bce":
+        return logits[:, 0], rng.integers(0, 2, N_ROWS)
+    target = rng.integers(0, N_CLASSES, N_ROWS)
+    logits[5, target[5]] = -np.inf
+    target[::11] = -100
+    return logits, target
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Return a command that takes some hundred blocks, and writes its state after each."""
+    names = []
+    for name, array in zip("xy", arrays(), strict=True):
+        names.append(str(tmp_path / f"{name}.npy"))
+        np.save(names[-1], array)
+    return [*PROGRAM, *names, "--chunk-rows", str(CHUNK_ROWS), "--json", "--threads", "1"]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return ["--state", str(tmp_path / "state.json"), "--save-every", "0"]
+
+
+def figures(command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return {name: value for name, value in json.loads(done.stdout).items() if name not in TIMES}
+
+
+# ---- states ----
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_a_state_survives_json_to_the_last_bit(loss):
+    state = evaluate(*arrays(loss), loss=loss, chunk_rows=CHUNK_ROWS, backend="reference")
+    saved = json.dumps(state.to_dict(), allow_nan=False)
+    assert EvaluationState.from_dict(json.loads(saved)) == state
+    empty = state.empty()
+    assert (empty.loss, empty.count, empty.ignored) == (loss, 0, 0)
+    empty.merge(state)
+    assert empty == state
+
+
+def test_a_state_with_sums_beyond_float64_survives_json():
+    state = EvaluationState()
+    state.update(np.array([[5e307, -5e307]] * 3), [1, 1, 1], backend="reference")
+    assert state.to_dict()["finite"]["total"][0] == "Infinity"
+    found = EvaluationState.from_dict(json.loads(json.dumps(state.to_dict(), allow_nan=False)))
+    assert found.finite.total.high == np.inf
+    assert found.compute().nll_nats == np.inf
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_any_cutting_order_and_sharing_gives_the_same(trial):
+    rng = np.random.default_rng()
+    logits, target = arrays()
+    whole = EvaluationState()
+    whole.update(logits, target, backend="reference")
+    cuts = np.sort(rng.integers(0, N_ROWS, 12))
+    states = [EvaluationState() for _ in range(4)]
+    for part in rng.permutation(len(cuts) + 1):
+        rows = np.split(np.arange(N_ROWS), cuts)[part]
+        states[rng.integers(4)].update(logits[rows], target[rows], backend="reference")
+    rng.shuffle(states)
+    left = EvaluationState.empty(whole)
+    for state in states:
+        left.merge(state)
+    right = states[2]
+    for state in (states[0], states[3], states[1]):
+        state.merge(right)
+        right = state
+    for state in (left, right):
+        assert (state.count, state.correct, state.ignored, state.infinite) == (
+            whole.count,
+            whole.correct,
+            whole.ignored,
+            whole.infinite,
+        )
+        for sums in ("total", "deviations"):
+            found, wanted = (getattr(s.finite, sums).value for s in (state, whole))
+            assert found == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 2, expected 1"),
+        ({"loss": "mse"}, "loss 'mse'"),
+        ({"correct": -1}, "-1 is no count"),
+        ({"correct": 1.5}, "1.5 is no count"),
+        ({"finite": None}, "not a state"),
+        ({"finite": {"count": 1, "total": [0.0], "deviations": [0.0, 0.0]}}, "unpack"),
+    ],
+)
+def test_what_is_no_state_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationState.from_dict(EvaluationState().to_dict() | change)
+    incomplete = EvaluationState().to_dict()
+    del incomplete["finite"]
+    with pytest.raises(ValueError, match="KeyError 'finite'"):
+        EvaluationState.from_dict(incomplete)
+
+
+# ---- going on ----
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_figures(command, kept):
+    wanted = figures(command)
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    kills = in_the_middle = ends = 0
+    while kills < KILLS:
+        with subprocess.Popen([*command, *kept], stdout=subprocess.PIPE, text=True) as process:
+            time.sleep(moments.uniform(0.2, 0.9))
+            process.kill()
+            printed, _ = process.communicate()
+        if process.returncode != 0:
+            kills += 1
+            in_the_middle += os.path.exists(kept[1])
+            continue
+        ends += 1
+        assert wanted.items() <= json.loads(printed).items(), f"seed {seed}"
+        os.unlink(kept[1])
+    assert figures([*command, *kept]) == wanted, f"seed {seed}"
+    assert in_the_middle > 0
+    assert figures([*command, *kept]) == wanted, "a state of all rows is the end of it"
+
+
+def test_stopped_by_a_signal_it_says_how_to_go_on(command, kept):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(
+            [*command, *kept],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's job in the background ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process:
+            while not os.path.exists(kept[1]):
+                assert process.poll() is None
+                time.sleep(0.001)
+            process.send_signal(number)
+            printed, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert printed == ""
+        first, second = said.splitlines()
+        with open(kept[1]) as file:
+            done = json.load(file)["done"]
+        assert 0 < done < N_ROWS
+        where = f"interrupted after {done} of {N_ROWS} rows, which are in {kept[1]}"
+        assert first == f"logitloss: {where}; this goes on from there:"
+        assert second.startswith("logitloss eval ")
+        assert second.endswith(" ".join(kept))
+        wanted = figures(command)
+        assert figures([*command, *kept]) == wanted
+        os.unlink(kept[1])
+
+
+def test_a_bad_row_loses_nothing_before_it(tmp_path):
+    logits, target = arrays()
+    state_file = tmp_path / "state.json"
+    bad = target.copy()
+    bad[2000] = N_CLASSES
+    options = {"chunk_rows": 100, "state_file": state_file, "backend": "reference"}
+    with pytest.raises(LabelError, match="row 2000"):
+        evaluate(logits, bad, **options)
+    assert json.loads(state_file.read_text())["done"] == 2000
+    seen = []
+    with pytest.raises(LabelError, match="row 2000"):
+        evaluate(logits, bad, progress=lambda *counts: seen.append(counts), **options)
+    assert seen == [(2000, N_ROWS)]
+
+
+def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
+    now = iter(range(10_000))
+    monkeypatch.setattr(logitloss.evaluate.checkpoint, "monotonic", lambda: next(now))
+    saved = []
+    save = logitloss.evaluate.checkpoint.Checkpoint.save
+
+    def counted(self, state, done):
+        saved.append(done)
+        save(self, state, done)
+
+    monkeypatch.setattr(logitloss.evaluate.checkpoint.Checkpoint, "save", counted)
+    logits, target = arrays()
+    for every, expected in ((1e9, [N_ROWS]), (0, list(range(1000, N_ROWS + 1, 1000)))):
+        saved.clear()
+        options = {"chunk_rows": 1000, "state_file": tmp_path / f"{every}.json", "save_every": every}
+        evaluate(logits, target, backend="reference", **options)
+        assert saved == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"1000000000.0.json", "0.json"}
+
+
+@pytest.mark.parametrize("what", ["logits", "target", "options", "chunk_rows", "backend", "none"])
+def test_a_state_of_other_inputs_is_refused(tmp_path, what):
+    logits, target = arrays()
+    options = {"chunk_rows": 100, "state_file": tmp_path / "state.json", "backend": "reference"}
+    state = evaluate(logits, target, **options)
+    if what == "logits":
+        logits = logits + 1
+    elif what == "target":
+        target = target[::-1]
+    elif what == "options":
+        options["ignore_index"] = 3
+    elif what == "chunk_rows":
+        options["chunk_rows"] = 50
+    elif what == "backend":
+        options["backend"] = "cython-baseline"
+    else:
+        assert evaluate(logits, target, **options) == state
+        return
+    before = (tmp_path / "state.json").read_bytes()
+    with pytest.raises(StateError, match=rf"state.json: is the state of an evaluation with {what} .*, this"):
+        evaluate(logits, target, **options)
+    assert (tmp_path / "state.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"version": 1, "state": {}, "done": 0}']
+)
+def test_what_holds_no_state_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"state.json: holds no state"):
+        evaluate(*arrays(), state_file=path, backend="reference")
+    assert path.read_bytes() == content
+
+
+def test_rows_that_do_not_add_up_are_refused(tmp_path):
+    path = tmp_path / "state.json"
+    evaluate(*arrays(), state_file=path, backend="reference")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"done": 1}))
+    with pytest.raises(FileError, match="1 rows done, 3000 counted"):
+        evaluate(*arrays(), state_file=path, backend="reference")
+    path.write_text(json.dumps(document | {"version": 7}))
+    with pytest.raises(StateError, match="of version 7, expected 1"):
+        evaluate(*arrays(), state_file=path, backend="reference")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(FileError, match=r"missing/state.json: No such file or directory"):
+        evaluate(*arrays(), state_file=tmp_path / "missing" / "state.json", backend="reference")
+    assert not list(tmp_path.iterdir())
