@@ -1,14 +1,18 @@
 """Cross-entropy of a linear layer's logits, value and gradients, against extended precision."""
 
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 from cases import rng_for
+from click.testing import CliRunner
 from ulp import exact, result_dtype
 
 import logitloss as ll
 from logitloss import linear
+from logitloss.cli import main
+from logitloss.evaluate import DtypeError, ShapeError, StateError, evaluate
 
 IGNORED = -100
 LAYERS = {
@@ -183,3 +187,110 @@ def test_errors(changes, error, message):
     for call in (ll.linear_cross_entropy, ll.linear_cross_entropy_value_and_grad):
         with pytest.raises(error, match=message):
             call(**arguments)
+
+
+# ---- evaluations of hidden states ----
+
+
+def evaluated(arrays, **options):
+    hidden, weight, target, bias = arrays
+    logits = ll.LinearLogits(hidden, weight, bias, softcap=2.5, logit_scale=0.5)
+    return evaluate(logits, target, backend="reference", **options)
+
+
+def test_logits_are_made_when_asked_for():
+    hidden, weight, _, bias = layer(np.dtype(np.float64))
+    logits = ll.LinearLogits(hidden, weight, bias, softcap=2.5, logit_scale=0.5)
+    assert (logits.shape, logits.ndim, logits.dtype) == ((3, 17, 23), 3, np.float64)
+    wanted = 2.5 * np.tanh(0.5 * (hidden @ weight.T + bias) / 2.5)
+    for rows in (np.s_[1], np.s_[:, 2:9], np.s_[2, 3], np.s_[0:0]):
+        assert logits[rows].shape == wanted[rows].shape
+        np.testing.assert_allclose(logits[rows], wanted[rows], rtol=1e-13)
+
+
+def test_hidden_states_evaluate_like_their_logits(dtype, tmp_path):
+    arrays = layer(dtype)
+    hidden, weight, target, bias = arrays
+    loss, *_ = expected(*arrays, 1, softcap=2.5, logit_scale=0.5)
+    for chunk_rows in (None, 4):
+        found = evaluated(arrays, chunk_rows=chunk_rows)
+        assert (found.count, found.ignored) == ((target != IGNORED).sum(), (target == IGNORED).sum())
+        tolerance = 1e-13 if dtype == np.float64 else 1e-6
+        assert found.compute().nll_nats == pytest.approx(float(loss.sum() / found.count), rel=tolerance)
+        wide = exact(hidden) @ exact(weight).T + exact(bias)
+        assert found.correct == (wide.argmax(axis=-1) == target).sum()
+    state_file = tmp_path / "state.json"
+    assert evaluated(arrays, state_file=state_file) == evaluated(arrays)
+    with pytest.raises(StateError, match="with logits"):
+        evaluated((hidden, weight + weight, target, bias), state_file=state_file)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": "bce"}, ShapeError, "loss: is 'bce', but the logits of hidden states are those of classes"),
+        ({"axis": 0}, ShapeError, "axis: is 0"),
+        ({"dtype": "f64"}, DtypeError, "dtype: is f64"),
+        ({"target": np.zeros(3, int)}, ShapeError, r"target: of shape \(3,\), but hidden .* need \(3, 17\)"),
+        ({"target": np.zeros((3, 17))}, DtypeError, "target: of type float64, expected integers"),
+    ],
+)
+def test_errors_of_evaluations(options, error, message):
+    hidden, weight, target, _ = layer(np.dtype(np.float32))
+    with pytest.raises(error, match=message):
+        evaluate(ll.LinearLogits(hidden, weight), **{"target": target} | options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    arrays = layer(np.dtype(np.float32))
+    names = {}
+    for name, array in zip(("hidden", "unembedding", "labels", "bias"), arrays, strict=True):
+        names[name] = str(tmp_path / f"{name}.npy")
+        np.save(names[name], array)
+    return names
+
+
+def command(*arguments):
+    return CliRunner().invoke(main, ["eval", *map(str, arguments), "--backend", "reference"])
+
+
+def test_the_command_takes_hidden_states(files):
+    layer_options = [f"--{name}={files[name]}" for name in ("hidden", "unembedding", "bias")]
+    shape_options = ["--softcap=2.5", "--logit-scale=0.5"]
+    result = command(files["labels"], *layer_options, *shape_options, "--json")
+    assert result.exit_code == 0, result.output
+    wanted = evaluated(layer(np.dtype(np.float32))).compute()
+    found = json.loads(result.stdout)
+    assert (found["nll_nats"], found["accuracy"]) == (wanted.nll_nats, wanted.accuracy)
+    assert (found["logits"], found["target"]) == (files["hidden"], files["labels"])
+
+
+def test_errors_of_the_command(files):
+    hidden, weight, labels = files["hidden"], files["unembedding"], files["labels"]
+    for arguments, code, message in (
+        ([labels, "--hidden", hidden], 2, "--hidden and --unembedding go together"),
+        ([labels, "--unembedding", weight], 2, "--hidden and --unembedding go together"),
+        ([hidden, labels, "--softcap", 3], 2, "--softcap and --logit-scale are for --hidden"),
+        ([labels], 2, "expected LOGITS and TARGETS; 1 files are given"),
+        ([hidden, labels, "--hidden", hidden, "--unembedding", weight], 2, "expected TARGETS alone"),
+        (
+            [labels, "--hidden", hidden, "--unembedding", hidden],
+            1,
+            f"{hidden}: of shape (3, 17, 12): expected (classes, dimensions)",
+        ),
+        (
+            [labels, "--hidden", labels, "--unembedding", weight],
+            1,
+            f"{labels}: of type int64, expected one of bf16, f16, f32, f64",
+        ),
+        ([labels, "--hidden", hidden, "--unembedding", weight, "--bias", weight], 1, f"{weight}: of shape"),
+        (
+            [labels, "--hidden", hidden, "--unembedding", weight, "--logit-scale", "inf"],
+            1,
+            "logit_scale: is inf: expected a finite number",
+        ),
+    ):
+        result = command(*arguments)
+        assert result.exit_code == code, result.output
+        assert message in result.output

@@ -27,9 +27,10 @@ from logitloss.categorical import (
     kl_div,
     nll_loss,
 )
-from logitloss.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
+from logitloss.linear import LinearLogits, linear_cross_entropy, linear_cross_entropy_value_and_grad
 
 __all__ = [
+    "LinearLogits",
     "backends",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",

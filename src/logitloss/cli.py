@@ -60,8 +60,7 @@ def main() -> None:
 
 
 @main.command("eval")
-@click.argument("logits")
-@click.argument("targets")
+@click.argument("files", nargs=-1, metavar="LOGITS TARGETS")
 @click.option(
     "--loss",
     type=click.Choice(["ce", "bce"]),
@@ -91,6 +90,11 @@ def main() -> None:
 @click.option(
     "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 64 MiB of logits."
 )
+@click.option("--hidden", metavar="FILE", help="Hidden states in place of LOGITS, with an --unembedding.")
+@click.option("--unembedding", metavar="FILE", help="The last layer's weight, (classes, dimensions).")
+@click.option("--bias", metavar="FILE", help="The last layer's bias.")
+@click.option("--softcap", type=click.FloatRange(min=0, min_open=True), help="The bound of its logits.")
+@click.option("--logit-scale", type=float, default=1.0, show_default=True, help="What multiplies them.")
 @click.option(
     "--state",
     "state_file",
@@ -107,20 +111,42 @@ def main() -> None:
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
 def eval_command(
-    logits: str, targets: str, threads: int | None, as_json: bool, backend: str | None, **options: Any
+    files: tuple[str, ...],
+    hidden: str | None,
+    unembedding: str | None,
+    bias: str | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy.
 
     Both are .npy or .npz files; PATH::NAME picks one array of a .npz file. LOGITS has the classes on --axis,
     and TARGETS the class of each row (an integer). Nothing is read whole: files may be larger than memory.
+
+    With --hidden and --unembedding only TARGETS is given, and the logits are made a few rows at a time.
     """
+    if (hidden is None) != (unembedding is None):
+        raise click.UsageError("--hidden and --unembedding go together")
+    if hidden is not None:
+        files = (hidden, *files)
+    elif bias is not None or options["softcap"] is not None or options["logit_scale"] != 1:
+        raise click.UsageError("--bias, --softcap and --logit-scale are for --hidden")
+    if len(files) != 2:
+        wanted = "LOGITS and TARGETS" if hidden is None else "TARGETS alone, beside --hidden"
+        raise click.UsageError(f"expected {wanted}; {len(files)} files are given")
     with progress_bar() as progress:
         start = time.perf_counter()
         state, n_rows, n_bytes = evaluate_files(
-            logits, targets, progress=progress, num_threads=threads, backend=backend, **options
+            *files,
+            unembedding_path=unembedding,
+            bias_path=bias,
+            progress=progress,
+            num_threads=threads,
+            **options,
         )
         seconds = time.perf_counter() - start
-    report = Report(logits, targets, state.compute(), seconds, n_rows, n_bytes)
+    report = Report(*files, state.compute(), seconds, n_rows, n_bytes)
     if as_json:
         click.echo(report.to_json())
     else:
@@ -138,7 +164,7 @@ def demo(ctx: click.Context, output_dir: Path | None, backend: str | None) -> No
     folder = output_dir or Path(tempfile.mkdtemp(prefix="logitloss-demo-"))
     logits, labels = map(str, digits.run(folder, backend=backend, say=click.echo))
     click.echo(f"\nheld-out logits: {logits}\nheld-out labels: {labels}\n")
-    ctx.invoke(eval_command, logits=logits, targets=labels, backend=backend)
+    ctx.invoke(eval_command, files=(logits, labels), backend=backend)
     click.echo(f"\nnext: {shlex.join(['logitloss', 'eval', logits, labels])} --json")
 
 

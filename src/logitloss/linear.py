@@ -7,7 +7,7 @@ matrix products and little else, whatever the batch. Rows that do not count are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def linear_cross_entropy(
     0.4076
     """
     return _run(
-        _Layer(hidden, weight, bias, softcap, logit_scale),
+        LinearLogits(hidden, weight, bias, softcap, logit_scale),
         target,
         class_weight,
         ignore_index,
@@ -169,7 +169,7 @@ def linear_cross_entropy_value_and_grad(
     >>> print(grad_hidden.round(2))
     [[-0.24 -0.09]]
     """
-    layer = _Layer(hidden, weight, bias, softcap, logit_scale)
+    layer = LinearLogits(hidden, weight, bias, softcap, logit_scale)
     gradients = _Gradients(layer)
     value = _run(
         layer,
@@ -187,7 +187,7 @@ def linear_cross_entropy_value_and_grad(
 
 
 def _run(
-    layer: _Layer,
+    layer: LinearLogits,
     target: ArrayLike,
     class_weight: ArrayLike | None,
     ignore_index: int,
@@ -227,9 +227,9 @@ def _run(
     slopes = logits if gradients is None or layer.softcap is None else np.empty_like(logits)
     for first in range(0, len(counted), n_rows):
         rows = np.unravel_index(counted[first : first + n_rows], np.atleast_1d(labels).shape)
-        hidden = layer.scaled_hidden(rows)
+        hidden = layer.scaled(np.atleast_2d(layer.hidden)[rows])
         x, slope = logits[: len(hidden)], slopes[: len(hidden)]
-        layer.logits(hidden, x)
+        layer.fill(x, hidden)
         value, _, _ = _call.cross_entropy(
             x,
             np.atleast_1d(labels)[rows],
@@ -254,16 +254,44 @@ def _run(
     return _call.value(like, losses, total, divisor, out)
 
 
-class _Layer:
-    """hidden, weight and bias as they came, and the logits of some rows of it."""
+class LinearLogits:
+    """The logits of a linear layer, made when they are asked for: `logits[rows]`.
+
+    Parameters
+    ----------
+    hidden, weight, bias, softcap, logit_scale
+        As in `linear_cross_entropy`; they may be memory-mapped.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (..., C)
+    dtype : dtype
+        float64 if that of both is, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss import LinearLogits
+    >>> logits = LinearLogits(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]))
+    >>> logits.shape
+    (1, 3)
+    >>> print(logits[0])
+    [2. 1. 3.]
+    """
 
     def __init__(
         self,
         hidden: ArrayLike,
         weight: ArrayLike,
-        bias: ArrayLike | None,
-        softcap: float | None,
-        logit_scale: float,
+        bias: ArrayLike | None = None,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
     ) -> None:
         self.hidden = _check.floats("hidden", hidden, _check.HOST)
         self.weight = _check.floats("weight", weight, _check.HOST)
@@ -284,24 +312,34 @@ class _Layer:
         if bias is not None:
             self.bias = _check.floats("bias", bias, _check.HOST)
             _check.same_shape("bias", self.bias, (self.n_classes,), "one number per class,")
+        self.shape = (*self.hidden.shape[:-1], self.n_classes)
+        self.ndim = len(self.shape)
         self.tiles = [slice(c, c + TILE) for c in range(0, self.n_classes, TILE)]
 
-    def rows_at_once(self, with_gradients: bool) -> int:
+    def __getitem__(self, rows: Any) -> Array:
+        """Return the logits of some rows, an index of the leading axes."""
+        states = self.scaled(self.hidden[rows])
+        out = np.empty((*states.shape[:-1], self.n_classes), self.dtype)
+        self.fill(out.reshape(-1, self.n_classes), states.reshape(-1, states.shape[-1]))
+        return out
+
+    def rows_at_once(self, with_gradients: bool = False) -> int:
         """Return the rows whose logits fill the buffer; a softcap's gradient wants one of its own."""
         room = GRADIENT_BUFFER_BYTES if with_gradients else BUFFER_BYTES
         n_buffers = 2 if with_gradients and self.softcap is not None else 1
         return max(1, room // int(n_buffers * self.n_classes * self.dtype.itemsize))
 
-    def scaled_hidden(self, rows: tuple[Array, ...]) -> Array:
-        """Return the hidden states of some rows, times the scale."""
-        states = np.atleast_2d(self.hidden)[rows].astype(self.dtype, copy=False)
+    def scaled(self, states: Array) -> Array:
+        """Return hidden states times the scale."""
+        states = states.astype(self.dtype, copy=False)
         return states if self.scale == 1 else states * self.dtype.type(self.scale)
 
     def weight_of(self, tile: slice) -> Array:
+        """Return some classes' weight in the dtype of the products."""
         return self.weight[tile].astype(self.dtype, copy=False)
 
-    def logits(self, states: Array, out: Array) -> None:
-        """Fill in the logits of scaled hidden states."""
+    def fill(self, out: Array, states: Array) -> None:
+        """Make the logits of scaled hidden states."""
         for tile in self.tiles:
             np.matmul(states, self.weight_of(tile).T, out=out[:, tile])
         if self.bias is not None:
@@ -314,7 +352,7 @@ class _Layer:
 class _Gradients:
     """The gradients of a layer, to which each block of rows adds."""
 
-    def __init__(self, layer: _Layer) -> None:
+    def __init__(self, layer: LinearLogits) -> None:
         self.layer = layer
         self.hidden = np.zeros_like(layer.hidden, order="C")
         self.weight = np.zeros(layer.weight.shape, layer.dtype)

@@ -13,9 +13,10 @@ from logitloss.evaluate.errors import (
     ShapeError,
     StateError,
 )
+from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
-from logitloss.evaluate.stream import evaluate, evaluate_files
+from logitloss.evaluate.stream import evaluate
 
 __all__ = [
     "DtypeError",

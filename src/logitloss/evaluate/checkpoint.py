@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from logitloss.evaluate.errors import EvaluationError, FileError, StateError
 from logitloss.evaluate.state import EvaluationState
+from logitloss.linear import LinearLogits
 
 VERSION = 1
 # Elements of an array that its fingerprint is taken of, as far apart as can be
@@ -171,8 +172,16 @@ class Checkpoint:
             restore()
 
 
-def described(array: npt.NDArray[Any]) -> dict[str, Any]:
+def described(array: npt.NDArray[Any] | LinearLogits) -> dict[str, Any]:
     """Return what tells an array from others: shape, dtype, and a fingerprint of elements far apart."""
+    if isinstance(array, LinearLogits):
+        return {
+            "hidden": described(array.hidden),
+            "weight": described(array.weight),
+            "bias": None if array.bias is None else described(array.bias),
+            "softcap": array.softcap,
+            "scale": array.scale,
+        }
     places = np.unique(np.linspace(0, max(0, array.size - 1), min(array.size, SAMPLE)).astype(np.int64))
     sample = array[np.unravel_index(places, array.shape)] if array.size else array
     digest = hashlib.blake2b(np.ascontiguousarray(sample).tobytes(), digest_size=16).hexdigest()

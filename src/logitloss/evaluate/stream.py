@@ -20,8 +20,8 @@ from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, described
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.readers import open_array
 from logitloss.evaluate.state import EvaluationState
+from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ SAVE_EVERY = 30.0
 
 
 def evaluate(
-    logits: Array,
+    logits: Array | LinearLogits,
     target: Array,
     *,
     loss: Loss = "ce",
@@ -55,8 +55,9 @@ def evaluate(
 
     Parameters
     ----------
-    logits : ndarray of float16, bfloat16, float32 or float64
+    logits : ndarray of float16, bfloat16, float32 or float64, or LinearLogits
         Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
+        Of hidden states, `LinearLogits` makes a block's at a time, the classes last.
     target : ndarray
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
     loss : {"ce", "bce"}
@@ -70,7 +71,7 @@ def evaluate(
     num_threads, backend
         As in `logitloss.cross_entropy`.
     chunk_rows : int, optional
-        Rows a block; by default as many as have 64 MiB of logits, and at most 262,144.
+        Rows a block; by default as many as have 64 MiB of logits (48 of hidden states'), and at most 262,144.
     state_file : path, optional
         Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
         evaluation goes on from there, and ends with the same figures to the last bit.
@@ -104,17 +105,22 @@ def evaluate(
     """
     if chunk_rows is not None and chunk_rows < 1:
         raise ShapeError("chunk_rows", f"is {chunk_rows}, must be at least 1")
-    logits, compute_dtype = _floats(logits, dtype)
-    if loss == "ce":
-        logits = _classes_last(logits, target, axis)
-        row_bytes = logits.shape[-1] * compute_dtype.itemsize
+    if isinstance(logits, LinearLogits):
+        _check_linear(logits, target, loss, axis, dtype)
+        compute_dtype, most_rows = logits.dtype, logits.rows_at_once()
     else:
-        _check_binary(logits, target, axis)
+        logits, compute_dtype = floats("logits", logits, dtype)
         row_bytes = compute_dtype.itemsize
-    if target.ndim == 0:
-        logits, target = logits[None], target[None]
+        if loss == "ce":
+            logits = _classes_last(logits, target, axis)
+            row_bytes *= logits.shape[-1]
+        else:
+            _check_binary(logits, target, axis)
+        if target.ndim == 0:
+            logits, target = logits[None], target[None]
+        most_rows = max(1, CHUNK_BYTES // max(1, row_bytes))
     if chunk_rows is None:
-        chunk_rows = min(max(1, CHUNK_BYTES // max(1, row_bytes)), CHUNK_ROWS)
+        chunk_rows = min(most_rows, CHUNK_ROWS)
     options = {
         "ignore_index": ignore_index,
         "axis": None if loss == "bce" else -1,
@@ -145,7 +151,7 @@ def evaluate(
 
 def _add_blocks(
     state: EvaluationState,
-    logits: Array,
+    logits: Array | LinearLogits,
     target: Array,
     dtype: np.dtype[Any],
     chunk_rows: int,
@@ -164,55 +170,6 @@ def _add_blocks(
             error.shift(tuple(part.start for part in block))
             raise
         yield seen
-
-
-def evaluate_files(
-    logits_path: str,
-    target_path: str,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,
-) -> tuple[EvaluationState, int, int]:
-    """Evaluate logits in one file against labels in another, `.npy` or `.npz`.
-
-    Parameters
-    ----------
-    logits_path, target_path : str
-        The files; `PATH::name` for one array of several in a `.npz` file.
-    progress, **options
-        As in `evaluate`.
-
-    Returns
-    -------
-    state : EvaluationState
-        Its `compute()` gives the figures.
-    n_rows : int
-        Rows read: without those that a state file has seen before.
-    n_bytes : int
-        Bytes of logits read for them.
-
-    Raises
-    ------
-    EvaluationError
-        Named for the file it is about.
-    """
-    logits, target = open_array(logits_path), open_array(target_path)
-    steps: list[int] = []  # the first and the last
-
-    def block_done(done: int, n_rows: int) -> None:
-        steps[1:] = [done]
-        logits.release()
-        target.release()
-        if progress is not None:
-            progress(done, n_rows)
-
-    try:
-        state = evaluate(logits.array, target.array, progress=block_done, **options)
-    except EvaluationError as error:
-        error.argument = {"logits": logits_path, "target": target_path}.get(error.argument, error.argument)
-        raise
-    n_rows = steps[-1] - steps[0]
-    return state, n_rows, logits.array.nbytes * n_rows // max(1, target.array.size)
 
 
 def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:
@@ -238,22 +195,20 @@ def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
     return native if native.flags.aligned else native.copy()
 
 
-def _floats(logits: Array, dtype: str | None) -> tuple[Array, np.dtype[Any]]:
-    """Return the logits under a floating type, nothing copied, and the type to compute in."""
-    stored = logits.dtype.newbyteorder("=")
+def floats(name: str, array: Array, dtype: str | None) -> tuple[Array, np.dtype[Any]]:
+    """Return an array under a floating type, nothing copied, and the type to compute in."""
+    stored = array.dtype.newbyteorder("=")
     wanted = stored if dtype is None else FLOAT_DTYPES[dtype]
     if stored in (np.dtype("V2"), np.dtype(np.uint16)):
-        if dtype is None or wanted.itemsize != 2 or not logits.dtype.isnative:
-            name = "two-byte void" if stored.kind == "V" else logits.dtype
-            raise DtypeError(
-                "logits", f"of type {name}: if that is the bits of floats, say --dtype bf16 or f16"
-            )
-        return logits.view(wanted), wanted
+        if dtype is None or wanted.itemsize != 2 or not array.dtype.isnative:
+            kind = "two-byte void" if stored.kind == "V" else array.dtype
+            raise DtypeError(name, f"of type {kind}: if that is the bits of floats, say --dtype bf16 or f16")
+        return array.view(wanted), wanted
     if stored not in FLOAT_DTYPES.values():
-        raise DtypeError("logits", f"of type {logits.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
+        raise DtypeError(name, f"of type {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     if not np.can_cast(stored, wanted, "safe"):
-        raise DtypeError("logits", f"of type {stored}, and --dtype {dtype} would lose digits of it")
-    return logits, wanted
+        raise DtypeError(name, f"of type {stored}, and --dtype {dtype} would lose digits of it")
+    return array, wanted
 
 
 def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
@@ -281,6 +236,27 @@ def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
     if classes_last.shape[-1] == 0 and target.size:
         raise ShapeError("logits", f"of shape {logits.shape}: no classes on axis {place}")
     return classes_last
+
+
+def _check_linear(
+    logits: LinearLogits, target: Array, loss: Loss, axis: int | None, dtype: str | None
+) -> None:
+    if loss != "ce":
+        raise ShapeError("loss", f"is {loss!r}, but the logits of hidden states are those of classes")
+    if axis not in (None, -1, logits.ndim - 1):
+        raise ShapeError("axis", f"is {axis}, but the logits of hidden states have their classes last")
+    if dtype is not None:
+        raise DtypeError(
+            "dtype", f"is {dtype}, but the logits of hidden states are computed as {logits.dtype}"
+        )
+    if target.dtype.kind not in "iu":
+        raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
+    if logits.ndim < 2 or target.shape != logits.shape[:-1]:
+        raise ShapeError(
+            "target",
+            f"of shape {target.shape}, but hidden states of shape {logits.hidden.shape} need "
+            f"{logits.shape[:-1] or 'a leading axis'}",
+        )
 
 
 def _check_binary(logits: Array, target: Array, axis: int | None) -> None:
