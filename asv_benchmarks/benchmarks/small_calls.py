@@ -23,7 +23,8 @@ CALLS = 200
 class SmallCalls:
     params = (BACKENDS, (DTYPE,), (SHAPE,), (1,))
     param_names = PARAM_NAMES
-    version = "4"
+    version = "5"
+    timeout = 300
 
     def time_cross_entropy(self, backend, dtype, shape, threads):
         cross_entropy(LOGITS, LABELS, num_threads=threads, backend=backend)
