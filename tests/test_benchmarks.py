@@ -61,6 +61,7 @@ def first(params):
 def test_smallest_case(owner, name, monkeypatch):
     common = sys.modules[f"{NAME}.common"]
     monkeypatch.setattr(common, "perf_counter", itertools.count(1).__next__)
+    monkeypatch.setattr(common, "PATIENCE", 0)
     if "_over_" in name and shutil.which(shlex.split(os.environ.get("CC", "cc"))[0]) is None:
         pytest.skip("the limit of memory is compiled, and there is no compiler")
     benchmarks = owner() if inspect.isclass(owner) else owner

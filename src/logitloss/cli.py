@@ -95,6 +95,12 @@ def main() -> None:
 @click.option("--bias", metavar="FILE", help="The last layer's bias.")
 @click.option("--softcap", type=click.FloatRange(min=0, min_open=True), help="The bound of its logits.")
 @click.option("--logit-scale", type=float, default=1.0, show_default=True, help="What multiplies them.")
+@click.option("--group-by", metavar="FILE", help="A key for each row: a line of figures for each group, too.")
+@click.option(
+    "--per-row",
+    metavar="FILE",
+    help="Write what becomes of each row, a record of loss, hit and counted, to this .npy file.",
+)
 @click.option(
     "--state",
     "state_file",
@@ -115,6 +121,8 @@ def eval_command(
     hidden: str | None,
     unembedding: str | None,
     bias: str | None,
+    group_by: str | None,
+    per_row: str | None,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -141,12 +149,15 @@ def eval_command(
             *files,
             unembedding_path=unembedding,
             bias_path=bias,
+            groups_path=group_by,
+            per_row_path=per_row,
             progress=progress,
             num_threads=threads,
             **options,
         )
         seconds = time.perf_counter() - start
-    report = Report(*files, state.compute(), seconds, n_rows, n_bytes)
+    groups = {key: group.compute() for key, group in sorted(state.groups.items())}
+    report = Report(*files, state.compute(), groups, seconds, n_rows, n_bytes)
     if as_json:
         click.echo(report.to_json())
     else:

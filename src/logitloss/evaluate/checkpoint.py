@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -59,10 +59,18 @@ class Checkpoint:
         What is evaluated, as JSON: a state of anything else is refused.
     every : float
         Seconds between two writes.
+    before : callable, optional
+        Called before each, to bring to the disk what belongs to the rows done.
     """
 
-    def __init__(self, path: str | os.PathLike[str], inputs: dict[str, Any], every: float) -> None:
-        self.path, self.inputs, self.every = Path(path), inputs, every
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        inputs: dict[str, Any],
+        every: float,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        self.path, self.inputs, self.every, self.before = Path(path), inputs, every, before
         self.written = monotonic()
         self.is_stopped = False
         self.latest: tuple[EvaluationState, int] | None = None
@@ -111,6 +119,8 @@ class Checkpoint:
 
     def save(self, state: EvaluationState, done: int) -> None:
         """Write the file."""
+        if self.before is not None:
+            self.before()
         document = {"version": VERSION, "inputs": self.inputs, "done": done, "state": state.to_dict()}
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.moments import json_number
+from logitloss.evaluate.state import Group
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +31,8 @@ class Report:
         Names of the inputs.
     metrics : Metrics
         The figures.
+    groups : dict of Metrics
+        Those of each group of rows, by its key.
     seconds : float
         Time it took, reading included.
     n_rows, n_bytes : int
@@ -38,6 +42,7 @@ class Report:
     logits: str
     target: str
     metrics: Metrics
+    groups: dict[Group, Metrics]
     seconds: float
     n_rows: int
     n_bytes: int
@@ -54,7 +59,7 @@ class Report:
 
     def to_json(self) -> str:
         """One JSON object: names, figures and throughput."""
-        document = {
+        document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "logits": self.logits,
             "target": self.target,
@@ -63,6 +68,11 @@ class Report:
             "rows_per_second": self.rows_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
         }
+        if self.groups:
+            document["groups"] = [
+                {"group": key} | {name: json_number(value) for name, value in metrics.to_dict().items()}
+                for key, metrics in self.groups.items()
+            ]
         return json.dumps(
             {key: json_number(value) for key, value in document.items()}, indent=2, allow_nan=False
         )
@@ -87,7 +97,28 @@ class Report:
         table.add_row("seconds", f"{self.seconds:.3g}")
         table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
-        Console(markup=False, highlight=False).print(table)
+        console = Console(markup=False, highlight=False)
+        console.print(table)
+        if self.groups:
+            console.print()
+            console.print(self._table_of_groups())
+
+    def _table_of_groups(self) -> Table:
+        table = Table(
+            "group", "labels", "nats", "standard error", "perplexity", "accuracy", box=None, pad_edge=False
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for key, metrics in self.groups.items():
+            table.add_row(
+                str(key),
+                f"{metrics.count:,}",
+                f"{metrics.nll_nats:.6g}",
+                f"{metrics.nll_nats_standard_error:.2g}",
+                f"{metrics.perplexity:.6g}",
+                f"{metrics.accuracy:.4%}",
+            )
+        return table
 
 
 @contextmanager

@@ -18,11 +18,41 @@ Array = npt.NDArray[Any]
 
 
 class Rows(NamedTuple):
-    """What a batch contributes: losses of the rows that count (in nats), hits among them, rows ignored."""
+    """Of each row, in C order: its loss in nats, whether it is a hit, and whether it counts (None: all do).
 
-    loss: npt.NDArray[np.float64]
-    correct: int
-    ignored: int
+    A row that does not count has loss 0 and is no hit.
+    """
+
+    loss: Array
+    hit: npt.NDArray[np.bool_]
+    counted: npt.NDArray[np.bool_] | None
+
+    def chosen(self, rows: Array) -> "Rows":
+        """Return some of them."""
+        return Rows(self.loss[rows], self.hit[rows], None if self.counted is None else self.counted[rows])
+
+    def store(self, out: Array) -> None:
+        """Write them to an array of `row_dtype`, of as many elements."""
+        for name in ("loss", "hit"):
+            out[name] = getattr(self, name).reshape(out.shape)
+        out["counted"] = True if self.counted is None else self.counted.reshape(out.shape)
+
+    @property
+    def ignored(self) -> int:
+        """How many do not count."""
+        return 0 if self.counted is None else self.counted.size - int(np.count_nonzero(self.counted))
+
+    def counted_losses(self) -> npt.NDArray[np.float64]:
+        """Return the losses of those that count."""
+        loss = self.loss if self.counted is None else self.loss[self.counted]
+        return loss.astype(np.float64, copy=False)
+
+
+def row_dtype(logits_dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of a record of a row's figures: loss, hit and counted, as in `Rows`."""
+    dtype = np.dtype(logits_dtype)
+    loss = np.float64 if dtype == np.float64 else np.float32
+    return np.dtype([("loss", loss), ("hit", np.bool_), ("counted", np.bool_)])
 
 
 def cross_entropy_rows(
@@ -57,8 +87,8 @@ def cross_entropy_rows(
     if _any_nan(loss):
         index = _first(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
-    values = loss[labels != ignore_index] if counted < labels.size else loss.ravel()
-    return Rows(values.astype(np.float64, copy=False), int(np.count_nonzero(hit)), labels.size - counted)
+    counts = None if counted == labels.size else (labels != ignore_index).ravel()
+    return Rows(loss.ravel(), hit.view(np.bool_).ravel(), counts)
 
 
 def binary_rows(
@@ -73,22 +103,28 @@ def binary_rows(
     x = _check.floats("logits", logits, _check.HOST)
     labels = _check.same_shape("target", _check.reals("target", target, x), x.shape, "the logits'")
     ignored = labels == ignore_index
-    n_ignored = int(np.count_nonzero(ignored))
-    if n_ignored:
-        x, labels = x[~ignored], labels[~ignored]
+    counted = None
+    if ignored.any():
+        counted = ~ignored.ravel()
+        x, labels = np.where(ignored, x.dtype.type(0), x), np.where(ignored, labels.dtype.type(0), labels)
     bad = ~((labels >= 0) & (labels <= 1))
     if bad.any():
-        what = f"label {labels[bad][0]} is outside 0 to 1, and is not ignore_index={ignore_index}"
-        raise LabelError("target", what, _first(_spread(bad, ignored)))
+        index = _first(bad)
+        what = f"label {labels[index]} is outside 0 to 1, and is not ignore_index={ignore_index}"
+        raise LabelError("target", what, index)
     loss = np.asarray(
         binary_cross_entropy_with_logits(
             x, labels, reduction="none", num_threads=num_threads, backend=backend
         )
     )
     if _any_nan(loss):
-        raise LogitError("logits", "the logit is nan", _first(_spread(np.isnan(loss), ignored)))
-    correct = np.count_nonzero((x > 0) == (labels > 0.5))
-    return Rows(loss.ravel().astype(np.float64, copy=False), int(correct), n_ignored)
+        raise LogitError("logits", "the logit is nan", _first(np.isnan(loss)))
+    hit = ((x > 0) == (labels > 0.5)).ravel()
+    loss = loss.ravel()
+    if counted is not None:
+        loss[~counted] = 0
+        hit &= counted
+    return Rows(loss, hit, counted)
 
 
 def _any_nan(loss: Array) -> bool:
@@ -103,15 +139,6 @@ def _first(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 def _index(number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(number, shape))
-
-
-def _spread(marked: npt.NDArray[np.bool_], ignored: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the marks of the labels that count, back where they stood among those ignored."""
-    if marked.shape == ignored.shape:
-        return marked
-    places = np.zeros_like(ignored)
-    places[~ignored] = marked
-    return places
 
 
 def _why_nan(row: Array) -> str:

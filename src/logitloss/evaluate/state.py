@@ -2,7 +2,7 @@
 
 Counts are exact and sums compensated, so that how the rows were cut into batches, ordered or shared among
 states does not show in the figures beyond float64 rounding. Rows whose loss is infinite are counted apart:
-the sums stay those of the finite ones.
+the sums stay those of the finite ones. Where rows have groups, each group has a state of its own beside.
 """
 
 import math
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
-from logitloss.evaluate.rows import binary_rows, cross_entropy_rows
+from logitloss.evaluate.rows import Rows, binary_rows, cross_entropy_rows
 
 # Of `to_dict`
 VERSION = 1
+Group = int | bool | str
 
 
 @dataclass(slots=True)
@@ -47,17 +49,19 @@ class EvaluationState:
     ignored: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    groups: "dict[Group, EvaluationState]" = field(default_factory=dict)
 
     def update(
         self,
         logits: npt.ArrayLike,
         target: npt.ArrayLike,
         *,
+        groups: npt.ArrayLike | None = None,
         ignore_index: int = -100,
         axis: int | None = None,
         num_threads: int | None = None,
         backend: str | None = None,
-    ) -> None:
+    ) -> Rows:
         """Take in one batch; one that raises leaves the state as it was.
 
         Parameters
@@ -66,6 +70,8 @@ class EvaluationState:
             Classes on `axis`; for "bce", a logit a label.
         target : array_like of int, shape of the rows
             Class labels; for "bce", labels in [0, 1] of the logits' shape and any real type.
+        groups : array_like of int, bool or str, shape of the target, optional
+            Keys: a row counts in the state of its key, in `groups`, too.
         ignore_index : int
             Rows with this label do not count.
         axis : int, optional
@@ -75,14 +81,22 @@ class EvaluationState:
         backend : str, optional
             As in `logitloss.cross_entropy`.
 
+        Returns
+        -------
+        Rows
+            What was taken in, row by row.
+
         Raises
         ------
+        ShapeError, DtypeError
+            A ValueError and a TypeError: groups of another shape, or of no such keys.
         LabelError
             An IndexError: a label outside the classes, or outside [0, 1].
         LogitError
             A ValueError: a row that counts holds NaN or +inf, or nothing but -inf (for "bce": holds NaN).
         """
         logits, target = np.asarray(logits), np.asarray(target)
+        keys = None if groups is None else checked_groups(np.asarray(groups), target.shape)
         if self.loss == "ce":
             rows = cross_entropy_rows(
                 logits,
@@ -96,12 +110,23 @@ class EvaluationState:
             rows = binary_rows(
                 logits, target, ignore_index=ignore_index, num_threads=num_threads, backend=backend
             )
-        finite = rows.loss
-        if finite.size and finite.max() == np.inf:
-            finite = finite[finite != np.inf]
+        self._add(rows)
+        if keys is not None:
+            names, number = np.unique(keys, return_inverse=True)
+            order = np.argsort(number, kind="stable", axis=None)
+            ends = np.cumsum(np.bincount(number.ravel(), minlength=names.size))
+            for name, members in zip(names.tolist(), np.split(order, ends[:-1]), strict=True):
+                self.groups.setdefault(name, self.empty())._add(rows.chosen(members))
+        return rows
+
+    def _add(self, rows: Rows) -> None:
+        losses = rows.counted_losses()
+        finite = losses
+        if losses.size and losses.max() == np.inf:
+            finite = losses[losses != np.inf]
         self.finite.merge(Moments.of(finite))
-        self.infinite += rows.loss.size - finite.size
-        self.correct += rows.correct
+        self.infinite += losses.size - finite.size
+        self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
 
     def merge(self, other: "EvaluationState") -> None:
@@ -112,6 +137,8 @@ class EvaluationState:
         self.infinite += other.infinite
         self.correct += other.correct
         self.ignored += other.ignored
+        for key, group in other.groups.items():
+            self.groups.setdefault(key, self.empty()).merge(group)
 
     def empty(self) -> "EvaluationState":
         """Return a state of the same kind that has seen nothing, to which others may be merged."""
@@ -126,6 +153,7 @@ class EvaluationState:
             "ignored": self.ignored,
             "infinite": self.infinite,
             "finite": self.finite.to_dict(),
+            "groups": [[key, group.to_dict()] for key, group in self.groups.items()],
         }
 
     @classmethod
@@ -143,7 +171,9 @@ class EvaluationState:
             if saved["loss"] not in ("ce", "bce"):
                 raise ValueError(f"loss {saved['loss']!r}, expected 'ce' or 'bce'")
             counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
-            return cls(loss=saved["loss"], finite=Moments.from_dict(saved["finite"]), **counts)
+            groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
+            finite = Moments.from_dict(saved["finite"])
+            return cls(loss=saved["loss"], finite=finite, groups=groups, **counts)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a state of an evaluation: {type(error).__name__} {error}") from None
 
@@ -163,3 +193,12 @@ class EvaluationState:
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
             accuracy=self.correct / self.count if self.count else math.nan,
         )
+
+
+def checked_groups(groups: npt.NDArray[Any], rows: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return keys of groups if there is one for each row."""
+    if groups.dtype.kind not in "iubU":
+        raise DtypeError("groups", f"of type {groups.dtype}, expected integers, bool or str")
+    if groups.shape != rows:
+        raise ShapeError("groups", f"of shape {groups.shape}, but the target has {rows}")
+    return groups

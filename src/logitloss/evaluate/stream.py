@@ -20,7 +20,8 @@ from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, described
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.state import EvaluationState
+from logitloss.evaluate.rows import row_dtype
+from logitloss.evaluate.state import EvaluationState, checked_groups
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
@@ -41,6 +42,8 @@ def evaluate(
     target: Array,
     *,
     loss: Loss = "ce",
+    groups: Array | None = None,
+    per_row: Array | None = None,
     ignore_index: int = -100,
     axis: int | None = None,
     dtype: str | None = None,
@@ -62,6 +65,10 @@ def evaluate(
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
     loss : {"ce", "bce"}
         Softmax cross-entropy or binary cross-entropy.
+    groups : ndarray of int, bool or str, optional
+        A key for each row, of the target's shape: each group of rows has a state of its own, too.
+    per_row : ndarray, optional
+        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype)`.
     ignore_index : int
         Rows with this label do not count.
     axis : int, optional
@@ -105,43 +112,50 @@ def evaluate(
     """
     if chunk_rows is not None and chunk_rows < 1:
         raise ShapeError("chunk_rows", f"is {chunk_rows}, must be at least 1")
-    if isinstance(logits, LinearLogits):
-        _check_linear(logits, target, loss, axis, dtype)
-        compute_dtype, most_rows = logits.dtype, logits.rows_at_once()
-    else:
-        logits, compute_dtype = floats("logits", logits, dtype)
-        row_bytes = compute_dtype.itemsize
-        if loss == "ce":
-            logits = _classes_last(logits, target, axis)
-            row_bytes *= logits.shape[-1]
-        else:
-            _check_binary(logits, target, axis)
-        if target.ndim == 0:
-            logits, target = logits[None], target[None]
-        most_rows = max(1, CHUNK_BYTES // max(1, row_bytes))
+    logits, compute_dtype, most_rows = _settled(logits, target, loss, axis, dtype)
     if chunk_rows is None:
         chunk_rows = min(most_rows, CHUNK_ROWS)
-    options = {
-        "ignore_index": ignore_index,
-        "axis": None if loss == "bce" else -1,
-        "num_threads": num_threads,
-        "backend": backend,
-    }
+    rows = {"target": target}
+    if groups is not None:
+        rows["groups"] = checked_groups(groups, target.shape)
+    if per_row is not None:
+        _check_per_row(per_row, target, row_dtype(compute_dtype))
+    if target.ndim == 0:
+        logits, rows = logits[None], {name: array[None] for name, array in rows.items()}
+        target, per_row = rows["target"], None if per_row is None else per_row[None]
     state, done, checkpoint = EvaluationState(loss), 0, None
     if state_file is not None:
         inputs = {
             "logits": described(logits),
-            "target": described(target),
+            **{name: described(array) for name, array in rows.items()},
             "options": {"loss": loss, "ignore_index": ignore_index, "dtype": compute_dtype.name},
             "chunk_rows": chunk_rows,
             "backend": _backends.get(backend).name,
         }
-        checkpoint = Checkpoint(state_file, inputs, save_every)
+        checkpoint = Checkpoint(state_file, inputs, save_every, getattr(per_row, "flush", None))
         state, done = checkpoint.load() or (state, done)
     if progress is not None:
         progress(done, target.size)
+    seen = 0
     with checkpoint.kept() if checkpoint else nullcontext():
-        for seen in _add_blocks(state, logits, target, compute_dtype, chunk_rows, done, options):
+        for block in blocks(target.shape, chunk_rows):
+            seen += math.prod(part.stop - part.start for part in block)
+            if seen <= done:
+                continue
+            try:
+                found = state.update(
+                    _native(logits[block], compute_dtype),
+                    **{name: _native(array[block]) for name, array in rows.items()},
+                    ignore_index=ignore_index,
+                    axis=None if loss == "bce" else -1,
+                    num_threads=num_threads,
+                    backend=backend,
+                )
+            except EvaluationError as error:
+                error.shift(tuple(part.start for part in block))
+                raise
+            if per_row is not None:
+                found.store(per_row[block])
             if checkpoint is not None:
                 checkpoint.after_block(state, seen, target.size)
             if progress is not None:
@@ -149,27 +163,21 @@ def evaluate(
     return state
 
 
-def _add_blocks(
-    state: EvaluationState,
-    logits: Array | LinearLogits,
-    target: Array,
-    dtype: np.dtype[Any],
-    chunk_rows: int,
-    done: int,
-    options: dict[str, Any],
-) -> Iterator[int]:
-    """Add block after block to a state that has seen `done` rows, and tell how many they are by now."""
-    seen = 0
-    for block in blocks(target.shape, chunk_rows):
-        seen += math.prod(part.stop - part.start for part in block)
-        if seen <= done:
-            continue
-        try:
-            state.update(_native(logits[block], dtype), _native(target[block]), **options)
-        except EvaluationError as error:
-            error.shift(tuple(part.start for part in block))
-            raise
-        yield seen
+def _settled(
+    logits: Array | LinearLogits, target: Array, loss: Loss, axis: int | None, dtype: str | None
+) -> tuple[Array | LinearLogits, np.dtype[Any], int]:
+    """Return the logits, classes last, the type to compute in, and how many rows a block has at most."""
+    if isinstance(logits, LinearLogits):
+        _check_linear(logits, target, loss, axis, dtype)
+        return logits, logits.dtype, logits.rows_at_once()
+    logits, compute_dtype = floats("logits", logits, dtype)
+    row_bytes = compute_dtype.itemsize
+    if loss == "ce":
+        logits = _classes_last(logits, target, axis)
+        row_bytes *= logits.shape[-1]
+    else:
+        _check_binary(logits, target, axis)
+    return logits, compute_dtype, max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
 def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:
@@ -257,6 +265,13 @@ def _check_linear(
             f"of shape {target.shape}, but hidden states of shape {logits.hidden.shape} need "
             f"{logits.shape[:-1] or 'a leading axis'}",
         )
+
+
+def _check_per_row(per_row: Array, target: Array, dtype: np.dtype[Any]) -> None:
+    if per_row.dtype != dtype:
+        raise DtypeError("per_row", f"of type {per_row.dtype}, expected {dtype}")
+    if per_row.shape != target.shape:
+        raise ShapeError("per_row", f"of shape {per_row.shape}, but the target has {target.shape}")
 
 
 def _check_binary(logits: Array, target: Array, axis: int | None) -> None:

@@ -1,0 +1,185 @@
+"""Groups of rows, each with figures of its own, and what becomes of each row."""
+
+import json
+
+import numpy as np
+import pytest
+from cases import rng_for
+from click.testing import CliRunner
+
+import logitloss as ll
+from logitloss.cli import main
+from logitloss.evaluate import DtypeError, EvaluationState, FileError, LabelError, ShapeError, evaluate
+from logitloss.evaluate.files import evaluate_files
+from logitloss.evaluate.rows import row_dtype
+
+ROWS, N_CLASSES, IGNORED = (40, 25), 10, -100
+KEYS = {
+    "numbers": np.array([7, -3, 2**40]),
+    "flags": np.array([True, False]),
+    "names": np.array(["de", "français", ""]),
+}
+
+
+def arrays(loss="ce", dtype=np.float32):
+    rng = rng_for("groups", loss)
+    if loss == "bce":
+        logits, target = rng.standard_normal(ROWS).astype(dtype), rng.integers(0, 2, ROWS)
+    else:
+        logits, target = (
+            rng.standard_normal((*ROWS, N_CLASSES)).astype(dtype),
+            rng.integers(0, N_CLASSES, ROWS),
+        )
+        logits[3, 4, target[3, 4]] = -np.inf
+    target[::5, ::3] = IGNORED
+    return logits, target
+
+
+def counts(state):
+    return state.count, state.correct, state.ignored, state.infinite
+
+
+def assert_same(found, wanted):
+    assert counts(found) == counts(wanted)
+    for sums in ("total", "deviations"):
+        values = (getattr(state.finite, sums).value for state in (found, wanted))
+        assert next(values) == pytest.approx(next(values), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("keys", KEYS)
+def test_a_group_is_evaluated_as_if_alone(loss, keys):
+    logits, target = arrays(loss)
+    groups = rng_for(keys).choice(KEYS[keys], ROWS)
+    options = {"loss": loss, "backend": "reference", "axis": None if loss == "bce" else -1}
+    whole = evaluate(logits, target, **options)
+    for chunk_rows in (None, 7):
+        state = evaluate(logits, target, groups=groups, chunk_rows=chunk_rows, **options)
+        assert_same(state, whole)
+        assert set(state.groups) == set(KEYS[keys].tolist())
+        for key, group in state.groups.items():
+            assert type(key) is type(KEYS[keys].tolist()[0])
+            rows = groups == key
+            assert_same(group, evaluate(logits[rows], target[rows], loss=loss, backend="reference"))
+    saved = json.dumps(state.to_dict(), allow_nan=False)
+    assert EvaluationState.from_dict(json.loads(saved)) == state
+
+
+def test_groups_merge():
+    logits, target = arrays()
+    groups = rng_for("merge").choice(KEYS["names"], ROWS)
+    groups[:20][groups[:20] == "de"] = ""  # a group that one part has not
+    options = {"axis": -1, "backend": "reference"}
+    whole = evaluate(logits, target, groups=groups, **options)
+    state, other = (
+        evaluate(logits[part], target[part], groups=groups[part], **options)
+        for part in (slice(0, 20), slice(20, None))
+    )
+    state.merge(other)
+    assert_same(state, whole)
+    assert set(state.groups) == set(whole.groups)
+    for key, group in state.groups.items():
+        assert_same(group, whole.groups[key])
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_what_becomes_of_each_row(loss, dtype):
+    logits, target = arrays(loss, dtype)
+    per_row = np.zeros(ROWS[::-1], row_dtype(dtype)).T
+    axis = -1 if loss == "ce" else None
+    state = evaluate(logits, target, loss=loss, per_row=per_row, axis=axis, chunk_rows=7, backend="reference")
+    live = target != IGNORED
+    assert np.array_equal(per_row["counted"], live)
+    if loss == "ce":
+        losses = ll.cross_entropy(logits, target, axis=-1, reduction="none", backend="reference")
+        hits = logits.argmax(axis=-1) == target
+    else:
+        losses = ll.binary_cross_entropy_with_logits(
+            logits, np.where(live, target, 0), reduction="none", backend="reference"
+        )
+        hits = (logits > 0) == (target == 1)
+    assert np.array_equal(per_row["loss"], np.where(live, losses, 0))
+    assert np.array_equal(per_row["hit"], hits & live)
+    assert (per_row["hit"].sum(), per_row["counted"].sum()) == (state.correct, state.count)
+
+
+def test_one_row():
+    per_row = np.zeros((), row_dtype(np.float64))
+    groups = np.array("a")
+    state = evaluate(np.array([0.0, 0.0]), np.array(1), groups=groups, per_row=per_row, backend="reference")
+    assert state.groups["a"].count == 1
+    assert per_row["loss"] == np.log(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"groups": np.zeros(3)}, DtypeError, "groups: of type float64, expected integers, bool or str"),
+        ({"groups": np.zeros(3, int)}, ShapeError, r"groups: of shape \(3,\), but the target has \(40, 25\)"),
+        ({"per_row": np.zeros(ROWS)}, DtypeError, "per_row: of type float64, expected"),
+        ({"per_row": np.zeros(3, row_dtype(np.float32))}, ShapeError, r"per_row: of shape \(3,\)"),
+    ],
+)
+def test_errors(options, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(*arrays(), axis=-1, backend="reference", **options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    logits, target = arrays()
+    names = {}
+    for name, array in {"x": logits, "y": target, "g": rng_for("files").choice(KEYS["names"], ROWS)}.items():
+        names[name] = str(tmp_path / f"{name}.npy")
+        np.save(names[name], array)
+    return names
+
+
+def test_the_command_has_a_line_for_each_group(files, tmp_path):
+    command = ["eval", files["x"], files["y"], "--axis", "-1", "--backend", "reference"]
+    command += ["--group-by", files["g"], "--per-row", str(tmp_path / "rows.npy")]
+    result = CliRunner().invoke(main, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    groups = np.load(files["g"])
+    state = evaluate(*arrays(), groups=groups, axis=-1, backend="reference")
+    found = json.loads(result.stdout)["groups"]
+    assert [one["group"] for one in found] == sorted(state.groups) == ["", "de", "français"]
+    for one in found:
+        wanted = state.groups[one["group"]].compute()
+        assert (one["count"], one["accuracy"]) == (wanted.count, wanted.accuracy)
+        assert float(one["nll_nats"]) == wanted.nll_nats
+    rows = np.load(tmp_path / "rows.npy")
+    assert (rows["counted"].sum(), rows["hit"].sum()) == (state.count, state.correct)
+    table = CliRunner().invoke(main, command).stdout
+    line = next(line for line in table.splitlines() if line.startswith("de "))
+    assert f"{state.groups['de'].compute().accuracy:.4%}" in line
+
+
+def test_the_file_of_rows_goes_on_with_the_state(files, tmp_path):
+    paths = {"per_row_path": str(tmp_path / "rows.npy"), "state_file": str(tmp_path / "state.json")}
+    options = {"axis": -1, "chunk_rows": 7, "backend": "reference", **paths}
+    wanted = np.zeros(ROWS, row_dtype(np.float32))
+    evaluate(*arrays(), per_row=wanted, axis=-1, backend="reference")
+    labels = np.load(files["y"])
+    np.save(files["y"], np.where(np.arange(labels.size).reshape(ROWS) == 700, N_CLASSES, labels))
+    with pytest.raises(LabelError):
+        evaluate_files(files["x"], files["y"], **options)
+    assert np.array_equal(np.load(paths["per_row_path"])[:27], wanted[:27])
+    document = json.loads((tmp_path / "state.json").read_text())
+    np.save(files["y"], labels)
+    # as if the label had been mended before
+    target = json.loads(json.dumps(document))
+    evaluate_files(files["x"], files["y"], **options | {"state_file": str(tmp_path / "other.json")})
+    target["inputs"] = json.loads((tmp_path / "other.json").read_text())["inputs"]
+    (tmp_path / "state.json").write_text(json.dumps(target))
+    rows = np.load(paths["per_row_path"])
+    rows[28:] = np.zeros((), rows.dtype)
+    np.save(paths["per_row_path"], rows)
+    evaluate_files(files["x"], files["y"], **options)
+    assert np.array_equal(np.load(paths["per_row_path"]), wanted)
+    for spoilt, message in ((rows[:3], "holds .* of shape"), (None, "No such file")):
+        (tmp_path / "rows.npy").unlink()
+        if spoilt is not None:
+            np.save(paths["per_row_path"], spoilt)
+        with pytest.raises(FileError, match=rf"rows.npy: {message}"):
+            evaluate_files(files["x"], files["y"], **options)
