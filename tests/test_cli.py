@@ -363,3 +363,20 @@ def test_importing_the_package_imports_no_command_line():
     unwanted = {"click", "rich", "ml_dtypes", "logitloss.evaluate"}
     code = f"import logitloss, sys; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- a text's bytes and words ----
+
+
+def test_figures_by_byte_and_by_word(pair):
+    found = figures(*pair, "--bytes", "11", "--words", "3")
+    total = found["nll_nats"] * found["count"]
+    assert (found["bytes"], found["words"]) == (11, 3)
+    assert found["bits_per_byte"] == pytest.approx(total / 11 / math.log(2), rel=1e-14)
+    assert found["perplexity_per_byte"] == pytest.approx(math.exp(total / 11), rel=1e-14)
+    assert found["perplexity_per_word"] == pytest.approx(math.exp(total / 3), rel=1e-14)
+    table = run(*pair, "--bytes", "11", "--words", "3").stdout
+    for name, value in (("bits per byte", "bits_per_byte"), ("perplexity per word", "perplexity_per_word")):
+        line = next(line for line in table.splitlines() if line.startswith(name))
+        assert line.rstrip().endswith(f" {found[value]:.10g}")
+    assert "bits_per_byte" not in figures(*pair)

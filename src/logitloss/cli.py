@@ -95,6 +95,8 @@ def main() -> None:
 @click.option("--bias", metavar="FILE", help="The last layer's bias.")
 @click.option("--softcap", type=click.FloatRange(min=0, min_open=True), help="The bound of its logits.")
 @click.option("--logit-scale", type=float, default=1.0, show_default=True, help="What multiplies them.")
+@click.option("--bytes", "n_bytes", type=click.IntRange(min=1), help="Of the text: for bits per byte.")
+@click.option("--words", "n_words", type=click.IntRange(min=1), help="Of the text: for perplexity per word.")
 @click.option("--group-by", metavar="FILE", help="A key for each row: a line of figures for each group, too.")
 @click.option(
     "--per-row",
@@ -123,6 +125,8 @@ def eval_command(
     bias: str | None,
     group_by: str | None,
     per_row: str | None,
+    n_bytes: int | None,
+    n_words: int | None,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -145,7 +149,7 @@ def eval_command(
         raise click.UsageError(f"expected {wanted}; {len(files)} files are given")
     with progress_bar() as progress:
         start = time.perf_counter()
-        state, n_rows, n_bytes = evaluate_files(
+        state, n_rows, n_read = evaluate_files(
             *files,
             unembedding_path=unembedding,
             bias_path=bias,
@@ -157,7 +161,8 @@ def eval_command(
         )
         seconds = time.perf_counter() - start
     groups = {key: group.compute() for key, group in sorted(state.groups.items())}
-    report = Report(*files, state.compute(), groups, seconds, n_rows, n_bytes)
+    metrics = state.compute(n_bytes=n_bytes, n_words=n_words)
+    report = Report(*files, metrics, groups, seconds, n_rows, n_read)
     if as_json:
         click.echo(report.to_json())
     else:

@@ -17,6 +17,7 @@ from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import evaluate
+from logitloss.evaluate.vocabulary import VocabularyShards
 
 __all__ = [
     "DtypeError",
@@ -28,6 +29,7 @@ __all__ = [
     "Metrics",
     "ShapeError",
     "StateError",
+    "VocabularyShards",
     "evaluate",
     "evaluate_files",
 ]

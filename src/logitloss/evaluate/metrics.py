@@ -6,7 +6,7 @@ is left to `report.py`.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Loss = Literal["ce", "bce"]
 
@@ -25,6 +25,11 @@ class MetricsDict(TypedDict):
     perplexity: float
     accuracy: float
     accuracy_standard_error: float
+    bytes: NotRequired[int]
+    bits_per_byte: NotRequired[float]
+    perplexity_per_byte: NotRequired[float]
+    words: NotRequired[int]
+    perplexity_per_word: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class Metrics:
     accuracy : float
         Share of the labels that counted which the largest logit gets right (the first of equals; with "bce",
         a logit above 0 where the target is above 1/2).
+    n_bytes, n_words : int, optional
+        Of the text whose tokens counted; they make figures that do not depend on the tokenizer.
     """
 
     loss: Loss
@@ -58,6 +65,8 @@ class Metrics:
     nll_nats: float
     nll_nats_standard_error: float
     accuracy: float
+    n_bytes: int | None = None
+    n_words: int | None = None
 
     @property
     def nll_bits(self) -> float:
@@ -72,10 +81,26 @@ class Metrics:
     @property
     def perplexity(self) -> float:
         """exp(nll_nats): per label; infinite where that exceeds float64."""
-        try:
-            return math.exp(self.nll_nats)
-        except OverflowError:
-            return math.inf
+        return _exp(self.nll_nats)
+
+    def nats_per(self, number: int | None) -> float:
+        """Negative log-likelihood of all labels, in nats, by a number of other units; NaN of none."""
+        return self.nll_nats * self.count / number if number else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Negative log-likelihood of the text by its bytes, in bits; NaN if they were not given."""
+        return self.nats_per(self.n_bytes) / math.log(2.0)
+
+    @property
+    def perplexity_per_byte(self) -> float:
+        """Perplexity by byte in place of label."""
+        return _exp(self.nats_per(self.n_bytes))
+
+    @property
+    def perplexity_per_word(self) -> float:
+        """Perplexity by word in place of label."""
+        return _exp(self.nats_per(self.n_words))
 
     @property
     def accuracy_standard_error(self) -> float:
@@ -85,8 +110,8 @@ class Metrics:
         return math.sqrt(self.accuracy * (1.0 - self.accuracy) / (self.count - 1))
 
     def to_dict(self) -> MetricsDict:
-        """Every figure under its name, derived ones too."""
-        return {
+        """Every figure under its name, derived ones too; those per byte and per word if there are any."""
+        figures: MetricsDict = {
             "loss": self.loss,
             "count": self.count,
             "ignored": self.ignored,
@@ -99,3 +124,18 @@ class Metrics:
             "accuracy": self.accuracy,
             "accuracy_standard_error": self.accuracy_standard_error,
         }
+        if self.n_bytes is not None:
+            figures["bytes"] = self.n_bytes
+            figures["bits_per_byte"] = self.bits_per_byte
+            figures["perplexity_per_byte"] = self.perplexity_per_byte
+        if self.n_words is not None:
+            figures["words"] = self.n_words
+            figures["perplexity_per_word"] = self.perplexity_per_word
+        return figures
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

@@ -89,6 +89,11 @@ class Report:
         table.add_row("negative log-likelihood, nats", f"{nll:.10g}", f"{nll_error:.2g}")
         table.add_row("negative log-likelihood, bits", f"{bits:.10g}", f"{bits_error:.2g}")
         table.add_row("perplexity", f"{metrics.perplexity:.10g}")
+        if metrics.n_bytes is not None:
+            table.add_row("bits per byte", f"{metrics.bits_per_byte:.10g}")
+            table.add_row("perplexity per byte", f"{metrics.perplexity_per_byte:.10g}")
+        if metrics.n_words is not None:
+            table.add_row("perplexity per word", f"{metrics.perplexity_per_word:.10g}")
         table.add_row("accuracy", f"{metrics.accuracy:.4%}", f"{metrics.accuracy_standard_error:.2%}")
         table.add_row("labels counted", f"{metrics.count:,}")
         table.add_row("labels ignored", f"{metrics.ignored:,}")

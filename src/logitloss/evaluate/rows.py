@@ -13,6 +13,7 @@ from logitloss import _backends, _check
 from logitloss._threads import threads_for
 from logitloss.binary import binary_cross_entropy_with_logits
 from logitloss.evaluate.errors import DtypeError, LabelError, LogitError
+from logitloss.evaluate.metrics import Loss
 
 Array = npt.NDArray[Any]
 
@@ -55,6 +56,15 @@ def row_dtype(logits_dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype([("loss", loss), ("hit", np.bool_), ("counted", np.bool_)])
 
 
+def rows_of(
+    logits: npt.ArrayLike, target: npt.ArrayLike, loss: Loss, axis: int | None, **options: Any
+) -> Rows:
+    """Return what a batch comes to, row by row; for "bce" each logit is a row."""
+    if loss == "bce":
+        return binary_rows(logits, target, **options)
+    return cross_entropy_rows(logits, target, axis=axis, **options)
+
+
 def cross_entropy_rows(
     logits: npt.ArrayLike,
     target: npt.ArrayLike,
@@ -85,7 +95,7 @@ def cross_entropy_rows(
         allowed = f"0 to {x.shape[-1] - 1}, and is not ignore_index={ignore_index}"
         raise LabelError("target", f"label {labels[index]} is outside {allowed}", index)
     if _any_nan(loss):
-        index = _first(np.isnan(loss))
+        index = first_index(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
     counts = None if counted == labels.size else (labels != ignore_index).ravel()
     return Rows(loss.ravel(), hit.view(np.bool_).ravel(), counts)
@@ -109,7 +119,7 @@ def binary_rows(
         x, labels = np.where(ignored, x.dtype.type(0), x), np.where(ignored, labels.dtype.type(0), labels)
     bad = ~((labels >= 0) & (labels <= 1))
     if bad.any():
-        index = _first(bad)
+        index = first_index(bad)
         what = f"label {labels[index]} is outside 0 to 1, and is not ignore_index={ignore_index}"
         raise LabelError("target", what, index)
     loss = np.asarray(
@@ -118,7 +128,7 @@ def binary_rows(
         )
     )
     if _any_nan(loss):
-        raise LogitError("logits", "the logit is nan", _first(np.isnan(loss)))
+        raise LogitError("logits", "the logit is nan", first_index(np.isnan(loss)))
     hit = ((x > 0) == (labels > 0.5)).ravel()
     loss = loss.ravel()
     if counted is not None:
@@ -132,7 +142,7 @@ def _any_nan(loss: Array) -> bool:
     return loss.size > 0 and bool(np.isnan(loss.max()))
 
 
-def _first(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+def first_index(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     """Return the index of the first True in C order."""
     return _index(int(np.argmax(marked)), marked.shape)
 

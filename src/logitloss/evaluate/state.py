@@ -15,7 +15,7 @@ import numpy.typing as npt
 from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
-from logitloss.evaluate.rows import Rows, binary_rows, cross_entropy_rows
+from logitloss.evaluate.rows import Rows, rows_of
 
 # Of `to_dict`
 VERSION = 1
@@ -61,7 +61,7 @@ class EvaluationState:
         axis: int | None = None,
         num_threads: int | None = None,
         backend: str | None = None,
-    ) -> Rows:
+    ) -> None:
         """Take in one batch; one that raises leaves the state as it was.
 
         Parameters
@@ -81,11 +81,6 @@ class EvaluationState:
         backend : str, optional
             As in `logitloss.cross_entropy`.
 
-        Returns
-        -------
-        Rows
-            What was taken in, row by row.
-
         Raises
         ------
         ShapeError, DtypeError
@@ -95,31 +90,13 @@ class EvaluationState:
         LogitError
             A ValueError: a row that counts holds NaN or +inf, or nothing but -inf (for "bce": holds NaN).
         """
-        logits, target = np.asarray(logits), np.asarray(target)
+        target = np.asarray(target)
         keys = None if groups is None else checked_groups(np.asarray(groups), target.shape)
-        if self.loss == "ce":
-            rows = cross_entropy_rows(
-                logits,
-                target,
-                ignore_index=ignore_index,
-                axis=axis,
-                num_threads=num_threads,
-                backend=backend,
-            )
-        else:
-            rows = binary_rows(
-                logits, target, ignore_index=ignore_index, num_threads=num_threads, backend=backend
-            )
-        self._add(rows)
-        if keys is not None:
-            names, number = np.unique(keys, return_inverse=True)
-            order = np.argsort(number, kind="stable", axis=None)
-            ends = np.cumsum(np.bincount(number.ravel(), minlength=names.size))
-            for name, members in zip(names.tolist(), np.split(order, ends[:-1]), strict=True):
-                self.groups.setdefault(name, self.empty())._add(rows.chosen(members))
-        return rows
+        options = {"ignore_index": ignore_index, "num_threads": num_threads, "backend": backend}
+        self.add(rows_of(np.asarray(logits), target, self.loss, axis, **options), keys)
 
-    def _add(self, rows: Rows) -> None:
+    def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
+        """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
         losses = rows.counted_losses()
         finite = losses
         if losses.size and losses.max() == np.inf:
@@ -128,6 +105,12 @@ class EvaluationState:
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
+        if groups is not None:
+            names, number = np.unique(groups, return_inverse=True)
+            order = np.argsort(number, kind="stable", axis=None)
+            ends = np.cumsum(np.bincount(number.ravel(), minlength=names.size))
+            for name, members in zip(names.tolist(), np.split(order, ends[:-1]), strict=True):
+                self.groups.setdefault(name, self.empty()).add(rows.chosen(members))
 
     def merge(self, other: "EvaluationState") -> None:
         """Take in what `other` has seen."""
@@ -182,8 +165,14 @@ class EvaluationState:
         """Rows that counted."""
         return self.finite.count + self.infinite
 
-    def compute(self) -> Metrics:
-        """Figures of everything seen so far; NaN where nothing counted."""
+    def compute(self, *, n_bytes: int | None = None, n_words: int | None = None) -> Metrics:
+        """Return the figures of everything seen so far; NaN where nothing counted.
+
+        Parameters
+        ----------
+        n_bytes, n_words : int, optional
+            How many bytes and words the text has whose tokens counted.
+        """
         return Metrics(
             loss=self.loss,
             count=self.count,
@@ -192,6 +181,8 @@ class EvaluationState:
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
             accuracy=self.correct / self.count if self.count else math.nan,
+            n_bytes=n_bytes,
+            n_words=n_words,
         )
 
 

@@ -20,7 +20,7 @@ from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, described
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.rows import row_dtype
+from logitloss.evaluate.rows import row_dtype, rows_of
 from logitloss.evaluate.state import EvaluationState, checked_groups
 from logitloss.linear import LinearLogits
 
@@ -142,18 +142,21 @@ def evaluate(
             seen += math.prod(part.stop - part.start for part in block)
             if seen <= done:
                 continue
+            x, labels = _native(logits[block], compute_dtype), _native(rows["target"][block])
             try:
-                found = state.update(
-                    _native(logits[block], compute_dtype),
-                    **{name: _native(array[block]) for name, array in rows.items()},
+                found = rows_of(
+                    x,
+                    labels,
+                    loss,
+                    None if loss == "bce" else -1,
                     ignore_index=ignore_index,
-                    axis=None if loss == "bce" else -1,
                     num_threads=num_threads,
                     backend=backend,
                 )
             except EvaluationError as error:
                 error.shift(tuple(part.start for part in block))
                 raise
+            state.add(found, rows["groups"][block] if "groups" in rows else None)
             if per_row is not None:
                 found.store(per_row[block])
             if checkpoint is not None:
