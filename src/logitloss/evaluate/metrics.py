@@ -5,8 +5,10 @@ is left to `report.py`.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Literal, NotRequired, TypedDict, cast
+
+from logitloss.evaluate.calibration import Bin
 
 Loss = Literal["ce", "bce"]
 
@@ -25,11 +27,47 @@ class MetricsDict(TypedDict):
     perplexity: float
     accuracy: float
     accuracy_standard_error: float
+    brier: NotRequired[float]
+    expected_calibration_error: NotRequired[float]
+    maximum_calibration_error: NotRequired[float]
+    calibration: NotRequired[list[Bin]]
+    roc_auc: NotRequired[float]
+    roc_auc_error_bound: NotRequired[float]
+    average_precision: NotRequired[float]
+    average_precision_error_bound: NotRequired[float]
     bytes: NotRequired[int]
     bits_per_byte: NotRequired[float]
     perplexity_per_byte: NotRequired[float]
     words: NotRequired[int]
     perplexity_per_word: NotRequired[float]
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryMetrics:
+    """What is known of binary labels beside their loss.
+
+    Parameters
+    ----------
+    brier : float
+        Mean of (probability - label)**2.
+    expected_calibration_error, maximum_calibration_error : float
+        Of 15 equal bins of the probability: the mean gap between probability and label, and the largest.
+    calibration : list of dict
+        The bins.
+    roc_auc, average_precision : float
+        How well logits rank labels above 1/2 above the others; NaN where there are none of a kind.
+    roc_auc_error_bound, average_precision_error_bound : float
+        How far the exact figures may be at most, since logits are ranked in bins of 2**-10.
+    """
+
+    brier: float
+    expected_calibration_error: float
+    maximum_calibration_error: float
+    calibration: list[Bin]
+    roc_auc: float
+    roc_auc_error_bound: float
+    average_precision: float
+    average_precision_error_bound: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +92,8 @@ class Metrics:
     accuracy : float
         Share of the labels that counted which the largest logit gets right (the first of equals; with "bce",
         a logit above 0 where the target is above 1/2).
+    binary : BinaryMetrics, optional
+        Further figures of loss "bce".
     n_bytes, n_words : int, optional
         Of the text whose tokens counted; they make figures that do not depend on the tokenizer.
     """
@@ -65,6 +105,7 @@ class Metrics:
     nll_nats: float
     nll_nats_standard_error: float
     accuracy: float
+    binary: BinaryMetrics | None = None
     n_bytes: int | None = None
     n_words: int | None = None
 
@@ -124,6 +165,8 @@ class Metrics:
             "accuracy": self.accuracy,
             "accuracy_standard_error": self.accuracy_standard_error,
         }
+        if self.binary is not None:
+            figures |= cast(MetricsDict, asdict(self.binary))
         if self.n_bytes is not None:
             figures["bytes"] = self.n_bytes
             figures["bits_per_byte"] = self.bits_per_byte

@@ -95,6 +95,14 @@ class Report:
         if metrics.n_words is not None:
             table.add_row("perplexity per word", f"{metrics.perplexity_per_word:.10g}")
         table.add_row("accuracy", f"{metrics.accuracy:.4%}", f"{metrics.accuracy_standard_error:.2%}")
+        if metrics.binary is not None:
+            table.add_row("Brier score", f"{metrics.binary.brier:.10g}")
+            table.add_row("expected calibration error", f"{metrics.binary.expected_calibration_error:.10g}")
+            table.add_row("largest calibration error", f"{metrics.binary.maximum_calibration_error:.10g}")
+            auc, bound = metrics.binary.roc_auc, metrics.binary.roc_auc_error_bound
+            table.add_row("ROC AUC", f"{auc:.10g}", f"at most {bound:.1g} off")
+            ap, bound = metrics.binary.average_precision, metrics.binary.average_precision_error_bound
+            table.add_row("average precision", f"{ap:.10g}", f"at most {bound:.1g} off")
         table.add_row("labels counted", f"{metrics.count:,}")
         table.add_row("labels ignored", f"{metrics.ignored:,}")
         if metrics.infinite:

@@ -21,16 +21,18 @@ Array = npt.NDArray[Any]
 class Rows(NamedTuple):
     """Of each row, in C order: its loss in nats, whether it is a hit, and whether it counts (None: all do).
 
-    A row that does not count has loss 0 and is no hit.
+    A row that does not count has loss 0 and is no hit. Of binary labels there are the logits and labels, too.
     """
 
     loss: Array
     hit: npt.NDArray[np.bool_]
     counted: npt.NDArray[np.bool_] | None
+    logit: Array | None = None
+    label: Array | None = None
 
     def chosen(self, rows: Array) -> "Rows":
         """Return some of them."""
-        return Rows(self.loss[rows], self.hit[rows], None if self.counted is None else self.counted[rows])
+        return Rows(*(None if array is None else array[rows] for array in self))  # type: ignore[arg-type]
 
     def store(self, out: Array) -> None:
         """Write them to an array of `row_dtype`, of as many elements."""
@@ -43,10 +45,10 @@ class Rows(NamedTuple):
         """How many do not count."""
         return 0 if self.counted is None else self.counted.size - int(np.count_nonzero(self.counted))
 
-    def counted_losses(self) -> npt.NDArray[np.float64]:
-        """Return the losses of those that count."""
-        loss = self.loss if self.counted is None else self.loss[self.counted]
-        return loss.astype(np.float64, copy=False)
+    def of_counted(self, array: Array) -> npt.NDArray[np.float64]:
+        """Return what one of the arrays has for the rows that count."""
+        counted = array if self.counted is None else array[self.counted]
+        return counted.astype(np.float64, copy=False)
 
 
 def row_dtype(logits_dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -134,7 +136,7 @@ def binary_rows(
     if counted is not None:
         loss[~counted] = 0
         hit &= counted
-    return Rows(loss, hit, counted)
+    return Rows(loss, hit, counted, x.ravel(), labels.ravel())
 
 
 def _any_nan(loss: Array) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.binary import BinaryState
 from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
@@ -49,6 +50,7 @@ class EvaluationState:
     ignored: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    binary: BinaryState = field(default_factory=BinaryState)
     groups: "dict[Group, EvaluationState]" = field(default_factory=dict)
 
     def update(
@@ -97,7 +99,7 @@ class EvaluationState:
 
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
         """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
-        losses = rows.counted_losses()
+        losses = rows.of_counted(rows.loss)
         finite = losses
         if losses.size and losses.max() == np.inf:
             finite = losses[losses != np.inf]
@@ -105,6 +107,8 @@ class EvaluationState:
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
+        if rows.logit is not None and rows.label is not None:
+            self.binary.add(rows.of_counted(rows.logit), rows.of_counted(rows.label))
         if groups is not None:
             names, number = np.unique(groups, return_inverse=True)
             order = np.argsort(number, kind="stable", axis=None)
@@ -120,6 +124,7 @@ class EvaluationState:
         self.infinite += other.infinite
         self.correct += other.correct
         self.ignored += other.ignored
+        self.binary.merge(other.binary)
         for key, group in other.groups.items():
             self.groups.setdefault(key, self.empty()).merge(group)
 
@@ -136,6 +141,7 @@ class EvaluationState:
             "ignored": self.ignored,
             "infinite": self.infinite,
             "finite": self.finite.to_dict(),
+            "binary": self.binary.to_dict() if self.loss == "bce" else None,
             "groups": [[key, group.to_dict()] for key, group in self.groups.items()],
         }
 
@@ -156,7 +162,9 @@ class EvaluationState:
             counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
             finite = Moments.from_dict(saved["finite"])
-            return cls(loss=saved["loss"], finite=finite, groups=groups, **counts)
+            is_binary = saved["loss"] == "bce"
+            binary = BinaryState.from_dict(saved["binary"]) if is_binary else BinaryState()
+            return cls(loss=saved["loss"], finite=finite, binary=binary, groups=groups, **counts)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a state of an evaluation: {type(error).__name__} {error}") from None
 
@@ -181,6 +189,7 @@ class EvaluationState:
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
             accuracy=self.correct / self.count if self.count else math.nan,
+            binary=self.binary.compute() if self.loss == "bce" else None,
             n_bytes=n_bytes,
             n_words=n_words,
         )
