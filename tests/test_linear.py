@@ -66,9 +66,10 @@ def assert_close(actual, wanted, dtype):
 @pytest.mark.parametrize("options", LAYERS)
 def test_value_and_gradients(backend, dtype, options, has_bias, blocks, monkeypatch):
     if blocks == "many":
-        monkeypatch.setattr(linear, "BUFFER_BYTES", 23 * 4 * 5)
-        monkeypatch.setattr(linear, "GRADIENT_BUFFER_BYTES", 23 * 4 * 10)
-        monkeypatch.setattr(linear, "TILE", 7)
+        monkeypatch.setattr(linear, "TILE_CLASSES", 7)
+        monkeypatch.setattr(linear, "TILE_BYTES", 7 * 8 * 5)
+        monkeypatch.setattr(linear, "BLOCK_BYTES", 0)
+        monkeypatch.setattr(linear, "LEAST_ROWS", 10)
     arrays = layer(dtype, has_bias)
     kinds = {"sum": 1, "mean": 1 / np.count_nonzero(arrays[2] != IGNORED), "none": 1}
     for reduction, upstream in kinds.items():
@@ -98,6 +99,26 @@ def test_class_weights():
     )
     for actual, wanted in zip(found, (loss.sum(), *gradients), strict=True):
         assert_close(actual, wanted / divisor, np.dtype(np.float64))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_classes_that_a_bias_rules_out(backend, options, monkeypatch):
+    """A whole tile of them, and single ones, of weight 0."""
+    monkeypatch.setattr(linear, "TILE_CLASSES", 7)
+    hidden, weight, target, bias = layer(np.dtype(np.float64))
+    bias[7:14] = bias[20] = -np.inf
+    w = np.where(bias == -np.inf, 0.0, 1.5)
+    target[0, :6] = 1, 8, 20, 22, 3, 13
+    options = {"reduction": "none", "backend": backend, **options}
+    logits = ll.LinearLogits(hidden, weight, bias)[:]
+    with np.errstate(invalid="ignore"):
+        for class_weight in (None, w):
+            wanted = ll.cross_entropy(logits, target, axis=-1, weight=class_weight, **options)
+            found = ll.linear_cross_entropy(
+                hidden, weight, target, bias, class_weight=class_weight, **options
+            )
+            np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    assert np.isinf(wanted).any() == np.isinf(found).any()
 
 
 def test_mixed_dtypes_are_computed_in_float32():

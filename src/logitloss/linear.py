@@ -1,13 +1,14 @@
 """Cross-entropy of a linear layer's logits, as of a language model's last layer, which are never held whole.
 
-A few rows' logits at a time are made by BLAS in one buffer, become losses and, in place, their own gradient
-by the same kernels as any logits, and go back through the layer as two more products. So the layer costs its
-matrix products and little else, whatever the batch. Rows that do not count are left out of the products.
+For a value, BLAS makes a tile of logits, some classes of some rows, and the same kernels as for any logits
+make of it what it adds to the losses (`_tiled_losses`). For gradients, all logits of some rows are made,
+become their own gradient in place, and go back through the layer as two more products (`_Gradients`). So a
+layer costs its matrix products and little else. Rows that do not count are left out of the products.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,14 +17,18 @@ from logitloss import _call, _check, _coefficients
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from logitloss._check import Array, Value
+    from logitloss._backends import Kernels
+    from logitloss._check import Array, Float64, Value
 
-# Bytes of logits at a time. The library wants some hundred rows for its full rate; where the gradient of the
-# weight is wanted, more, as each block adds to all of it.
-BUFFER_BYTES = 48 << 20
-GRADIENT_BUFFER_BYTES = 96 << 20
-# Classes of a weight at a time, where it is converted or added to
-TILE = 4096
+# A tile has 2048 rows. BLAS has its full rate from a thousand on (256 take 1.3 times as long, 512 1.06), and
+# between products and kernels, threads of the one pool wait for those of the other.
+TILE_CLASSES = 6400
+TILE_BYTES = 50 << 20
+# All logits of some rows, if none are to be kept
+BLOCK_BYTES = 48 << 20
+# Of a gradient's block: as each adds to all of the weight's gradient, it has as many rows as there are
+# dimensions, and its logits the size of that gradient, but no fewer than
+LEAST_ROWS = 512
 
 
 def linear_cross_entropy(
@@ -89,9 +94,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Memory beyond inputs and outputs stays under 64 MB up to 40,000 dimensions, whatever the batch. Rows that
-    are ignored take no part in the products. Softcap and scale are those of Gemma 2 (arXiv:2408.00118) and
-    Cohere's Command models.
+    Memory beyond inputs and outputs stays under 64 MB, whatever the batch: 53 MB of logits at a time, and
+    6400 classes' weight if it must be converted. Rows that are ignored take no part in the products. Softcap
+    and scale are those of Gemma 2 (arXiv:2408.00118) and Cohere's Command models.
 
     Examples
     --------
@@ -157,8 +162,9 @@ def linear_cross_entropy_value_and_grad(
 
     Notes
     -----
-    Three products: the logits are made once, and become their gradient in place. Memory beyond inputs and
-    outputs stays under 128 MB, with a softcap too; a gradient of two bytes is summed in float32 beside.
+    Three products: the logits are made once, and become their gradient in place. Beyond inputs and outputs
+    there are the logits of D rows at a time, or 512 if D is less (twice that with a softcap), hence about as
+    much as the gradient of the weight takes; one of two bytes is summed in float32 beside.
 
     Examples
     --------
@@ -219,39 +225,76 @@ def _run(
         divisor = 1.0
     if losses is not None:
         losses[...] = 0
+    options = _Options(kernels, weights, ignored, smoothing, z_loss, threads)
+    scale = _coefficients.divided(1.0, divisor)
     total = 0.0
     counted = np.flatnonzero(labels != ignored)
-    n_rows = layer.rows_at_once(gradients is not None)
-    logits = np.empty((min(n_rows, len(counted)), layer.n_classes), layer.dtype)
-    # Without a softcap the gradient takes the logits' place.
-    slopes = logits if gradients is None or layer.softcap is None else np.empty_like(logits)
-    for first in range(0, len(counted), n_rows):
+    n_rows = layer.rows_of_tile() if gradients is None else gradients.n_rows
+    n_rows = -(-len(counted) // max(1, -(-len(counted) // n_rows)))  # blocks as equal as can be
+    for first in range(0, len(counted), max(1, n_rows)):
         rows = np.unravel_index(counted[first : first + n_rows], np.atleast_1d(labels).shape)
-        hidden = layer.scaled(np.atleast_2d(layer.hidden)[rows])
-        x, slope = logits[: len(hidden)], slopes[: len(hidden)]
-        layer.fill(x, hidden)
-        value, _, _ = _call.cross_entropy(
-            x,
-            np.atleast_1d(labels)[rows],
-            weights,
-            ignored,
-            smoothing,
-            z_loss,
-            "sum" if losses is None else "none",
-            1,
-            num_threads,
-            backend,
-            None if gradients is None else slope,
-            wants_grad=gradients is not None,
-            grad_output=None if gradients is None else _coefficients.divided(1.0, divisor),
-        )
-        if gradients is not None:
-            gradients.add(rows, hidden, x, slope)
-        if losses is None:
-            total += float(value)
+        states, y = layer.scaled(np.atleast_2d(layer.hidden)[rows]), np.atleast_1d(labels)[rows]
+        if gradients is None:
+            found = _tiled_losses(layer, states, y, options)
         else:
-            np.atleast_1d(losses)[rows] = value
+            found = gradients.add(rows, states, y, options, scale)
+        total += float(found.sum(dtype=np.float64))
+        if losses is not None:
+            np.atleast_1d(losses)[rows] = found
     return _call.value(like, losses, total, divisor, out)
+
+
+class _Options(NamedTuple):
+    kernels: Kernels
+    weights: Float64 | None
+    ignored: int
+    smoothing: float
+    z_loss: float
+    threads: int
+
+
+def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _Options) -> Float64:
+    """Return the losses of rows that count, tile by tile along the classes.
+
+    With g_c what multiplies a class's cost, a tile T adds its own loss, sum_T g_c*(lse_T - x_c), and what lse
+    of all classes is above lse_T, as often as sum_T g_c says.
+    """
+    kernels, weights, _, smoothing, z_loss, threads = options
+    beta, gamma = weights, None
+    if smoothing:
+        beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
+    n = len(states)
+    buffer = np.empty((n, min(TILE_CLASSES, layer.n_classes)), layer.dtype)
+    part, tile_lse = np.empty(n, layer.dtype), np.empty(n)
+    losses, g_sum, g_lse, lse = np.zeros(n), np.zeros(n), np.zeros(n), np.full(n, -np.inf)
+    for tile in layer.tiles:
+        weight = layer.weight_of(tile)
+        x = buffer[:, : len(weight)]
+        layer.fill(x, states, weight, tile)
+        is_here = (labels >= tile.start) & (labels < tile.stop)
+        here = np.where(is_here, labels.astype(np.int64) - tile.start, -1)
+        g = np.where(is_here, 1.0 if beta is None else beta[labels], 0.0)
+        tile_beta = None if beta is None else beta[tile]
+        kernels.cross_entropy(
+            x, here, -1, tile_beta, None, 0.0, 1.0, None, part, tile_lse, None, None, threads
+        )
+        tile_losses = part.astype(np.float64)
+        if gamma is not None:
+            nothing = np.broadcast_to(x.dtype.type(0), x.shape)
+            kernels.soft_cross_entropy(
+                x, nothing, gamma[tile], 0.0, 1.0, 0.0, 1.0, None, part, None, None, threads
+            )
+            tile_losses += part
+            g += gamma[tile].sum()
+        # Where all of a tile is -inf, a class of it that is asked for costs infinitely much.
+        is_none = tile_lse == -np.inf
+        losses += np.where(is_none, np.where(g > 0, np.inf, 0.0), tile_losses)
+        g_sum += g
+        g_lse += np.where(is_none | (g == 0), 0.0, g * np.where(is_none, 0.0, tile_lse))
+        lse = np.logaddexp(lse, tile_lse)
+    with np.errstate(invalid="ignore"):
+        losses += g_sum * lse - g_lse
+        return losses + z_loss * lse**2 if z_loss else losses
 
 
 class LinearLogits:
@@ -314,20 +357,24 @@ class LinearLogits:
             _check.same_shape("bias", self.bias, (self.n_classes,), "one number per class,")
         self.shape = (*self.hidden.shape[:-1], self.n_classes)
         self.ndim = len(self.shape)
-        self.tiles = [slice(c, c + TILE) for c in range(0, self.n_classes, TILE)]
+        self.tiles = [
+            slice(c, min(c + TILE_CLASSES, self.n_classes)) for c in range(0, self.n_classes, TILE_CLASSES)
+        ]
 
     def __getitem__(self, rows: Any) -> Array:
         """Return the logits of some rows, an index of the leading axes."""
         states = self.scaled(self.hidden[rows])
         out = np.empty((*states.shape[:-1], self.n_classes), self.dtype)
-        self.fill(out.reshape(-1, self.n_classes), states.reshape(-1, states.shape[-1]))
+        self.fill_all(out.reshape(-1, self.n_classes), states.reshape(-1, states.shape[-1]))
         return out
 
-    def rows_at_once(self, with_gradients: bool = False) -> int:
-        """Return the rows whose logits fill the buffer; a softcap's gradient wants one of its own."""
-        room = GRADIENT_BUFFER_BYTES if with_gradients else BUFFER_BYTES
-        n_buffers = 2 if with_gradients and self.softcap is not None else 1
-        return max(1, room // int(n_buffers * self.n_classes * self.dtype.itemsize))
+    def rows_at_once(self) -> int:
+        """Return how many rows' logits should be asked for at a time."""
+        return max(LEAST_ROWS, BLOCK_BYTES // int(self.n_classes * self.dtype.itemsize))
+
+    def rows_of_tile(self) -> int:
+        """Return how many rows a tile of logits has."""
+        return TILE_BYTES // int(min(TILE_CLASSES, self.n_classes) * self.dtype.itemsize)
 
     def scaled(self, states: Array) -> Array:
         """Return hidden states times the scale."""
@@ -338,15 +385,19 @@ class LinearLogits:
         """Return some classes' weight in the dtype of the products."""
         return self.weight[tile].astype(self.dtype, copy=False)
 
-    def fill(self, out: Array, states: Array) -> None:
-        """Make the logits of scaled hidden states."""
-        for tile in self.tiles:
-            np.matmul(states, self.weight_of(tile).T, out=out[:, tile])
+    def fill(self, out: Array, states: Array, weight: Array, tile: slice) -> None:
+        """Make a tile's logits of scaled hidden states, given its weight."""
+        np.matmul(states, weight.T, out=out)
         if self.bias is not None:
-            out += self.bias.astype(self.dtype) * self.dtype.type(self.scale)
+            out += self.bias[tile].astype(self.dtype) * self.dtype.type(self.scale)
         if self.softcap is not None:
             np.tanh(out, out=out)
             out *= self.dtype.type(self.softcap)
+
+    def fill_all(self, out: Array, states: Array) -> None:
+        """Make all classes' logits."""
+        for tile in self.tiles:
+            self.fill(out[:, tile], states, self.weight_of(tile), tile)
 
 
 class _Gradients:
@@ -357,12 +408,29 @@ class _Gradients:
         self.hidden = np.zeros_like(layer.hidden, order="C")
         self.weight = np.zeros(layer.weight.shape, layer.dtype)
         self.bias = None if layer.bias is None else np.zeros(layer.n_classes, layer.dtype)
-        self.product = np.empty((min(TILE, layer.n_classes), layer.weight.shape[1]), layer.dtype)
+        self.product = np.empty((min(TILE_CLASSES, layer.n_classes), layer.weight.shape[1]), layer.dtype)
+        self.n_rows = max(layer.weight.shape[1], layer.rows_at_once())
+        self.buffers: list[Array] = []
         self.is_empty = True
 
-    def add(self, rows: tuple[Array, ...], states: Array, logits: Array, slopes: Array) -> None:
-        """Add those of some rows, given their logits' gradient, which is spent if there is a softcap."""
+    def add(
+        self, rows: tuple[Array, ...], states: Array, labels: Array, options: _Options, scale: float
+    ) -> Array:
+        """Add those of some rows, and return the rows' losses."""
         layer = self.layer
+        if not self.buffers:  # without a softcap the gradient takes the logits' place
+            n_buffers = 1 if layer.softcap is None else 2
+            self.buffers = [np.empty((len(states), layer.n_classes), layer.dtype) for _ in range(n_buffers)]
+        logits, slopes = self.buffers[0][: len(states)], self.buffers[-1][: len(states)]
+        layer.fill_all(logits, states)
+        kernels, weights, ignored, smoothing, z_loss, threads = options
+        beta, gamma = weights, None
+        if smoothing:
+            beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
+        losses = np.empty(len(states), layer.dtype)
+        kernels.cross_entropy(
+            logits, labels, ignored, beta, gamma, z_loss, scale, None, losses, None, None, slopes, threads
+        )
         if layer.softcap is not None:  # s - x**2/s, the slope of x = s*tanh(z/s) in z/s
             logits *= logits
             logits *= layer.dtype.type(-1 / layer.softcap)
@@ -383,6 +451,7 @@ class _Gradients:
         np.atleast_2d(self.hidden)[rows] = back
         if self.bias is not None:
             self.bias += slopes.sum(axis=0) * layer.dtype.type(layer.scale)
+        return losses
 
     def finished(self) -> tuple[Array, Array, Array | None]:
         """Return them in the dtypes of what they belong to."""
