@@ -75,7 +75,8 @@ def test_demo_as_a_user_runs_it(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     (folder,) = tmp_path.iterdir()
-    assert {path.name for path in folder.iterdir()} == {"logits.npy", "labels.npy"}
+    files = {"logits.npy", "labels.npy", "hidden.npy", "unembedding.npy"}
+    assert {path.name for path in folder.iterdir()} == files
     assert f"next: logitloss eval {folder}/logits.npy {folder}/labels.npy" in done.stdout
 
 

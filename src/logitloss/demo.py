@@ -68,7 +68,8 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
     Returns
     -------
     tuple of Path
-        The held-out logits (float32) and labels (uint8), two `.npy` files.
+        The held-out logits (float32) and labels (uint8), two `.npy` files. Beside them are the model's inputs
+        and its weights, (classes, inputs), of which `eval --hidden` makes the same logits.
     """
     images, labels = load_digits()
     inputs = np.column_stack([images / np.float32(16), np.ones(len(images), np.float32)])
@@ -82,4 +83,6 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
     logits_path, labels_path = folder / "logits.npy", folder / "labels.npy"
     np.save(logits_path, inputs[held_out] @ weights)
     np.save(labels_path, labels[held_out])
+    np.save(folder / "hidden.npy", inputs[held_out])
+    np.save(folder / "unembedding.npy", weights.T)
     return logits_path, labels_path

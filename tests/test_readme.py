@@ -1,0 +1,57 @@
+"""README's "Offline evaluation", block by block, in an empty folder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()"]
+
+
+def blocks():
+    section = README.read_text(encoding="utf-8").split("\n## Offline evaluation\n")[1].split("\n## ")[0]
+    return re.findall(r"^```(sh|python)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def printed(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def figure(table, name):
+    return re.search(rf"^{name} +(\S+)", table, re.MULTILINE).group(1)
+
+
+@pytest.mark.skipif(not README.exists(), reason="README is in the repository alone")
+def test_offline_evaluation_runs_as_shown(tmp_path):
+    folder, outputs = tmp_path, {}
+    for language, text in blocks():
+        if language == "python":
+            outputs["python"] = printed([sys.executable, "-c", text], folder)
+            continue
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[0] == "cd":
+                folder = folder / words[1]
+            else:
+                assert words[0] == "logitloss"
+                outputs[" ".join(words[1:])] = printed([*PROGRAM, *words[1:]], folder)
+    perplexities = {
+        figure(output, "perplexity")
+        for command, output in outputs.items()
+        if command.startswith("eval") and "--json" not in command and "bce" not in command
+    }
+    first = figure(outputs["eval logits.npy labels.npy"], "perplexity")
+    # the made logits are rounded otherwise
+    assert {round(float(perplexity), 5) for perplexity in perplexities} == {round(float(first), 5)}
+    for line in outputs["python"].splitlines():
+        assert float(line) == pytest.approx(float(first), rel=1e-6)
+    binary = next(output for command, output in outputs.items() if "bce" in command)
+    assert 0.95 < float(figure(binary, "ROC AUC")) < 1
+    assert {"run.json", "rows.npy", "odd.npy"} < set(os.listdir(folder))
