@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.moments import two_sum
+
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
@@ -41,11 +43,9 @@ class Sums:
         return cls(np.zeros(n), np.zeros(n))
 
     def add(self, values: Float64) -> None:
-        """Add a number to each (Knuth's two-sum)."""
-        total = self.high + values
-        rounded = total - self.high
-        self.low += (self.high - (total - rounded)) + (values - rounded)
-        self.high = total
+        """Add a number to each."""
+        self.high, error = two_sum(self.high, values)
+        self.low += error
 
     def merge(self, other: "Sums") -> None:
         """Add other sums, errors included."""

@@ -14,6 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 
+def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return a + b rounded, and what rounding took (Knuth)."""
+    total = a + b
+    rounded = total - a
+    return total, (a - (total - rounded)) + (b - rounded)
+
+
 @dataclass(slots=True)
 class Compensated:
     """A float64 sum and the rounding error it has made so far."""
@@ -23,10 +30,8 @@ class Compensated:
 
     def add(self, value: float) -> None:
         """Add one number."""
-        total = self.high + value
-        rounded = total - self.high
-        self.low += (self.high - (total - rounded)) + (value - rounded)
-        self.high = total
+        self.high, error = two_sum(self.high, value)
+        self.low += error
 
     def merge(self, other: "Compensated") -> None:
         """Add another sum, error included."""
