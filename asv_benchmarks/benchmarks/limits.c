@@ -176,7 +176,8 @@ static double seconds(void)
 #define LENGTH 100
 
 /* How many times as long as one chain of additions four beside it take, which a core of four units for them
- * does in the time of one (1.1 to 1.15), if it is not shared (1.3 to 2.1); the fastest of a few times each. */
+ * does in the time of one (1.1 to 1.15), if it is not shared (1.3 to 2.1); the fastest of a few times each.
+ */
 static double crowding_here(void)
 {
     uint64_t a = 0, b = 0, c = 0, d = 0, one = 1;
