@@ -32,7 +32,7 @@ THREADS = (1, "all")
 PAUSE = 0.01
 LEAST_ROUNDS = 5
 QUIET_SECONDS = 0.2
-PATIENCE = 60.0
+PATIENCE = 10.0
 TURNS = 3
 LINE = 64
 # Seconds: who has taken as many in all has had enough turns.
