@@ -61,6 +61,7 @@ def test_every_public_name_is_there_and_documented():
         *("binary_cross_entropy_with_logits_value_and_grad", "binary_cross_entropy"),
         *("logistic_loss", "logistic_loss_grad", "logistic_loss_value_and_grad"),
         *("nll_loss", "kl_div", "entropy", "logsumexp", "log_softmax", "softmax", "sigmoid", "log_sigmoid"),
+        *("LinearLogits", "linear_cross_entropy", "linear_cross_entropy_value_and_grad"),
         *("set_num_threads", "get_num_threads", "backends", "raise_deferred", "show_versions"),
     }
     assert names == set(ll.__all__)

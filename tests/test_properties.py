@@ -97,7 +97,9 @@ def test_gradient_rows_sum_to_zero(backend, case, smoothing):
     _, grad = fused(logits, target, backend, label_smoothing=smoothing)
     sums = np.abs(grad.astype(np.longdouble).sum(axis=1))
     sizes = np.abs(grad).astype(np.longdouble).sum(axis=1) + smoothing
-    assert (sums <= tolerance(logits.dtype) * sizes).all()
+    # each entry of a row that is all subnormal may be off by its own last place
+    least = 4 * logits.shape[1] * np.finfo(logits.dtype).smallest_subnormal
+    assert (sums <= tolerance(logits.dtype) * sizes + least).all()
 
 
 @given(case=batches(), cut=st.integers(0, 40), weighted=st.booleans())
