@@ -23,9 +23,9 @@ class BinaryState:
     calibration: Calibration = field(default_factory=Calibration)
     ranking: Ranking = field(default_factory=Ranking)
 
-    def add(self, logits: Float64, labels: Float64) -> None:
+    def add(self, logits: npt.NDArray[Any], labels: Float64) -> None:
         """Add logits and labels that count."""
-        p = np.asarray(sigmoid(logits))
+        p = np.asarray(sigmoid(logits)).astype(np.float64, copy=False)
         self.squares.merge(Moments.of((p - labels) ** 2))
         self.calibration.add(p, labels)
         self.ranking.add(logits, labels > 0.5)

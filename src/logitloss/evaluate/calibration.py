@@ -79,7 +79,7 @@ class Calibration:
         for first in range(0, probability.size, PLAIN):
             p, y = probability[first : first + PLAIN], outcome[first : first + PLAIN]
             # the bin whose upper end is the first not below p
-            number = np.clip(np.ceil(p * N_BINS).astype(np.intp) - 1, 0, N_BINS - 1)
+            number = np.maximum(np.ceil(p * N_BINS).astype(np.intp), 1) - 1
             self.count += np.bincount(number, minlength=N_BINS)
             for sums, values in ((self.probability, p), (self.outcome, y)):
                 part: Any = np.bincount(number, values, N_BINS)

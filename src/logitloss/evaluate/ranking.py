@@ -33,15 +33,18 @@ class Ranking:
 
     def add(self, logits: npt.NDArray[Any], is_positive: npt.NDArray[np.bool_]) -> None:
         """Add logits."""
-        counts = np.zeros((2, N_BINS), np.int64)
+        counts = np.zeros(2 * N_BINS, np.int64)
         for first in range(0, logits.size, AT_ONCE):
-            x, positive = logits[first : first + AT_ONCE], is_positive[first : first + AT_ONCE]
-            place = np.clip(np.floor(x.astype(np.float64) / STEP), -N_BINS // 2, N_BINS // 2 - 1)
-            number = place.astype(np.int64) + N_BINS // 2
-            counts[1] += np.bincount(number[positive], minlength=N_BINS)
-            counts[0] += np.bincount(number[~positive], minlength=N_BINS)
-        number = np.flatnonzero(counts.any(axis=0))
-        self._add(number, *counts[:, number])
+            place = np.multiply(logits[first : first + AT_ONCE], 1 / STEP, dtype=np.float64)
+            place += N_BINS // 2
+            np.maximum(place, 0, out=place)
+            np.minimum(place, N_BINS - 1, out=place)
+            number = place.astype(np.int64)
+            number += is_positive[first : first + AT_ONCE] * N_BINS
+            counts += np.bincount(number, minlength=2 * N_BINS)
+        by_kind = counts.reshape(2, N_BINS)
+        number = np.flatnonzero(by_kind.any(axis=0))
+        self._add(number, *by_kind[:, number])
 
     def merge(self, other: "Ranking") -> None:
         """Add what another has seen."""

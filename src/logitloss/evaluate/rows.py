@@ -45,10 +45,9 @@ class Rows(NamedTuple):
         """How many do not count."""
         return 0 if self.counted is None else self.counted.size - int(np.count_nonzero(self.counted))
 
-    def of_counted(self, array: Array) -> npt.NDArray[np.float64]:
+    def of_counted(self, array: Array) -> Array:
         """Return what one of the arrays has for the rows that count."""
-        counted = array if self.counted is None else array[self.counted]
-        return counted.astype(np.float64, copy=False)
+        return array if self.counted is None else array[self.counted]
 
 
 def row_dtype(logits_dtype: npt.DTypeLike) -> np.dtype[Any]:

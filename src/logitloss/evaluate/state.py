@@ -99,7 +99,7 @@ class EvaluationState:
 
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
         """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
-        losses = rows.of_counted(rows.loss)
+        losses = rows.of_counted(rows.loss).astype(np.float64, copy=False)
         finite = losses
         if losses.size and losses.max() == np.inf:
             finite = losses[losses != np.inf]
@@ -108,7 +108,8 @@ class EvaluationState:
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
         if rows.logit is not None and rows.label is not None:
-            self.binary.add(rows.of_counted(rows.logit), rows.of_counted(rows.label))
+            labels = rows.of_counted(rows.label).astype(np.float64, copy=False)
+            self.binary.add(rows.of_counted(rows.logit), labels)
         if groups is not None:
             names, number = np.unique(groups, return_inverse=True)
             order = np.argsort(number, kind="stable", axis=None)
