@@ -47,8 +47,7 @@ from logitloss._kernels.numba_lanes_finish import (
     TOP,
     finisher,
 )
-from logitloss._kernels.numba_lanes_labels import AHEAD, REGISTERS, labels
-from logitloss._kernels.numba_lanes_labels import MOST_CLASSES as MOST_PLAIN_CLASSES
+from logitloss._kernels.numba_lanes_labels import AHEAD, REGISTERS, has_few_roundings, labels
 from logitloss._kernels.numba_lanes_sums import CHAIN, sums
 from logitloss._kernels.vectors import outline
 from numba.extending import register_jitable
@@ -308,7 +307,7 @@ def kernels(item: str) -> SimpleNamespace:
             is_plain
             and job.target_kind == LABELS
             and not job.hit.address
-            and job.n_classes <= MOST_PLAIN_CLASSES
+            and has_few_roundings(job.n_classes, is_kept)
             and (
                 is_kept or (job.operation == NOTHING and beside(job.logits, rows)) or in_tile == job.n_classes
             )

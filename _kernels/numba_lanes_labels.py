@@ -31,15 +31,24 @@ from logitloss._kernels.numba_lanes_finish import (
     SCALE,
 )
 from logitloss._kernels.vectors import inline, outline
+from numba.extending import register_jitable
 
-# Of more the sum would need more roundings than a result may.
-MOST_CLASSES = 24
+# Of more, sums would need more roundings than results may: a loss of more classes, a gradient of more sweeps.
+MOST_CLASSES, MOST_SWEEPS = 24, 3
 # A first logit beyond it is not what exponentials are relative to: its exponent would lose digits.
 _DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
 # Of a vector: the chain of one exponential is longer than a processor looks ahead.
 REGISTERS = 2
 # Rows side by side: so many bytes ahead of the sums, their logits are fetched
 AHEAD = 512
+
+
+@register_jitable
+def has_few_roundings(n_classes, has_gradient):
+    """Whether so many classes go this way; a sweep takes seven, or five, three or one of those left."""
+    left = n_classes % 7
+    n_sweeps = n_classes // 7 + (0 if left == 0 else 1 if left % 2 else 2)
+    return n_classes <= MOST_CLASSES and (not has_gradient or n_sweeps <= MOST_SWEEPS)
 
 
 def labels(real: type) -> SimpleNamespace:
