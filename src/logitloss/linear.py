@@ -225,7 +225,10 @@ def _run(
         divisor = 1.0
     if losses is not None:
         losses[...] = 0
-    options = _Options(kernels, weights, ignored, smoothing, z_loss, threads)
+    beta, gamma = weights, None
+    if smoothing:
+        beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
+    options = _Options(kernels, beta, gamma, ignored, z_loss, threads)
     scale = _coefficients.divided(1.0, divisor)
     total = 0.0
     counted = np.flatnonzero(labels != ignored)
@@ -246,9 +249,9 @@ def _run(
 
 class _Options(NamedTuple):
     kernels: Kernels
-    weights: Float64 | None
+    beta: Float64 | None
+    gamma: Float64 | None
     ignored: int
-    smoothing: float
     z_loss: float
     threads: int
 
@@ -259,10 +262,7 @@ def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _O
     With g_c what multiplies a class's cost, a tile T adds its own loss, sum_T g_c*(lse_T - x_c), and what lse
     of all classes is above lse_T, as often as sum_T g_c says.
     """
-    kernels, weights, _, smoothing, z_loss, threads = options
-    beta, gamma = weights, None
-    if smoothing:
-        beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
+    kernels, beta, gamma, _, z_loss, threads = options
     n = len(states)
     buffer = np.empty((n, min(TILE_CLASSES, layer.n_classes)), layer.dtype)
     part, tile_lse = np.empty(n, layer.dtype), np.empty(n)
@@ -423,10 +423,7 @@ class _Gradients:
             self.buffers = [np.empty((len(states), layer.n_classes), layer.dtype) for _ in range(n_buffers)]
         logits, slopes = self.buffers[0][: len(states)], self.buffers[-1][: len(states)]
         layer.fill_all(logits, states)
-        kernels, weights, ignored, smoothing, z_loss, threads = options
-        beta, gamma = weights, None
-        if smoothing:
-            beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
+        kernels, beta, gamma, ignored, z_loss, threads = options
         losses = np.empty(len(states), layer.dtype)
         kernels.cross_entropy(
             logits, labels, ignored, beta, gamma, z_loss, scale, None, losses, None, None, slopes, threads
