@@ -25,7 +25,7 @@ Rules of value
 - A coefficient of 0 takes its term away: 0 * inf = 0, but NaN stays NaN.
 - A row that holds NaN or +inf, or -inf only, is poisoned: loss, gradient, softmax and entropy are NaN, with
   any coefficients. Its lse is what the definition gives: NaN, else +inf, else -inf.
-- An ignored row has loss 0, hit 0 and gradient 0 whatever it holds, and an lse like any other row.
+- An ignored row has loss 0, figures 0 and gradient 0 whatever it holds, and an lse like any other row.
 - The cost of a class, lse - x, is (largest - x) + log1p(others): the largest logit (first of equals) is left
   out of the others' sum, so that a loss keeps its relative precision however far its target is ahead. In a
   gradient, 1 - p of the largest is others / (1 + others), never a difference of rounded numbers.
@@ -37,7 +37,7 @@ label_weight(target, weight, ignore_index, n_classes, num_threads) -> (sum, firs
     labels are in [0, n_classes). target: any integer dtype. weight: float64[n_classes], contiguous, or None.
 
 cross_entropy(logits, target, ignore_index, beta, gamma, z_loss, scale, lse_in,
-              loss, lse, hit, grad, num_threads) -> (total, counted, first_bad)
+              loss, lse, figures, grad, num_threads) -> (total, counted, first_bad)
     loss_i = beta[y]*(lse - x_y) + sum_c gamma[c]*(lse - x_c) + z_loss*lse**2
     grad_i = scale_i*((beta[y] + sum(gamma) + 2*z_loss*lse)*p_c - beta[y]*[c == y] - gamma[c])
     target   any integer dtype, rows' shape
@@ -48,7 +48,14 @@ cross_entropy(logits, target, ignore_index, beta, gamma, z_loss, scale, lse_in,
              finite is poisoned, and total is unspecified.
     loss     R, rows' shape
     lse      float64, rows' shape
-    hit      uint8, rows' shape: 1 where the largest logit (first of equals) is the target's; 0 with NaN
+    figures  float64, rows' shape and a last axis of five, contiguous; wanted only without beta, gamma, z_loss
+             and grad. Of each row, NaN if it is poisoned, in the order of FIGURES:
+             rank                1 and as many classes as come before the target's: those of a larger logit,
+                                 and of an equal one and a lower number
+             top                 the class of the largest logit, first of equals
+             top_probability     its p
+             entropy             sum_c p_c*(lse - x_c)
+             others_squared      the sum of p_c**2 over all classes but the top
     grad     logits' dtype and shape
     counted  the number of rows not ignored
 
@@ -87,6 +94,9 @@ kl_div(log_probabilities, target, log_target, loss, num_threads) -> total
 
 sigmoid(logits, out, log, num_threads)      out: logits' dtype and shape; the logarithm if log
 """
+
+# The last axis of `figures`
+FIGURES = ("rank", "top", "top_probability", "entropy", "others_squared")
 
 if __name__ == "_kernels":
     raise ImportError(

@@ -111,6 +111,17 @@ class _Rows:
         without_top[self.number, self.top] = 0.0
         return p, without_top.sum(axis=1)
 
+    def figures(self, labels: Array) -> Float64:
+        target = self.logits[self.number, labels][:, None]
+        is_before = np.arange(self.logits.shape[1]) < labels[:, None]
+        rank = 1 + ((self.logits > target) | (is_before & (self.logits == target))).sum(axis=1)
+        p, _ = self.softmax()
+        entropy = _times(p, self.costs()).sum(axis=1)
+        top_p = p[self.number, self.top]
+        p[self.number, self.top] = 0.0
+        figures = np.stack([rank, self.top, top_p, entropy, (p * p).sum(axis=1)], axis=1)
+        return np.where(np.isnan(self.others)[:, None], np.nan, figures)
+
     def losses(self, g: Float64, z_loss: float) -> Float64:
         loss: Float64 = _times(g, self.costs()).sum(axis=1)
         if z_loss:
@@ -170,7 +181,7 @@ def cross_entropy(
     lse_in: Float64 | None,
     loss: Array | None,
     lse: Float64 | None,
-    hit: NDArray[np.uint8] | None,
+    figures: Float64 | None,
     grad: Array | None,
     num_threads: int,
 ) -> tuple[float, int, int]:
@@ -191,9 +202,10 @@ def cross_entropy(
         total += float(losses.sum())
         _store(loss, index, losses)
         _store(lse, index, rows.lse())
-        _store(hit, index, counts & (rows.top == labels) & ~np.isnan(rows.largest))
+        if figures is not None:
+            _store(figures, index, np.where(counts[:, None], rows.figures(labels), 0.0))
         if grad is not None:
-            only_grad = loss is None and lse is None and hit is None
+            only_grad = loss is None and lse is None
             known_lse = _load(lse_in, index) if lse_in is not None and only_grad else None
             slopes = _scale(scale, index)[:, None] * rows.gradients(g, z_loss, known_lse)
             _store(grad, index, np.where(counts[:, None], slopes, 0.0))

@@ -89,6 +89,21 @@ def entropy(logits) -> Exact:
 
 
 @quiet
+def figures(logits, target) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernels' figures of each row, and the nats that its largest logit is ahead of all others."""
+    x, _, others = partition(logits)
+    labels = np.asarray(target)[..., None]
+    number = np.arange(x.shape[-1])
+    own = np.take_along_axis(x, labels, axis=-1)
+    rank = 1 + (x > own).sum(axis=-1) + ((x == own) & (number < labels)).sum(axis=-1)
+    top = np.argmax(x, axis=-1)
+    others_squared = np.where(number == top[..., None], 0, softmax(logits).value ** 2).sum(axis=-1)
+    columns = [rank, top, 1 / (1 + others[..., 0]), entropy(logits).value, others_squared]
+    value = np.where(np.isnan(others), np.nan, np.stack(columns, axis=-1))
+    return value, nats_ahead(others[..., 0])
+
+
+@quiet
 def linear(logits, beta, target, gamma, z_loss=0.0, scale=1.0) -> tuple[Exact, Exact]:
     """Return loss and gradient rows of `beta*(lse - x_y) + sum_c gamma_c*(lse - x_c) + z_loss*lse**2`.
 

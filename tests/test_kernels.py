@@ -1,4 +1,4 @@
-"""The kernel contract where the public functions do not reach: hits, outputs together, missing outputs.
+"""The kernel contract where the public functions do not reach: outputs together, missing outputs.
 
 Every backend is called as the package calls it, with outputs prefilled, so that a kernel which leaves an
 entry unwritten is seen here.
@@ -7,16 +7,16 @@ entry unwritten is seen here.
 import numpy as np
 import oracle
 import pytest
-from cases import batch, rng_for, unfilled, zoo
+from cases import batch, unfilled, zoo
 from memory import WRITABLE_LAYOUTS
-from ulp import assert_exact, exact, result_dtype
+from ulp import assert_exact, result_dtype
 
 from logitloss import _backends
 
 
 def cross_entropy(backend, logits, target, **wanted):
     """Call the kernel with what differs from the plain call, on two threads."""
-    names = ("beta", "gamma", "z_loss", "scale", "lse_in", "loss", "lse", "hit", "grad")
+    names = ("beta", "gamma", "z_loss", "scale", "lse_in", "loss", "lse", "figures", "grad")
     given = {"z_loss": 0.0, "scale": 1.0, **wanted}
     arguments = [given.pop(name, None) for name in names]
     assert not given
@@ -34,43 +34,14 @@ def test_all_outputs_together(backend, dtype, n_classes):
     target = np.where(np.arange(len(target)) % 7 == 3, -100, target)
     n_rows = len(target)
     loss, lse = unfilled(n_rows, result_dtype(dtype)), unfilled(n_rows, np.float64)
-    hit, grad = np.full(n_rows, 77, np.uint8), unfilled(logits.shape, dtype)
-    total, counted, bad = cross_entropy(backend, logits, target, loss=loss, lse=lse, hit=hit, grad=grad)
+    grad = unfilled(logits.shape, dtype)
+    total, counted, bad = cross_entropy(backend, logits, target, loss=loss, lse=lse, grad=grad)
     value, gradient = oracle.cross_entropy(logits, target)
     assert_exact(loss, value)
     assert_exact(grad, gradient)
     assert_exact(lse, oracle.wide_lse(logits), dtype=dtype)
     assert_exact(np.float64(total), oracle.reduced(value), dtype=dtype)
     assert (counted, bad) == (int((target != -100).sum()), -1)
-    expected = (np.argmax(exact(logits), axis=1) == target).astype(np.uint8)
-    assert hit.tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("n_classes", [2, 10, 17, 129, 1000, 50257])
-def test_hit_is_the_first_of_equals(backend, dtype, n_classes):
-    """The largest logit twice, in every order of lanes and blocks: only the first is the answer."""
-    rng = rng_for("ties", n_classes)
-    n_rows = 40 if n_classes < 5000 else 3
-    logits = np.zeros((n_rows, n_classes), dtype)
-    target = np.zeros(n_rows, np.int64)
-    for row in range(n_rows):
-        first, second = sorted(rng.choice(n_classes, 2, replace=False))
-        logits[row, [first, second]] = 2
-        target[row] = first if row % 2 else second
-    hit = np.full(n_rows, 77, np.uint8)
-    cross_entropy(backend, logits, target, hit=hit)
-    assert hit.tolist() == [row % 2 for row in range(n_rows)]
-
-
-def test_hit_of_rows_that_hold_nan_or_infinities(backend, dtype):
-    rows = [[np.nan, 1, 0], [0, np.nan, 1], [1, 0, np.nan], [np.inf, 0, 1], [-np.inf] * 3, [0, -np.inf, 1]]
-    target = np.array([1, 2, 0, 0, 0, 2])
-    hit = np.full(6, 77, np.uint8)
-    cross_entropy(backend, np.array(rows, dtype), target, hit=hit)
-    assert hit.tolist() == [0, 0, 0, 1, 1, 1]
-    # NaN is not the largest, though argmax finds it.
-    cross_entropy(backend, np.array(rows[:3], dtype), np.array([0, 1, 2]), hit=hit[:3])
-    assert hit[:3].tolist() == [0, 0, 0]
 
 
 @pytest.mark.sanitize
@@ -79,25 +50,22 @@ def test_outputs_of_any_strides(backend, dtype, layout):
     make = WRITABLE_LAYOUTS[layout]
     logits, target = batch((3, 35, 10), dtype)
     loss, lse = make(unfilled((3, 35), result_dtype(dtype))), make(unfilled((3, 35), np.float64))
-    hit, grad = make(np.full((3, 35), 77, np.uint8)), make(unfilled(logits.shape, dtype))
+    grad = make(unfilled(logits.shape, dtype))
     scale = make(np.linspace(0, 2, 105).reshape(3, 35))
-    cross_entropy(backend, logits, target, scale=scale, loss=loss, lse=lse, hit=hit, grad=grad)
+    cross_entropy(backend, logits, target, scale=scale, loss=loss, lse=lse, grad=grad)
     value, gradient = oracle.cross_entropy(logits, target, scale=scale)
     assert_exact(loss, value)
     assert_exact(grad, gradient)
     assert_exact(lse, oracle.wide_lse(logits), dtype=dtype)
-    assert np.array_equal(hit, np.argmax(logits.astype(float), axis=-1) == target)
 
 
-@pytest.mark.parametrize(
-    "outputs", [(), ("loss",), ("lse",), ("hit",), ("grad",), ("lse", "grad"), ("hit", "loss")]
-)
+@pytest.mark.parametrize("outputs", [(), ("loss",), ("lse",), ("grad",), ("lse", "grad"), ("lse", "loss")])
 def test_each_output_can_be_left_out(backend, outputs):
     """The total does not depend on what else is asked for, nor does an output's every bit."""
     dtype = np.dtype(np.float32)
     for shape in ((35, 10), (5, 1000)):
         logits, target = batch(shape, dtype)
-        types = {"loss": np.float32, "lse": np.float64, "hit": np.uint8, "grad": np.float32}
+        types = {"loss": np.float32, "lse": np.float64, "grad": np.float32}
         shapes = {name: shape if name == "grad" else shape[:1] for name in types}
         every = {name: np.zeros(shapes[name], types[name]) for name in types}
         total, _, _ = cross_entropy(backend, logits, target, **every)

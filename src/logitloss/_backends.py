@@ -53,7 +53,7 @@ class Kernels(Protocol):
         lse_in: Float64 | None,
         loss: Array | None,
         lse: Float64 | None,
-        hit: NDArray[np.uint8] | None,
+        figures: Float64 | None,
         grad: Array | None,
         num_threads: int,
     ) -> tuple[float, int, int]:
