@@ -20,7 +20,7 @@ static void V(find_sums)(V(lanes) *rows, int powers)
 {
     const softmax_job *job = rows->job;
     int has_gamma = job->target_kind == PROBABILITIES || job->gamma_real;
-    int has_top = has_gamma || job->hit.data;
+    int has_top = has_gamma || job->figures;
     ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride, stride = V(tile_stride)(rows);
     V(real) *e = powers ? rows->x_tile : NULL;
     int all_summed = 0;
@@ -246,11 +246,8 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
         V(store_items)(&job->loss, rows.first, rows.n, rows.loss);
     if (job->lse.data)
         f64_store_items(&job->lse, rows.first, rows.n, rows.lse);
-    if (job->hit.data) {
-        for (ptrdiff_t i = 0; i < rows.n; i++)
-            rows.loss[i] = rows.live[i] != 0 && rows.label[i] == rows.top[i] && !isnan(rows.sum[i]);
-        V(store_items)(&job->hit, rows.first, rows.n, rows.loss);
-    }
+    if (job->figures)
+        V(find_lane_figures)(&rows);
     if (job->second_pass != NOTHING && !(is_plain && V(put_gradients)(&rows))) {
         rows.all_live |= is_plain;
         V(second_pass_of)(&rows, powers);

@@ -108,16 +108,27 @@ INLINE void *V(part)(const softmax_job *job, ptrdiff_t row, ptrdiff_t part)
     return (char *)job->parts + (row * (V(n_parts)(job) + 1) + part) * PART_BYTES;
 }
 
+INLINE V(real) V(next_below)(V(real) x)
+{
+    return sizeof x == 8 ? (V(real))nextafter((double)x, -INFINITY)
+                         : (V(real))nextafterf((float)x, -INFINITY);
+}
+
 static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row_statistics *row)
 {
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits;
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
     int has_gamma = job->gamma_real || job->target_kind == PROBABILITIES;
+    V(ranking) ranking;
     begin(row);
+    if (job->figures) {
+        ranking.logit = (V(real))block->target_logit[i];
+        ranking.below = V(next_below)(ranking.logit);
+    }
 #ifndef REAL_IS_F64
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
-                   !job->gamma && job->target_kind != PROBABILITIES &&
+                   !job->gamma && !job->figures && job->target_kind != PROBABILITIES &&
                    job->second_pass != ENTROPY; /* in which errors cancel that both passes share */
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
@@ -146,7 +157,10 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             n_next = 0;
         }
         const V(real) *gamma = has_gamma ? V(gamma_run)(block, block->first + i, c, n) : NULL;
-        V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer);
+        if (job->figures)
+            ranking.label = block->label[i] - c;
+        V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer,
+                     job->figures ? &ranking : NULL);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
     }
