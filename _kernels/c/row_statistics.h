@@ -110,8 +110,12 @@ INLINE void *V(part)(const softmax_job *job, ptrdiff_t row, ptrdiff_t part)
 
 INLINE V(real) V(next_below)(V(real) x)
 {
-    return sizeof x == 8 ? (V(real))nextafter((double)x, -INFINITY)
-                         : (V(real))nextafterf((float)x, -INFINITY);
+    V(bits) bits;
+    x += 0; /* of -0 that of 0 */
+    memcpy(&bits, &x, sizeof x);
+    bits = x > 0 ? bits - 1 : x < 0 ? bits + 1 : (V(bits))((V(bits))1 << (8 * (int)sizeof x - 1) | 1);
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row_statistics *row)
@@ -128,10 +132,12 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
     }
 #ifndef REAL_IS_F64
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
-                   !job->gamma && !job->figures && job->target_kind != PROBABILITIES &&
+                   !job->gamma && job->target_kind != PROBABILITIES &&
                    job->second_pass != ENTROPY; /* in which errors cancel that both passes share */
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
+        if (job->figures)
+            ranking.label = block->label[i] - c;
         const char *item = V(item)(logits, block->first + i, c);
         V(real) *exps = V(exps_of)(block, i, c);
 #ifndef REAL_IS_F64
@@ -140,7 +146,8 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             int is_last = c + n == job->n_classes && i + 1 < block->n;
             const char *next = is_last ? V(item)(logits, block->first + i + 1, 0) : item + 2 * n;
             ptrdiff_t n_next = V(at_most)(is_last ? job->n_classes : end - c - n, HALF_CHUNK);
-            if (add_halves(row, logits->dtype, item, n, c, next, n_next, &block->seen_half))
+            if (add_halves(row, logits->dtype, item, n, c, next, n_next, &block->seen_half,
+                           job->figures ? &ranking : NULL))
                 continue;
         }
 #endif
@@ -157,8 +164,6 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             n_next = 0;
         }
         const V(real) *gamma = has_gamma ? V(gamma_run)(block, block->first + i, c, n) : NULL;
-        if (job->figures)
-            ranking.label = block->label[i] - c;
         V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer,
                      job->figures ? &ranking : NULL);
         if (exps)
