@@ -8,8 +8,9 @@
  */
 #define V(name) PASTE(REAL, name)
 
-/* Of more the sum would need more roundings than a result may. */
-enum { V(LABELS_MOST_CLASSES) = 3 * V(SWEEP) };
+/* Of more the sum would need more roundings than a result may; of more than two sweeps a gradient, which has
+ * one more, needs what the sum lost. */
+enum { V(LABELS_MOST_CLASSES) = 3 * V(SWEEP), V(LABELS_FEW) = 2 * V(SWEEP) };
 
 INLINE V(vector) PASTE(V(take), REAL)(const V(real) *p) { return V(load)(p); }
 INLINE void PASTE(V(give), REAL)(V(real) *p, V(vector) v) { V(store)(p, v); }
@@ -78,6 +79,7 @@ INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *
 INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
                           ptrdiff_t e_stride, int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
+    const int keeps_lost = e && rows->job->n_classes > V(LABELS_FEW);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
@@ -100,12 +102,20 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
             for (int c = 0; c + step < n_classes; c += 2 * step)
                 power[c] += power[c + step];
         V(vector) chain = (V(vector))((V(ivector))power[0] | is_lost);
+        V(long_sum) others = {chain, chain, V(all)(0)};
         if (first_class > 0) {
             own += V(load)(rows->peak + lane);
-            chain += V(load)(rows->sum + lane);
+            others.sum = V(load)(rows->sum + lane);
+            others.lost = V(load)(rows->sum_lost + lane);
+            if (keeps_lost)
+                V(fold)(&others);
+            else
+                others.sum += chain;
         }
         V(store)(rows->peak + lane, own);
-        V(store)(rows->sum + lane, chain);
+        V(store)(rows->sum + lane, others.sum);
+        if (keeps_lost)
+            V(store)(rows->sum_lost + lane, others.lost);
     }
 }
 
@@ -166,6 +176,11 @@ INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
         V(store)(rows->loss + lane, V(keep)(live, others / own));
         if (gradient) {
             V(vector) factor = V(load)(rows->scale + lane) / whole;
+            if (rows->job->n_classes > V(LABELS_FEW)) {
+                V(long_sum) exact = {own, others, V(load)(rows->sum_lost + lane)};
+                V(fold)(&exact);
+                factor -= factor * (exact.lost / whole);
+            }
             if (is_weighted)
                 factor *= V(load)(rows->beta + lane);
             factor = V(keep)(live, factor);
