@@ -20,7 +20,7 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 N_RANKS = 100
-# Which are told where there are that many classes
+# Which are told where there are more classes
 TOP_K = (1, 5, 10)
 # Rows taken at once: what is made of their figures stays in the cache
 AT_ONCE = PLAIN
@@ -102,11 +102,11 @@ class ClassState:
         return self.confidence.count
 
     def compute(self, top_k: Iterable[int]) -> ClassMetrics:
-        """Return the figures, with top-k accuracies for each k that there are classes for."""
+        """Return the figures, with top-k accuracies for each k below the number of classes."""
         up_to = np.cumsum(self.ranks)
         lines: list[TopK] = []
         for k in top_k:
-            if k <= self.n_classes:
+            if k < self.n_classes:  # else it is 1
                 share = float(up_to[k] / self.count) if self.count else float("nan")
                 error = share_error(share, self.count)
                 lines.append({"k": k, "accuracy": share, "accuracy_standard_error": error})
