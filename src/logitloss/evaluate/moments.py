@@ -16,7 +16,7 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 # Numbers that may be added up plainly before `Sums` has them, so that rounding stays below 1e-12
-PLAIN = 1 << 13
+PLAIN = 1 << 14
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:

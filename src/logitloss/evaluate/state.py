@@ -50,7 +50,7 @@ class EvaluationState:
     >>> metrics.count, metrics.ignored, metrics.accuracy, round(metrics.nll_nats, 4)
     (2, 1, 0.5, 0.7201)
     >>> round(metrics.classes.brier, 4), round(metrics.classes.expected_calibration_error, 4)
-    (0.5487, 0.4254)
+    (0.5487, 0.4251)
     """
 
     loss: Loss = "ce"
