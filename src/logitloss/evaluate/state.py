@@ -227,7 +227,7 @@ class EvaluationState:
         n_bytes, n_words : int, optional
             How many bytes and words the text has whose tokens counted.
         top_k : sequence of int
-            For which k to tell top-k accuracy, from 1 to 100; where there are no more classes, it is left out.
+            For which k to tell top-k accuracy, from 1 to 100; those below the number of classes are told.
         """
         if not all(1 <= k <= N_RANKS for k in top_k):
             raise ValueError(f"top_k is {tuple(top_k)}, expected numbers from 1 to {N_RANKS}")
