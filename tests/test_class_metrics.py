@@ -303,8 +303,8 @@ def test_blocks_do_not_show(chunk_rows):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("classes", {"ranks": [0] * 5}, "other than 100 ranks"),
-        ("classes", {"ranks": [-1] * (N_RANKS + 2)}, "other than 100 ranks"),
+        ("classes", {"ranks": [0] * (N_RANKS + 3)}, "of more than 100 ranks"),
+        ("classes", {"ranks": [0, -1]}, "or below 0"),
         ("classes", {"n_classes": -1}, "-1 is no count"),
         ("labels", {"correct": [1]}, "not as many"),
         ("labels", {name: [-1, 0] for name in ("count", "correct", "predicted")}, "below 0"),

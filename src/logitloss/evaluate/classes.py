@@ -77,7 +77,7 @@ class ClassState:
         """All of it, for JSON."""
         return {
             "n_classes": self.n_classes,
-            "ranks": self.ranks.tolist(),
+            "ranks": np.trim_zeros(self.ranks, "b").tolist(),
             **{name: getattr(self, name).to_dict() for name in MEANS},
             "calibration": self.calibration.to_dict(),
         }
@@ -89,9 +89,10 @@ class ClassState:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "ClassState":
         """Read what `to_dict` wrote."""
-        ranks = np.array(saved["ranks"], np.int64)
-        if ranks.shape != _ranks().shape or (ranks < 0).any():
-            raise ValueError(f"counts of other than {N_RANKS} ranks")
+        counts, ranks = np.array(saved["ranks"], np.int64), _ranks()
+        if counts.ndim != 1 or counts.size > ranks.size or (counts < 0).any():
+            raise ValueError(f"counts of more than {N_RANKS} ranks, or below 0")
+        ranks[: counts.size] = counts
         means = {name: Moments.from_dict(saved[name]) for name in MEANS}
         calibration = Calibration.from_dict(saved["calibration"])
         return cls(whole_number(saved["n_classes"]), ranks, calibration=calibration, **means)
