@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.errors import EvaluationError, FileError, ShapeError
+from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.readers import open_array
 from logitloss.evaluate.rows import row_dtype
 from logitloss.evaluate.state import EvaluationState
@@ -21,6 +22,7 @@ def evaluate_files(
     logits_path: str,
     target_path: str,
     *,
+    loss: Loss = "ce",
     unembedding_path: str | None = None,
     bias_path: str | None = None,
     softcap: float | None = None,
@@ -38,6 +40,8 @@ def evaluate_files(
     ----------
     logits_path, target_path : str
         The files; `PATH::name` for one array of several in a `.npz` file.
+    loss
+        As in `evaluate`.
     unembedding_path, bias_path : str, optional
         Those of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale
@@ -97,10 +101,11 @@ def evaluate_files(
         if per_row_path is not None:
             compute_dtype = logits.dtype if dtype is None else FLOAT_DTYPES[dtype]
             goes_on = state_file is not None and os.path.exists(state_file)
-            per_row = _open_records(per_row_path, target.shape, row_dtype(compute_dtype), goes_on)
+            per_row = _open_records(per_row_path, target.shape, row_dtype(compute_dtype, loss), goes_on)
         state = evaluate(
             logits,
             target,
+            loss=loss,
             groups=groups,
             per_row=per_row,
             state_file=state_file,

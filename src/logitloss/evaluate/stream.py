@@ -42,6 +42,7 @@ def evaluate(
     target: Array,
     *,
     loss: Loss = "ce",
+    per_class: bool = False,
     groups: Array | None = None,
     per_row: Array | None = None,
     ignore_index: int = -100,
@@ -65,10 +66,12 @@ def evaluate(
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
     loss : {"ce", "bce"}
         Softmax cross-entropy or binary cross-entropy.
+    per_class : bool
+        Whether to keep figures of each class, too.
     groups : ndarray of int, bool or str, optional
         A key for each row, of the target's shape: each group of rows has a state of its own, too.
     per_row : ndarray, optional
-        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype)`.
+        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype, loss)`.
     ignore_index : int
         Rows with this label do not count.
     axis : int, optional
@@ -119,16 +122,21 @@ def evaluate(
     if groups is not None:
         rows["groups"] = checked_groups(groups, target.shape)
     if per_row is not None:
-        _check_per_row(per_row, target, row_dtype(compute_dtype))
+        _check_per_row(per_row, target, row_dtype(compute_dtype, loss))
     if target.ndim == 0:
         logits, rows = logits[None], {name: array[None] for name, array in rows.items()}
         target, per_row = rows["target"], None if per_row is None else per_row[None]
-    state, done, checkpoint = EvaluationState(loss), 0, None
+    state, done, checkpoint = EvaluationState(loss, per_class), 0, None
     if state_file is not None:
         inputs = {
             "logits": described(logits),
             **{name: described(array) for name, array in rows.items()},
-            "options": {"loss": loss, "ignore_index": ignore_index, "dtype": compute_dtype.name},
+            "options": {
+                "loss": loss,
+                "per_class": per_class,
+                "ignore_index": ignore_index,
+                "dtype": compute_dtype.name,
+            },
             "chunk_rows": chunk_rows,
             "backend": _backends.get(backend).name,
         }
