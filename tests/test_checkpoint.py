@@ -195,7 +195,7 @@ def test_a_bad_row_loses_nothing_before_it(tmp_path):
     seen = []
     with pytest.raises(LabelError, match="row 2000"):
         evaluate(logits, bad, progress=lambda *counts: seen.append(counts), **options)
-    assert seen == [(2000, N_ROWS)]
+    assert seen == [(2000, N_ROWS, 0)]
 
 
 def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
@@ -204,9 +204,9 @@ def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatc
     saved = []
     save = logitloss.evaluate.checkpoint.Checkpoint.save
 
-    def counted(self, state, done):
-        saved.append(done)
-        save(self, state, done)
+    def counted(self, standing):
+        saved.append(standing.done)
+        save(self, standing)
 
     monkeypatch.setattr(logitloss.evaluate.checkpoint.Checkpoint, "save", counted)
     logits, target = arrays()
@@ -243,7 +243,7 @@ def test_a_state_of_other_inputs_is_refused(tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"version": 1, "state": {}, "done": 0}']
+    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"version": 2, "state": {}, "done": 0}']
 )
 def test_what_holds_no_state_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "state.json"
@@ -258,10 +258,10 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
     evaluate(*arrays(), state_file=path, backend="reference")
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"done": 1}))
-    with pytest.raises(FileError, match="1 rows done, 3000 counted"):
+    with pytest.raises(FileError, match="1 rows done, 3000 in shards, 3000 counted"):
         evaluate(*arrays(), state_file=path, backend="reference")
     path.write_text(json.dumps(document | {"version": 7}))
-    with pytest.raises(StateError, match="of version 7, expected 1"):
+    with pytest.raises(StateError, match="of version 7, expected 2"):
         evaluate(*arrays(), state_file=path, backend="reference")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logitloss.evaluate import DtypeError, EvaluationState, evaluate
 from logitloss.evaluate.moments import Compensated, Moments
-from logitloss.evaluate.stream import blocks
+from logitloss.evaluate.shard import blocks
 
 IGNORED = -100
 # Sums over float32 losses: each is rounded once, and the mean no better than the worst of them.

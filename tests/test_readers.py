@@ -97,16 +97,16 @@ def test_files_evaluate_like_their_arrays(tmp_path):
     logits, target = rng.standard_normal((50, 4)), rng.integers(0, 4, 50)
     np.savez(tmp_path / "a.npz", x=logits, y=target)
     seen = []
-    state, n_rows, n_bytes = evaluate_files(
+    state, n_rows, n_bytes, skipped = evaluate_files(
         f"{tmp_path}/a.npz::x",
         f"{tmp_path}/a.npz::y",
         chunk_rows=20,
         backend="reference",
-        progress=lambda done, n_rows: seen.append((done, n_rows)),
+        progress=lambda *counts: seen.append(counts),
     )
     assert state == evaluate(logits, target, chunk_rows=20, backend="reference")
-    assert (n_rows, n_bytes) == (len(target), logits.nbytes)
-    assert seen == [(0, 50), (20, 50), (40, 50), (50, 50)]
+    assert (n_rows, n_bytes, skipped) == (len(target), logits.nbytes, [])
+    assert seen == [(done, 50, 32 * done) for done in (0, 20, 40, 50)]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, backend):

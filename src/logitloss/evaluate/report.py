@@ -1,19 +1,16 @@
-"""An evaluation shown: a table for people, JSON for programs, a progress bar while it runs.
+"""An evaluation shown: a table for people, JSON for programs.
 
 JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there.
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
@@ -37,6 +34,8 @@ class Report:
         Time it took, reading included.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
+    skipped : list of Skipped, optional
+        Shards of which no row counts; None if none may be left out.
     """
 
     logits: str
@@ -46,6 +45,7 @@ class Report:
     seconds: float
     n_rows: int
     n_bytes: int
+    skipped: list[Skipped] | None = None
 
     @property
     def rows_per_second(self) -> float:
@@ -73,6 +73,8 @@ class Report:
                 {"group": key} | {name: json_number(value) for name, value in metrics.to_dict().items()}
                 for key, metrics in self.groups.items()
             ]
+        if self.skipped is not None:
+            document["skipped"] = [one._asdict() for one in self.skipped]
         return json.dumps(
             {key: json_number(value) for key, value in document.items()}, indent=2, allow_nan=False
         )
@@ -107,6 +109,8 @@ class Report:
         table.add_row("labels ignored", f"{metrics.ignored:,}")
         if metrics.infinite:
             table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
+        if self.skipped is not None:
+            table.add_row("shards skipped", f"{len(self.skipped):,}")
         table.add_row("seconds", f"{self.seconds:.3g}")
         table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
@@ -115,6 +119,11 @@ class Report:
         if self.groups:
             console.print()
             console.print(self._table_of_groups())
+        if self.skipped:
+            console.print()
+            for file, reason in self.skipped:
+                # whole, as it is to be read by programs, too
+                console.print(f"skipped {file}: {reason}", soft_wrap=True)
 
     def _table_of_groups(self) -> Table:
         table = Table(
@@ -132,17 +141,3 @@ class Report:
                 f"{metrics.accuracy:.4%}",
             )
         return table
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr, gone when done; nothing at all where stderr is no terminal."""
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
-    hidden = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("rows", total=None)
-
-        def show(done: int, n_rows: int) -> None:
-            bar.update(task, completed=done, total=n_rows)
-
-        yield show
