@@ -216,12 +216,12 @@ class FileSource(Source):
             self.mapped["records"] = Mapped(self.records, records, cast(Any, records)._mmap)
             shard.store_rows(records)
 
-    def before_block(self) -> None:
+    def check(self) -> None:
         """Look whether a file was cut: to touch what is no longer there would end the process."""
         for mapped in self.mapped.values():
             mapped.check_length()
 
-    def after_block(self) -> None:
+    def release(self) -> None:
         """Let go of the pages read and written."""
         for mapped in self.mapped.values():
             mapped.release()

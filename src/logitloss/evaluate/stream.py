@@ -71,11 +71,11 @@ class Source:
         if self.per_row is not None:
             shard.store_rows(self.per_row)
 
-    def before_block(self) -> None:
+    def check(self) -> None:
         """Look whether the shard can still be read."""
 
-    def after_block(self) -> None:
-        """Let go of what was read."""
+    def release(self) -> None:
+        """Let go of the memory that was used to read it."""
 
     def flush(self) -> None:
         """Bring to the disk what was kept of the rows done."""
@@ -244,18 +244,18 @@ class _Run:
         standing, source = self.standing, self.sources[number]
         shard = source.open(self.options, self.sample)
         self.kind = shard.checked_kind(self.kind)
-        done = 0
-        if number < len(standing.shards) and self.checkpoint is not None:
-            then = cast(dict[str, Any], standing.shards[number])
-            done = then["done"]
+        then = cast(dict[str, Any], standing.shards[number]) if number < len(standing.shards) else {}
+        done = then.get("done", 0)
+        if self.checkpoint is not None and (done or number < standing.n_through):
             self.checkpoint.check(then, shard.described(done), source.files.get("logits"))
-        else:
+        else:  # also one of which nothing counts, and which may have been replaced
             self.note(number, shard, done)
+        source.release()
         source.keep_rows(shard, goes_on=done > 0)
         if number < standing.n_through:
             return
         for box, seen in shard.blocks(done):
-            source.before_block()
+            source.check()
             self.block(shard, box)
             self.n_rows += seen - done
             self.n_bytes += (seen - done) * shard.row_bytes
@@ -265,7 +265,7 @@ class _Run:
                 standing.finish_shard()
             if self.checkpoint is not None:
                 self.checkpoint.after_block(standing, self.starts[-1], source.flush)
-            source.after_block()
+            source.release()
             self.show(number, done)
         if number == standing.n_through:  # no row was left
             standing.finish_shard()
