@@ -33,6 +33,9 @@ def arrays(loss="ce"):
     return logits, target
 
 
+OPTIONS = ["--chunk-rows", str(CHUNK_ROWS), "--json", "--threads", "1"]
+
+
 @pytest.fixture
 def command(tmp_path):
     """Return a command that takes some hundred blocks, and writes its state after each."""
@@ -40,7 +43,21 @@ def command(tmp_path):
     for name, array in zip("xy", arrays(), strict=True):
         names.append(str(tmp_path / f"{name}.npy"))
         np.save(names[-1], array)
-    return [*PROGRAM, *names, "--chunk-rows", str(CHUNK_ROWS), "--json", "--threads", "1"]
+    return [*PROGRAM, *names, *OPTIONS]
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Return one of the same rows in shards, of which two are bad: one at its start, one at its end."""
+    x, y = arrays()
+    y[[1500, 2399]] = N_CLASSES, N_CLASSES
+    for name, array in (("x", x), ("y", y), ("keys", np.arange(N_ROWS) % 3)):
+        (tmp_path / name).mkdir()
+        for number, part in enumerate(np.split(array, range(300, N_ROWS, 300))):
+            np.save(tmp_path / name / f"{number}.npy", part)
+    paths = [str(tmp_path / name) for name in ("x", "y", "keys", "rows")]
+    more = ["--on-error", "skip", "--group-by", paths[2], "--per-row", paths[3]]
+    return [*PROGRAM, *paths[:2], *OPTIONS, *more]
 
 
 @pytest.fixture
@@ -52,6 +69,10 @@ def figures(command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return {name: value for name, value in json.loads(done.stdout).items() if name not in TIMES}
+
+
+def records(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 # ---- states ----
@@ -131,24 +152,31 @@ def test_what_is_no_state_is_refused(change, message):
 # ---- going on ----
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_figures(command, kept):
+@pytest.mark.parametrize(("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2)])
+def test_killed_at_any_moment_it_ends_with_the_same_figures(of, kills, kept, tmp_path, request):
+    command = request.getfixturevalue(of)
+    start = time.monotonic()
     wanted = figures(command)
+    long = time.monotonic() - start  # without the writes of the state, which take as long again and more
+    rows = records(tmp_path / "rows")
     seed = random.randrange(2**32)
     moments = random.Random(seed)
-    kills = in_the_middle = ends = 0
-    while kills < KILLS:
-        with subprocess.Popen([*command, *kept], stdout=subprocess.PIPE, text=True) as process:
-            time.sleep(moments.uniform(0.2, 0.9))
+    in_the_middle = ends = 0
+    while kills > 0:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen([*command, *kept], text=True, **pipes) as process:
+            time.sleep(moments.uniform(0.2, 1.5) * long)
             process.kill()
             printed, _ = process.communicate()
         if process.returncode != 0:
-            kills += 1
+            kills -= 1
             in_the_middle += os.path.exists(kept[1])
             continue
         ends += 1
         assert wanted.items() <= json.loads(printed).items(), f"seed {seed}"
         os.unlink(kept[1])
     assert figures([*command, *kept]) == wanted, f"seed {seed}"
+    assert records(tmp_path / "rows") == rows, f"seed {seed}"
     assert in_the_middle > 0
     assert figures([*command, *kept]) == wanted, "a state of all rows is the end of it"
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from cases import rng_for
+from children import run_child
 from click.testing import CliRunner
 
 from logitloss.cli import main
@@ -479,3 +480,31 @@ def test_a_terminal_is_told_the_speed(tmp_path):
             shown += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", os.read(terminal, 4096).decode(errors="replace"))
         process.kill()
     os.close(terminal)
+
+
+# ---- memory ----
+
+# MiB that README states, whatever the files' size; where threads are few
+BOUND = 256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
+def test_memory_stays_under_its_bound(tmp_path):
+    """Files of holes: they take no disk, and are ten times the bound."""
+    n_rows = 5 * (BOUND << 20) // (4 * 250)
+    for name, shape, dtype in (("x", (n_rows, 250), np.float32), ("y", (n_rows,), np.int64)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            np.lib.format.open_memmap(tmp_path / name / f"{number}.npy", "w+", dtype, shape)
+    options = ["--state", tmp_path / "state.json", "--save-every", "1", "--per-row", tmp_path / "rows"]
+    program = (
+        "import test_memory\n"
+        "from logitloss.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(test_memory.peak())"
+    )
+    arguments = ["eval", tmp_path / "x", tmp_path / "y", "--threads", "2", "--json", *options]
+    printed = run_child(program, *map(str, arguments))
+    document, peak = printed.rsplit("\n", 2)[:2]
+    assert json.loads(document)["count"] == 2 * n_rows
+    assert int(peak) < BOUND << 10

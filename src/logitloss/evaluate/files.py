@@ -205,9 +205,10 @@ class FileSource(Source):
         arrays = {name: self.mapped[name].array for name in self.names}
         groups = arrays.get("groups")
         if self.layer is None:
-            return Shard(arrays["logits"], arrays["target"], groups, options, sample)
+            return Shard(arrays["logits"], arrays["target"], groups, options, sample, self.release)
         logits = self.layer.logits(arrays["logits"])
-        return Shard(logits, arrays["target"], groups, replace(options, dtype=None), sample)
+        options = replace(options, dtype=None)
+        return Shard(logits, arrays["target"], groups, options, sample, self.release)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Map the file of records."""

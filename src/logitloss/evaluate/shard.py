@@ -8,7 +8,7 @@ types, native and aligned, by copying at most a block. Where a shard's arrays co
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
 # Elements that a fingerprint is taken of, as far apart as can be: of all shards, and of each at least
 SAMPLE, LEAST_SAMPLE = 2048, 64
+AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Shard:
         As in `evaluate`.
     sample : int
         Elements of each array that its fingerprint is taken of.
+    release : callable
+        Lets go of the memory that was used to read arrays from files.
 
     Attributes
     ----------
@@ -93,7 +96,8 @@ class Shard:
         target: Array,
         groups: Array | None,
         options: Options,
-        sample: int = SAMPLE,
+        sample: int,
+        release: Callable[[], None],
     ) -> None:
         self.row_bytes = _stored_bytes(logits) // max(1, target.size)
         self.logits, self.dtype, most_rows = _settled(logits, target, options)
@@ -107,7 +111,7 @@ class Shard:
             self.rows = {name: array[None] for name, array in self.rows.items()}
         self.n_classes = self.logits.shape[-1] if options.loss == "ce" else None
         self.per_row: Array | None = None
-        self._sample = sample
+        self._sampling = self.size, sample, release
 
     def store_rows(self, per_row: Array) -> None:
         """Say where what becomes of each row goes."""
@@ -155,10 +159,10 @@ class Shard:
     @cached_property
     def _fingerprints(self) -> "dict[str, _Fingerprint | _LinearFingerprint]":
         if isinstance(self.logits, LinearLogits):
-            logits: Any = _LinearFingerprint(self.logits, self.size, self._sample)
+            logits: Any = _LinearFingerprint(self.logits, *self._sampling)
         else:
-            logits = _Fingerprint(self.logits, self.size, self._sample)
-        rows = {name: _Fingerprint(array, self.size, self._sample) for name, array in self.rows.items()}
+            logits = _Fingerprint(self.logits, *self._sampling)
+        rows = {name: _Fingerprint(array, *self._sampling) for name, array in self.rows.items()}
         return {"logits": logits, **rows}
 
 
@@ -168,9 +172,13 @@ class _Fingerprint:
     They are read once. A file may be repaired after the rows done, and its digest stays.
     """
 
-    def __init__(self, array: Array, n_rows: int, sample: int) -> None:
+    def __init__(self, array: Array, n_rows: int, sample: int, release: Callable[[], None]) -> None:
         places = np.unique(np.linspace(0, max(0, array.size - 1), min(array.size, sample)).astype(np.int64))
-        self.elements = array[np.unravel_index(places, array.shape)] if array.size else array.ravel()
+        self.elements = np.empty(places.size, array.dtype)
+        for first in range(0, places.size, AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            self.elements[some] = array[np.unravel_index(places[some], array.shape)]
+            release()  # of a file, what is mapped for one element may be megabytes
         self.rows = places // max(1, array.size // max(1, n_rows))
         self.shape, self.dtype = list(array.shape), array.dtype.str
 
@@ -183,11 +191,11 @@ class _Fingerprint:
 class _LinearFingerprint:
     """That of hidden states and of the layer, which all rows share."""
 
-    def __init__(self, logits: LinearLogits, n_rows: int, sample: int) -> None:
-        self.hidden = _Fingerprint(logits.hidden, n_rows, sample)
+    def __init__(self, logits: LinearLogits, n_rows: int, sample: int, release: Callable[[], None]) -> None:
+        self.hidden = _Fingerprint(logits.hidden, n_rows, sample, release)
         layer = {"weight": logits.weight, "bias": logits.bias}
         self.layer: dict[str, Any] = {
-            name: None if array is None else _Fingerprint(array, 1, sample).of(1)
+            name: None if array is None else _Fingerprint(array, 1, sample, release).of(1)
             for name, array in layer.items()
         }
         self.layer |= {"softcap": logits.softcap, "scale": logits.scale}

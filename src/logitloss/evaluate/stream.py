@@ -64,7 +64,7 @@ class Source:
 
     def open(self, options: Options, sample: int) -> Shard:
         """Return the shard."""
-        return Shard(*self.arrays, options, sample)
+        return Shard(*self.arrays, options, sample, self.release)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
