@@ -30,10 +30,10 @@ def figure(table, name):
 
 @pytest.mark.skipif(not README.exists(), reason="README is in the repository alone")
 def test_offline_evaluation_runs_as_shown(tmp_path):
-    folder, outputs = tmp_path, {}
+    folder, outputs, lines = tmp_path, {}, []
     for language, text in blocks():
         if language == "python":
-            outputs["python"] = printed([sys.executable, "-c", text], folder)
+            lines += printed([sys.executable, "-c", text], folder).splitlines()
             continue
         for line in text.splitlines():
             words = shlex.split(line, comments=True)
@@ -45,13 +45,16 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     perplexities = {
         figure(output, "perplexity")
         for command, output in outputs.items()
-        if command.startswith("eval") and "--json" not in command and "bce" not in command
+        if command.startswith("eval") and not {"--json", "bce", "skip"} & set(command.split())
     }
     first = figure(outputs["eval logits.npy labels.npy"], "perplexity")
     # the made logits are rounded otherwise
     assert {round(float(perplexity), 5) for perplexity in perplexities} == {round(float(first), 5)}
-    for line in outputs["python"].splitlines():
+    for line in lines:
         assert float(line) == pytest.approx(float(first), rel=1e-6)
     binary = next(output for command, output in outputs.items() if "bce" in command)
     assert 0.95 < float(figure(binary, "ROC AUC")) < 1
+    skipping = next(output for command, output in outputs.items() if "skip" in command)
+    assert re.search(r"^skipped shards/logits/10.npy: truncated: ", skipping, re.MULTILINE)
+    assert len(os.listdir(folder / "shards" / "rows")) == 12
     assert {"run.json", "rows.npy", "odd.npy"} < set(os.listdir(folder))

@@ -150,7 +150,7 @@ def eval_command(
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
     those of LOGITS, TARGETS and --group-by go together by that order.
 
-    Nothing is read whole: files may be larger than memory.
+    Nothing is read whole: memory stays under 256 MiB (and 4 MB a thread) whatever the files' size.
 
     With --hidden and --unembedding only TARGETS is given, and the logits are made a few rows at a time.
     """

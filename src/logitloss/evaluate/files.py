@@ -19,7 +19,7 @@ from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
 from logitloss.evaluate.readers import Mapped, open_array, shape_of
 from logitloss.evaluate.rows import row_dtype
-from logitloss.evaluate.shard import Options, Shard, floats
+from logitloss.evaluate.shard import Box, Options, Shard, floats
 from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
 from logitloss.linear import LinearLogits
 
@@ -217,10 +217,10 @@ class FileSource(Source):
             self.mapped["records"] = Mapped(self.records, records, cast(Any, records)._mmap)
             shard.store_rows(records)
 
-    def check(self) -> None:
-        """Look whether a file was cut: to touch what is no longer there would end the process."""
-        for mapped in self.mapped.values():
-            mapped.check_length()
+    def check(self, shard: Shard, box: Box) -> None:
+        """Look whether a block can still be read: to touch what is no longer there would end the process."""
+        for name, part in shard.stored(box).items():
+            self.mapped[name].check(part)
 
     def release(self) -> None:
         """Let go of the pages read and written."""
@@ -270,7 +270,11 @@ def _open_records(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], goes_
     """Map a new file of records, or the one that an evaluation goes on with."""
     try:
         if not goes_on:
-            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+            created = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and ends the process later
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            return created
         records = np.lib.format.open_memmap(path, "r+")
     except (OSError, ValueError) as error:
         raise OutputError(path, getattr(error, "strerror", None) or str(error)) from None

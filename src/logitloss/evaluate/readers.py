@@ -6,12 +6,14 @@ header is read and checked here, because NumPy's own reader answers a file of an
 pickles.
 """
 
+import errno
 import math
 import mmap
 import os
 import shutil
 import stat
 import struct
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -42,6 +44,8 @@ BAD_ARCHIVE = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.er
 # Of the local file header that stands before a member's bytes: its length, where the lengths of the name and
 # of the extra field that follow it are (APPNOTE.TXT, 4.3.7), and the flag of an encrypted member.
 ZIP_LOCAL_HEADER, ZIP_LENGTHS, ZIP_ENCRYPTED = 30, slice(26, 30), 1
+# Of madvise(2), which Python has no name for
+POPULATE_READ = 22
 
 
 class Mapped(NamedTuple):
@@ -56,11 +60,31 @@ class Mapped(NamedTuple):
         if hasattr(self.mapping, "madvise"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
 
-    def check_length(self) -> None:
-        """Raise FileError if the file was cut after it was mapped.
+    def check(self, part: npt.NDArray[Any]) -> None:
+        """Map the pages of a part of the array, or raise FileError if they can no longer be read.
 
-        Between this and its use it still can be, and then the system ends the process (SIGBUS).
+        Where kernels meet such a page, the system ends the process (SIGBUS). What is mapped here may still be
+        cut off before it is used, but no disk is waited for in between.
         """
+        self._check_length()
+        if not part.size or sys.platform != "linux":
+            return
+        low, high = np.lib.array_utils.byte_bounds(part)
+        if high - low > 2 * part.nbytes:  # scattered: the whole file might be between
+            return
+        start = low - (self.array.ctypes.data + self.array.nbytes - len(self.mapping))
+        start, end = start - start % mmap.PAGESIZE, start + high - low
+        if not 0 <= start < end <= len(self.mapping):  # a copy, of which nothing is mapped
+            return
+        try:
+            self.mapping.madvise(POPULATE_READ, start, end - start)
+        except OSError as error:
+            self._check_length()
+            if error.errno == errno.EFAULT:
+                raise FileError(self.path, "the disk failed while it was read") from None
+            # else the advice is none yet, as before Linux 5.14
+
+    def _check_length(self) -> None:
         there = self.mapping.size()
         if there < len(self.mapping):
             what = f"truncated while it was read: {there} of {len(self.mapping)} bytes are left"

@@ -147,6 +147,11 @@ class Shard:
         """Return logits and labels as the kernels take them."""
         return _native(self.logits[box], self.dtype), _native(self.rows["target"][box])
 
+    def stored(self, box: Box) -> dict[str, Array]:
+        """Return what logits (or hidden states), labels and keys are made of, nothing read."""
+        logits = self.logits.hidden if isinstance(self.logits, LinearLogits) else self.logits
+        return {name: array[box] for name, array in {"logits": logits, **self.rows}.items()}
+
     def described(self, done: int) -> dict[str, Any]:
         """Return what tells the first `done` rows from others, and the whole's shapes and types."""
         return {

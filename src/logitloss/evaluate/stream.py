@@ -71,8 +71,8 @@ class Source:
         if self.per_row is not None:
             shard.store_rows(self.per_row)
 
-    def check(self) -> None:
-        """Look whether the shard can still be read."""
+    def check(self, shard: Shard, box: Box) -> None:
+        """Look whether a block can still be read."""
 
     def release(self) -> None:
         """Let go of the memory that was used to read it."""
@@ -255,7 +255,7 @@ class _Run:
         if number < standing.n_through:
             return
         for box, seen in shard.blocks(done):
-            source.check()
+            source.check(shard, box)
             self.block(shard, box)
             self.n_rows += seen - done
             self.n_bytes += (seen - done) * shard.row_bytes
