@@ -288,6 +288,9 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
     path.write_text(json.dumps(document | {"done": 1}))
     with pytest.raises(FileError, match="1 rows done, 3000 in shards, 3000 counted"):
         evaluate(*arrays(), state_file=path, backend="reference")
+    path.write_text(json.dumps(document | {"n_through": 2}))
+    with pytest.raises(FileError, match="2 shards through, 1 begun"):
+        evaluate(*arrays(), state_file=path, backend="reference")
     path.write_text(json.dumps(document | {"version": 7}))
     with pytest.raises(StateError, match="of version 7, expected 2"):
         evaluate(*arrays(), state_file=path, backend="reference")
