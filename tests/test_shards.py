@@ -464,20 +464,30 @@ def test_progress_is_over_all_shards(shards):
     assert seen[-1] == (sum(SIZES), sum(SIZES), 4 * N_CLASSES * (sum(SIZES) - SIZES[BAD]))
 
 
-def test_a_terminal_is_told_the_speed(tmp_path):
+def test_a_terminal_is_told_the_speed_and_what_is_skipped(tmp_path):
     for name, array in (("x", np.zeros((100_000, 3), np.float16)), ("y", np.zeros(100_000, np.int8))):
         (tmp_path / name).mkdir()
         for number in range(3):
             np.save(tmp_path / name / f"{number}.npy", array)
+    np.save(tmp_path / "y" / "1.npy", np.full(100_000, 3))
     program = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
-    command = [*program, str(tmp_path / "x"), str(tmp_path / "y"), "--chunk-rows", "1"]
+    options = ["--chunk-rows", "5", "--on-error", "skip"]
+    command = [*program, str(tmp_path / "x"), str(tmp_path / "y"), *options]
     terminal, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = ""
-        while not re.search(r"\d+/300000 rows [\d,]+ rows/s, \d+\.\d\d GB/s \d:\d\d:\d\d", shown):
-            shown += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", os.read(terminal, 4096).decode(errors="replace"))
+
+        def see(pattern):
+            nonlocal shown
+            while not re.search(pattern, shown):
+                shown += os.read(terminal, 4096).decode(errors="replace")
+                shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+
+        see(r"[1-9]\d*/300000 rows [\d,]+ rows/s, \d+\.\d\d GB/s \d:\d\d:\d\d")
+        see(r"\rlogitloss: skipped .*1.npy: row 0: label 3 is outside 0 to 2, .*\r\n")
+        see(r"2\d*/300000 rows")
         process.kill()
     os.close(terminal)
 

@@ -18,7 +18,7 @@ from logitloss import demo as digits
 from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
-from logitloss.evaluate.checkpoint import Interrupted
+from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.report import Report
 from logitloss.evaluate.shard import FLOAT_DTYPES
@@ -172,7 +172,7 @@ def eval_command(
             groups_path=group_by,
             per_row_path=per_row,
             on_error=on_error,
-            on_skip=lambda one: click.echo(f"logitloss: skipped {one.file}: {one.reason}", err=True),
+            on_skip=_tell_skipped,
             progress=progress,
             num_threads=threads,
             **options,
@@ -186,6 +186,11 @@ def eval_command(
         click.echo(report.to_json())
     else:
         report.print_table()
+
+
+def _tell_skipped(one: Skipped) -> None:
+    # click would write past the progress bar, into its line
+    print(f"logitloss: skipped {one.file}: {one.reason}", file=sys.stderr)
 
 
 @main.command()
