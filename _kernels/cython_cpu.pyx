@@ -71,7 +71,8 @@ cdef extern from "kernels.h" nogil:
         const double *gamma
         const void *gamma_real
         double gamma_sum, target_scale, target_offset, z_loss
-        array_view scale, lse_in, loss, lse, hit, out
+        array_view scale, lse_in, loss, lse, out
+        double *figures
         void *parts
         int keeps_exps
 
@@ -223,8 +224,8 @@ cdef inline size_t in_lines(size_t size) noexcept nogil:
     return (size + 63) // 64 * 64
 
 
-cdef const double *address(cnp.ndarray coefficients):
-    return NULL if coefficients is None else <const double *> cnp.PyArray_DATA(coefficients)
+cdef double *address(cnp.ndarray numbers):
+    return NULL if numbers is None else <double *> cnp.PyArray_DATA(numbers)
 
 
 cdef class Kernels:
@@ -296,7 +297,8 @@ cdef class Kernels:
 
     def cross_entropy(
         self, cnp.ndarray logits, cnp.ndarray target, int64_t ignore_index, cnp.ndarray beta,
-        cnp.ndarray gamma, double z_loss, scale, lse_in, loss, lse, hit, grad, int num_threads
+        cnp.ndarray gamma, double z_loss, scale, lse_in, loss, lse, cnp.ndarray figures, grad,
+        int num_threads
     ):
         cdef softmax_job job
         cdef block_result found
@@ -312,10 +314,10 @@ cdef class Kernels:
         job.z_loss = z_loss
         describe(&job.target, target, False)
         describe_scale(&job.scale, &number, scale)
-        describe(&job.lse_in, lse_in if loss is None and lse is None and hit is None else None, False)
+        describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
-        describe(&job.hit, hit, False)
+        job.figures = address(figures)
         found = self.run_softmax(&job, logits, grad, num_threads)
         return found.total, found.counted, found.first_bad
 
@@ -340,7 +342,7 @@ cdef class Kernels:
         describe(&job.lse_in, lse_in if loss is None and lse is None else None, False)
         describe(&job.loss, loss, False)
         describe(&job.lse, lse, False)
-        job.hit.data = NULL
+        job.figures = NULL
         return self.run_softmax(&job, logits, grad, num_threads).total
 
     cdef activation(self, second_pass_t second_pass, logits, lse, out, int num_threads):
@@ -350,7 +352,8 @@ cdef class Kernels:
         job.beta = job.gamma = NULL
         job.gamma_real = NULL
         job.gamma_sum = job.z_loss = 0
-        job.scale.data = job.lse_in.data = job.loss.data = job.hit.data = NULL
+        job.scale.data = job.lse_in.data = job.loss.data = NULL
+        job.figures = NULL
         describe(&job.lse, lse, False)
         self.run_softmax(&job, logits, out, num_threads)
 

@@ -58,6 +58,26 @@ def logitloss_numba(task):
     return logitloss(task, backend="numba")
 
 
+def logitloss_figures(task):
+    """Every figure of each row beside the value, as an evaluation has them from the kernel."""
+    from logitloss._kernels import FIGURES
+
+    from logitloss import _backends
+
+    work = task.work
+    if work.loss in (BINARY, *ACTIVATIONS) or work.gradient or work.weighted or work.target != "labels":
+        raise NotImplementedError("rows of labels alone have figures")
+    x, kernels = np.moveaxis(task.logits, 1, -1), _backends.get(None)
+    figures = np.zeros((*task.target.shape, len(FIGURES)))
+    arguments = (x, task.target, -100, None, None, 0.0, 1.0, None, None, None, figures, None, task.threads)
+
+    def call():
+        total, counted, _ = kernels.cross_entropy(*arguments)
+        return total / counted, None
+
+    return call
+
+
 def single(array):
     """NumPy's and SciPy's functions are slow on two-byte floats, so one converts."""
     return array.astype(np.float32) if array.itemsize == 2 else array
@@ -256,7 +276,7 @@ def with_optax(task):
 
 OURS = "logitloss"
 NEW, ONE_THREAD, AVX2 = f"{OURS}, new array", f"{OURS}, one thread", f"{OURS}, AVX2"
-NUMBA = f"{OURS}, Numba"
+NUMBA, FIGURES = f"{OURS}, Numba", f"{OURS}, figures"
 PEERS = {
     "torch.compile": with_torch_compile,
     "torch": with_torch,
@@ -271,5 +291,6 @@ MAKERS = {
     ONE_THREAD: logitloss_one_thread,
     AVX2: logitloss_avx2,
     NUMBA: logitloss_numba,
+    FIGURES: logitloss_figures,
     **PEERS,
 }

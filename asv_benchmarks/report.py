@@ -29,6 +29,8 @@ ONE_THREAD, ONE_THREAD_FLOOR = f"{OURS}, one thread", 0.6
 AVX2, AVX2_FLOOR = f"{OURS}, AVX2", 0.7
 # Of the default backend's speed, for a value and with its gradient (and for an activation, written like one)
 NUMBA, NUMBA_FLOORS = f"{OURS}, Numba", (0.85, 0.7)
+# Of the value's speed, with every figure of each row beside it
+FIGURES, FIGURES_FLOOR = f"{OURS}, figures", 0.8
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Figures:
     one_thread: float | None
     avx2: float | None
     numba: float | None
+    with_figures: float | None
     missed: list[str]
 
 
@@ -65,18 +68,21 @@ def figures(work, in_order=False):
 
     share = {name: over(lambda r: limit(r, LIMIT), lambda r, name=name: r[name]) for name in names}
     factor = {name: over(lambda r, name=name: r[name], lambda r: r[OURS]) for name in names if name != OURS}
-    one = avx2 = numba = None
+    one = avx2 = numba = with_figures = None
     if ONE_THREAD in names:
         one = over(lambda r: limit(r, LIMIT_OF_ONE), lambda r: r[ONE_THREAD]) / share[OURS]
     if AVX2 in names:
         avx2 = 1 / factor[AVX2]
     if NUMBA in names:
         numba = 1 / factor[NUMBA]
+    if FIGURES in names:
+        with_figures = 1 / factor[FIGURES]
     reached = [("limit", share[OURS], work["floor"])]
     reached += [(TITLES[p], factor[p], need) for p, need in work["factors"].items() if p in factor]
     reached += [("one thread", one, ONE_THREAD_FLOOR)] if one else []
     reached += [("AVX2", avx2, AVX2_FLOOR)] if avx2 else []
     reached += [("Numba", numba, NUMBA_FLOORS[work["writes"]])] if numba else []
+    reached += [("figures", with_figures, FIGURES_FLOOR)] if with_figures else []
     return Figures(
         name=work["name"],
         floor=work["floor"],
@@ -87,6 +93,7 @@ def figures(work, in_order=False):
         one_thread=one,
         avx2=avx2,
         numba=numba,
+        with_figures=with_figures,
         missed=[name for name, figure, need in reached if figure < need],
     )
 
@@ -110,7 +117,7 @@ def tables(results, in_order=False):
     peers = [name for name in TITLES if any(name in f.factor for f in found)]
     works = Table(title="times of the limit and of logitloss; how much faster it is than others")
     works.add_column("work")
-    ours = ("limit ms", "ms", "of limit", "floor", "1 thread", "AVX2", "Numba")
+    ours = ("limit ms", "ms", "of limit", "floor", "1 thread", "AVX2", "Numba", "figures")
     for heading in (*ours, *map(TITLES.get, peers)):
         works.add_column(heading, justify="right")
     works.add_column("missed")
@@ -121,7 +128,10 @@ def tables(results, in_order=False):
             milliseconds(f.ms[OURS]),
             f"{f.share[OURS]:.2f}",
             f"{f.floor:.2f}",
-            *("" if ratio is None else f"{ratio:.2f}" for ratio in (f.one_thread, f.avx2, f.numba)),
+            *(
+                "" if ratio is None else f"{ratio:.2f}"
+                for ratio in (f.one_thread, f.avx2, f.numba, f.with_figures)
+            ),
             *(times(f.factor.get(peer)) for peer in peers),
             ", ".join(f.missed),
         )
@@ -150,14 +160,15 @@ def markdown(results, in_order=False):
         f"![Speed of each library as a share of the memory limit's](.readme/{CHART.name})",
         "",
         "float32 but where named; the time of the memory limit and of logitloss, its share of the limit's "
-        "speed, the Numba backend's share of its own, and how many times faster it is than others:",
+        "speed; of its own speed, the Numba backend's share and the share where every figure of each row is "
+        "told beside the value; and how many times faster it is than others:",
         "",
-        row("work", "limit, ms", "logitloss, ms", "share", "Numba", *map(TITLES.get, peers)),
-        row("---", *["---:"] * (4 + len(peers))),
+        row("work", "limit, ms", "logitloss, ms", "share", "Numba", "figures", *map(TITLES.get, peers)),
+        row("---", *["---:"] * (5 + len(peers))),
     ]
     for f in found:
-        numba = "" if f.numba is None else f"{f.numba:.2f}"
-        cells = (milliseconds(f.limit_ms), milliseconds(f.ms[OURS]), f"{f.share[OURS]:.2f}", numba)
+        beside = ("" if ratio is None else f"{ratio:.2f}" for ratio in (f.numba, f.with_figures))
+        cells = (milliseconds(f.limit_ms), milliseconds(f.ms[OURS]), f"{f.share[OURS]:.2f}", *beside)
         lines.append(row(f.name, *cells, *(times(f.factor.get(peer)) for peer in peers)))
     worst = {}
     for name, ratios in (

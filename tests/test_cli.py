@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import logitloss.cli
 from logitloss.cli import main
+from logitloss.evaluate.report import Report
 
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()"]
 SCHEMA = {
@@ -33,6 +34,18 @@ SCHEMA = {
     "perplexity": float,
     "accuracy": float,
     "accuracy_standard_error": float,
+    "top_k": list,
+    "mean_reciprocal_rank": float,
+    "mean_reciprocal_rank_standard_error": float,
+    "brier": float,
+    "brier_standard_error": float,
+    "entropy_nats": float,
+    "entropy_nats_standard_error": float,
+    "confidence": float,
+    "confidence_standard_error": float,
+    "expected_calibration_error": float,
+    "maximum_calibration_error": float,
+    "calibration": list,
     "seconds": float,
     "rows_per_second": float,
     "gigabytes_per_second": float,
@@ -92,10 +105,25 @@ def test_json(pair, backend):
     assert document["nll_nats"] == pytest.approx(expected, rel=1e-14)
     assert document["nll_bits"] == pytest.approx(expected / math.log(2), rel=1e-14)
     assert document["perplexity"] == pytest.approx(math.exp(expected), rel=1e-14)
-    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 1]
+    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 2]
     assert (document["count"], document["ignored"], document["infinite"]) == (17, 3, 0)
     assert document["rows_per_second"] == pytest.approx(20 / document["seconds"])
     assert document["gigabytes_per_second"] == pytest.approx(480e-9 / document["seconds"])
+
+
+def names_in(value):
+    """Return the keys at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(names_in, value))
+    return set(value).union(*map(names_in, value.values())) if isinstance(value, dict) else set()
+
+
+def test_the_schema_names_all_that_json_has(pair, files):
+    documents = [figures(*pair, "--per-class", "--bytes", 7, "--words", 3, "--group-by", pair[1])]
+    documents.append(figures(*files(a=np.zeros(3), b=np.arange(3) % 2), "--loss", "bce"))
+    text = Report.to_json.__doc__
+    for name in names_in(documents):
+        assert re.search(rf"\b{re.sub('(_standard_error|_error_bound)$', '', name)}\b", text), name
 
 
 def test_json_of_what_is_not_finite(files):
@@ -119,6 +147,14 @@ def test_table(pair):
     assert lines["negative log-likelihood, bits"][-2] == f"{document['nll_bits']:.10g}"
     assert lines["perplexity"][-1] == f"{document['perplexity']:.10g}"
     assert lines["accuracy"][-2] == f"{document['accuracy']:.4%}"
+    names = {"mean reciprocal rank": "mean_reciprocal_rank", "entropy, nats": "entropy_nats"}
+    names |= {"confidence": "confidence", "Brier score": "brier"}
+    for shown, name in names.items():
+        error = document[f"{name}_standard_error"]
+        assert lines[shown][-2:] == [f"{document[name]:.10g}", f"{error:.2g}"]
+    for shown, name in (("expected", "expected"), ("largest", "maximum")):
+        error = document[f"{name}_calibration_error"]
+        assert lines[f"{shown} calibration error"][-1] == f"{error:.10g}"
     assert lines["labels counted"][-1] == "17"
     assert lines["labels ignored"][-1] == "3"
     assert {"seconds", "rows/s", "GB/s"} <= set(lines)
@@ -363,6 +399,43 @@ def test_importing_the_package_imports_no_command_line():
     unwanted = {"click", "rich", "ml_dtypes", "logitloss.evaluate"}
     code = f"import logitloss, sys; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- what may be asked for ----
+
+
+def test_top_k(pair):
+    assert [line["k"] for line in figures(*pair)["top_k"]] == [1]
+    document = figures(*pair, "--top-k", 2, "--top-k", 3, "--top-k", 4)
+    assert [line["k"] for line in document["top_k"]] == [2]
+    line = next(line for line in run(*pair, "--top-k", 2).stdout.splitlines() if line.startswith("top-2"))
+    assert line.split()[2] == f"{document['top_k'][0]['accuracy']:.4%}"
+    assert run(*pair, "--top-k", 0).exit_code == run(*pair, "--top-k", 101).exit_code == 2
+
+
+def test_a_line_for_each_class(pair, files):
+    document = figures(*pair, "--per-class")
+    labels = np.load(pair[1])
+    assert [line["count"] for line in document["per_class"]] == np.bincount(labels[labels >= 0]).tolist()
+    table = run(*pair, "--per-class").stdout.split("class ")[1].splitlines()[1:4]
+    for line, shown in zip(document["per_class"], table, strict=True):
+        numbers = [line["class"], line["count"], line["predicted"]]
+        assert shown.split() == [*map(str, numbers), f"{line['nll_nats']:.6g}", f"{line['accuracy']:.4%}"]
+    fails(
+        [*files(a=np.zeros(3), b=np.ones(3, int)), "--loss", "bce", "--per-class"],
+        "per_class: is for classes, not for loss 'bce'",
+    )
+
+
+def test_of_many_classes_those_are_shown_that_add_most_to_the_loss(files):
+    logits = 50 * np.eye(60)[[*range(60), 0, 0]]
+    paths = files(x=logits, y=np.array([*range(60), 57, 3]))
+    table = run(*paths, "--per-class").stdout
+    lines = table.split("class ")[1].splitlines()[1:]
+    assert [int(line.split()[0]) for line in lines[:2]] == [3, 57]
+    assert len(lines) == 41
+    assert lines[-1].strip() == "those that add most to the loss; JSON has all 60"
+    assert len(figures(*paths, "--per-class")["per_class"]) == 60
 
 
 # ---- a text's bytes and words ----

@@ -8,6 +8,7 @@ import pytest
 from cases import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import assert_same_states
 
 from logitloss.evaluate import DtypeError, EvaluationState, evaluate
 from logitloss.evaluate.moments import Compensated, Moments
@@ -67,6 +68,7 @@ def check(metrics, losses, hits, ignored, epsilon):
 
 def same(a, b):
     """Whether two states agree as far as float64 sums can."""
+    assert_same_states(a, b)
     a, b = a.compute(), b.compute()
     assert (a.count, a.ignored, a.infinite, a.accuracy) == (b.count, b.ignored, b.infinite, b.accuracy)
     assert a.nll_nats == pytest.approx(b.nll_nats, rel=1e-14)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cases import rng_for
 from click.testing import CliRunner
+from states import assert_same_figures, assert_same_states
 
 import logitloss as ll
 from logitloss.cli import main
@@ -35,17 +36,6 @@ def arrays(loss="ce", dtype=np.float32):
     return logits, target
 
 
-def counts(state):
-    return state.count, state.correct, state.ignored, state.infinite
-
-
-def assert_same(found, wanted):
-    assert counts(found) == counts(wanted)
-    for sums in ("total", "deviations"):
-        values = (getattr(state.finite, sums).value for state in (found, wanted))
-        assert next(values) == pytest.approx(next(values), rel=1e-12)
-
-
 @pytest.mark.parametrize("loss", ["ce", "bce"])
 @pytest.mark.parametrize("keys", KEYS)
 def test_a_group_is_evaluated_as_if_alone(loss, keys):
@@ -55,12 +45,12 @@ def test_a_group_is_evaluated_as_if_alone(loss, keys):
     whole = evaluate(logits, target, **options)
     for chunk_rows in (None, 7):
         state = evaluate(logits, target, groups=groups, chunk_rows=chunk_rows, **options)
-        assert_same(state, whole)
+        assert_same_figures(state.compute().to_dict(), whole.compute().to_dict())
         assert set(state.groups) == set(KEYS[keys].tolist())
         for key, group in state.groups.items():
             assert type(key) is type(KEYS[keys].tolist()[0])
             rows = groups == key
-            assert_same(group, evaluate(logits[rows], target[rows], loss=loss, backend="reference"))
+            assert_same_states(group, evaluate(logits[rows], target[rows], loss=loss, backend="reference"))
     saved = json.dumps(state.to_dict(), allow_nan=False)
     assert EvaluationState.from_dict(json.loads(saved)) == state
 
@@ -76,16 +66,13 @@ def test_groups_merge():
         for part in (slice(0, 20), slice(20, None))
     )
     state.merge(other)
-    assert_same(state, whole)
-    assert set(state.groups) == set(whole.groups)
-    for key, group in state.groups.items():
-        assert_same(group, whole.groups[key])
+    assert_same_states(state, whole)
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
 def test_what_becomes_of_each_row(loss, dtype):
     logits, target = arrays(loss, dtype)
-    per_row = np.zeros(ROWS[::-1], row_dtype(dtype)).T
+    per_row = np.zeros(ROWS[::-1], row_dtype(dtype, loss)).T
     axis = -1 if loss == "ce" else None
     state = evaluate(logits, target, loss=loss, per_row=per_row, axis=axis, chunk_rows=7, backend="reference")
     live = target != IGNORED
@@ -93,6 +80,17 @@ def test_what_becomes_of_each_row(loss, dtype):
     if loss == "ce":
         losses = ll.cross_entropy(logits, target, axis=-1, reduction="none", backend="reference")
         hits = logits.argmax(axis=-1) == target
+        own = np.take_along_axis(logits, np.where(live, target, 0)[..., None], axis=-1)
+        is_before = np.arange(N_CLASSES) < target[..., None]
+        rank = 1 + ((logits > own) | ((logits == own) & is_before)).sum(axis=-1)
+        p = ll.softmax(logits.astype(np.float64), axis=-1)
+        columns = {"rank": rank, "top": logits.argmax(axis=-1), "top_probability": p.max(axis=-1)}
+        columns |= {
+            "entropy": ll.entropy(logits, axis=-1, backend="reference"),
+            "squares": (p**2).sum(axis=-1),
+        }
+        for name, column in columns.items():
+            np.testing.assert_allclose(per_row[name], np.where(live, column, 0), rtol=1e-6)
     else:
         losses = ll.binary_cross_entropy_with_logits(
             logits, np.where(live, target, 0), reduction="none", backend="reference"
@@ -101,6 +99,12 @@ def test_what_becomes_of_each_row(loss, dtype):
     assert np.array_equal(per_row["loss"], np.where(live, losses, 0))
     assert np.array_equal(per_row["hit"], hits & live)
     assert (per_row["hit"].sum(), per_row["counted"].sum()) == (state.correct, state.count)
+
+
+def test_no_rows_are_in_no_group():
+    state = EvaluationState()
+    state.update(np.zeros((0, 3)), np.zeros(0, int), groups=np.zeros(0, int), backend="reference")
+    assert state.groups == {}
 
 
 def test_one_row():
@@ -150,9 +154,12 @@ def test_the_command_has_a_line_for_each_group(files, tmp_path):
         assert float(one["nll_nats"]) == wanted.nll_nats
     rows = np.load(tmp_path / "rows.npy")
     assert (rows["counted"].sum(), rows["hit"].sum()) == (state.count, state.correct)
+    assert (rows["rank"] == 1).sum() == state.correct
     table = CliRunner().invoke(main, command).stdout
     line = next(line for line in table.splitlines() if line.startswith("de "))
-    assert f"{state.groups['de'].compute().accuracy:.4%}" in line
+    wanted = state.groups["de"].compute()
+    numbers = (wanted.accuracy, wanted.classes.brier, wanted.classes.expected_calibration_error)
+    assert line.split()[-3:] == [f"{numbers[0]:.4%}", f"{numbers[1]:.4g}", f"{numbers[2]:.4g}"]
 
 
 def test_the_file_of_rows_goes_on_with_the_state(files, tmp_path):

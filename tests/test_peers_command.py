@@ -41,6 +41,7 @@ RESULTS = {
                     "logitloss": [0.02, 0.04],
                     "logitloss, one thread": [0.05, 0.10],
                     "logitloss, Numba": [0.025, 0.05],
+                    "logitloss, figures": [0.04, 0.08],
                     "torch": [0.2, 0.4],
                     "torch.compile": [0.03, 0.06],
                     "numpy": [1.0],
@@ -119,7 +120,8 @@ def test_figures(report):
     assert f.one_thread == pytest.approx(0.8)
     assert f.avx2 is None
     assert f.numba == pytest.approx(0.8)
-    assert f.missed == ["limit", "torch.compile", "Numba"]
+    assert f.with_figures == pytest.approx(0.5)
+    assert f.missed == ["limit", "torch.compile", "Numba", "figures"]
     assert report.figures(work, in_order=True).share["logitloss"] == pytest.approx(0.6)
     assert report.checked(RESULTS["checks"][0]) == (4.0, 4.0, True)
 
@@ -151,7 +153,7 @@ def test_readme_gets_the_figures(report, tmp_path, monkeypatch):
     readme.write_text(f"above\n{before}\nold\n{after}\nbelow\n")
     report.write_readme(RESULTS)
     text = readme.read_text()
-    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.80 | 1.5x | 10x | 50x |" in text
+    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.80 | 0.50 | 1.5x | 10x | 50x |" in text
     assert "an abacus" in text
     assert "old" not in text
     assert text.startswith("above\n")

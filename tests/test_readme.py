@@ -1,5 +1,7 @@
 """README's "Offline evaluation", block by block, in an empty folder."""
 
+import ast
+import json
 import os
 import re
 import shlex
@@ -30,10 +32,10 @@ def figure(table, name):
 
 @pytest.mark.skipif(not README.exists(), reason="README is in the repository alone")
 def test_offline_evaluation_runs_as_shown(tmp_path):
-    folder, outputs, lines = tmp_path, {}, []
+    folder, outputs, programs = tmp_path, {}, []
     for language, text in blocks():
         if language == "python":
-            lines += printed([sys.executable, "-c", text], folder).splitlines()
+            programs.append(printed([sys.executable, "-c", text], folder))
             continue
         for line in text.splitlines():
             words = shlex.split(line, comments=True)
@@ -50,8 +52,15 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     first = figure(outputs["eval logits.npy labels.npy"], "perplexity")
     # the made logits are rounded otherwise
     assert {round(float(perplexity), 5) for perplexity in perplexities} == {round(float(first), 5)}
-    for line in lines:
+    *_, figures, states = programs
+    for line in states.splitlines():
         assert float(line) == pytest.approx(float(first), rel=1e-6)
+    document = json.loads(outputs["eval logits.npy labels.npy --json"])
+    assert float(figures.split()[0]) == pytest.approx(document["brier"], rel=1e-12)
+    hardest = ast.literal_eval(figures.splitlines()[1])
+    table = outputs["eval logits.npy labels.npy --per-class --top-k 3"]
+    assert float(figure(table, hardest["class"])) == hardest["count"]
+    assert 0.98 < float(figure(table, "top-3 accuracy").rstrip("%")) / 100 < 1
     binary = next(output for command, output in outputs.items() if "bce" in command)
     assert 0.95 < float(figure(binary, "ROC AUC")) < 1
     skipping = next(output for command, output in outputs.items() if "skip" in command)

@@ -222,7 +222,7 @@ def test_a_terminal_is_told_the_speed_and_what_is_skipped(tmp_path):
             np.save(tmp_path / name / f"{number}.npy", array)
     np.save(tmp_path / "y" / "1.npy", np.full(100_000, 3))
     program = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
-    options = ["--chunk-rows", "5", "--on-error", "skip"]
+    options = ["--chunk-rows", "20", "--on-error", "skip"]
     command = [*program, str(tmp_path / "x"), str(tmp_path / "y"), *options]
     terminal, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}

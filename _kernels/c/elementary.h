@@ -235,11 +235,9 @@ INLINE V(vector) V(power_of_parts)(V(vector) shifted)
     return (V(vector))power;
 }
 
-/* The same by parts, for a row's sum */
+/* The same by parts, for a row's sum, of x that are at least the floor or NaN */
 INLINE void V(exp_parts)(V(vector) *x, V(vector) *power, int n, V(exp_scale) scale)
 {
-    for (int j = 0; j < n; j++)
-        x[j] = V(max)(scale.floor, x[j]);
     scale.magic = V(parts_magic)(scale);
     V(exp_rounded)(x, power, n, scale);
     for (int j = 0; j < n; j++)
@@ -253,6 +251,7 @@ INLINE void V(exp_parts)(V(vector) *x, V(vector) *power, int n, V(exp_scale) sca
 INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
 {
     V(vector) power;
+    x = V(max)(scale.floor, x);
     V(exp_parts)(&x, &power, 1, scale);
     return x * power;
 }

@@ -28,6 +28,9 @@ enum {
     KEEP_BYTES = 1 << 20
 };
 
+/* What a row is told beside its loss; the names are the contract's. */
+enum { RANK, TOP, TOP_PROBABILITY, ENTROPY_OF_ROW, OTHERS_SQUARED, FIGURES };
+
 /* Of the path with a row in each lane (lanes_block.h) */
 enum {
     FEW_CLASSES = 48, /* fewer go by lanes wherever they lie */
@@ -87,7 +90,8 @@ typedef struct {
         *gamma; /* by class; for LABELS NULL is zeros, for PROBABILITIES it is the weight, NULL is ones */
     const void *gamma_real; /* gamma in the logits' real type: float, or double for float64 */
     double gamma_sum, target_scale, target_offset, z_loss;
-    array_view scale, lse_in, loss, lse, hit, out;
+    array_view scale, lse_in, loss, lse, out;
+    double *figures;        /* of each row FIGURES, or NULL */
     void *parts;            /* of rows that threads share, or NULL */
     ptrdiff_t rows_at_once; /* of a block; their exponentials are kept in the scratch, */
     size_t kept_bytes;      /* in two halves of so many bytes, a page to spare in each, */

@@ -39,6 +39,7 @@ typedef struct {
     V(real) ALIGNED factor[V(LANES_STRIDE)], log1p_others[V(LANES_STRIDE)];
     V(real) ALIGNED label_entry[V(LANES_STRIDE)], top_entry[V(LANES_STRIDE)];
     V(bits) ALIGNED label[V(LANES_STRIDE)], top[V(LANES_STRIDE)]; /* label -1: ignored */
+    V(bits) ALIGNED n_before[V(LANES_STRIDE)];
     V(exp_scale) exp_scale[V(LANES_STRIDE) / V(LANES)];
     /* Of lanes_labels.h */
     int some_plain;

@@ -20,14 +20,13 @@ static void V(find_sums)(V(lanes) *rows, int powers)
 {
     const softmax_job *job = rows->job;
     int has_gamma = job->target_kind == PROBABILITIES || job->gamma_real;
-    int has_top = has_gamma || job->hit.data;
     ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride, stride = V(tile_stride)(rows);
     V(real) *e = powers ? rows->x_tile : NULL;
     int all_summed = 0;
     for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
         n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
         const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
-        if (has_top)
+        if (has_gamma)
             V(find_tops)(rows, x, x_stride, n, c);
         if (has_gamma)
             continue;
@@ -45,7 +44,7 @@ static void V(find_sums)(V(lanes) *rows, int powers)
         return;
     if (has_gamma)
         memset(rows->is_summed, 0, sizeof rows->is_summed);
-    for (ptrdiff_t c = 0, n; c < job->n_classes && !has_top; c += n) {
+    for (ptrdiff_t c = 0, n; c < job->n_classes && !has_gamma; c += n) {
         n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
         const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
         V(find_tops)(rows, x, x_stride, n, c);
@@ -229,7 +228,10 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
         if (tries_plain)
             V(keep_plain)(&rows);
         V(prepare_more)(&rows);
-        V(find_sums)(&rows, powers);
+        if (job->figures)
+            V(find_figure_sums)(&rows);
+        else
+            V(find_sums)(&rows, powers);
 #ifdef REAL_IS_F64
         result->total = f64_finish_lanes_f64(&rows);
 #else
@@ -246,11 +248,8 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
         V(store_items)(&job->loss, rows.first, rows.n, rows.loss);
     if (job->lse.data)
         f64_store_items(&job->lse, rows.first, rows.n, rows.lse);
-    if (job->hit.data) {
-        for (ptrdiff_t i = 0; i < rows.n; i++)
-            rows.loss[i] = rows.live[i] != 0 && rows.label[i] == rows.top[i] && !isnan(rows.sum[i]);
-        V(store_items)(&job->hit, rows.first, rows.n, rows.loss);
-    }
+    if (job->figures)
+        V(put_figures)(&rows);
     if (job->second_pass != NOTHING && !(is_plain && V(put_gradients)(&rows))) {
         rows.all_live |= is_plain;
         V(second_pass_of)(&rows, powers);

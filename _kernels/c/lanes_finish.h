@@ -38,7 +38,7 @@ INLINE double PASTE(V(finish_terms), WIDE)(V(lanes) *rows, W(terms) terms)
         GIVE(loss, row.loss);
         if (job->lse.data)
             W(store)((W(real) *)rows->lse + lane, row.lse);
-        if (job->second_pass == NOTHING)
+        if (job->second_pass == NOTHING && !job->figures)
             continue;
         GIVE(factor, row.p_top * unit * row.alpha);
         GIVE(log1p_others, row.log1p_others);

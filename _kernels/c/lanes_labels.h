@@ -43,7 +43,7 @@ INLINE f64_vector V(halves_sum)(V(vector) v)
 static int V(has_plain_labels)(const softmax_job *job)
 {
     return job->target_kind == LABELS && !job->gamma && job->z_loss == 0 && !job->lse_in.data &&
-           !job->lse.data && !job->hit.data && job->n_classes <= V(LABELS_MOST_CLASSES);
+           !job->lse.data && !job->figures && job->n_classes <= V(LABELS_MOST_CLASSES);
 }
 
 /* What the rows' exponentials are relative to */

@@ -16,6 +16,7 @@
 #include "lanes.h"
 #include "lanes_arrays.h"
 #include "lanes_labels.h"
+#include "lanes_figures.h"
 #include "lanes_block.h"
 #include "row_statistics.h"
 #include "row_results.h"

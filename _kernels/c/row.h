@@ -21,8 +21,9 @@ enum {
 /* Without it memory and arithmetic take turns. Past the row's end it fetches the next row, or nothing. */
 #define PREFETCH_BYTES 8192
 
-/* How far the sum's exponent may stay behind a larger logit's before it is raised; far from overflow. */
-#define MARGIN 40
+/* How far the sum's exponent may stay behind a larger logit's before it is raised; squares of exponentials,
+ * too, are far from overflow. */
+#define MARGIN 20
 
 /* The scale of a row's exponentials, from its statistics */
 INLINE V(exp_scale) V(row_scale)(const row_statistics *row)
@@ -137,20 +138,28 @@ INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n, V(real) value)
     return c + __builtin_ctzll(bits);
 }
 
-/* What goes through a chain of additions, and through a chunk */
+/* What goes through a chain of additions, and through a chunk. Figures are summed where gamma would be. */
 typedef struct {
     V(vector) sum[2], weight[2], gap[2];
 } V(chain_sums);
 typedef struct {
     V(vector) sum, weight, gap, high[2];
+    V(counter) n_before;
 } V(chunk_sums);
+
+/* What a row's classes are ranked against: its label, counted from the chunk's first class, and the label's
+ * logit; of a class before the label the next smaller number, as equals come before it, too. */
+typedef struct {
+    V(real) logit, below;
+    ptrdiff_t label;
+} V(ranking);
 
 enum { V(WRITES_NOTHING), V(WRITES_EXPS), V(WRITES_LOGS) };
 
 /* What they are summed with, and the rows that are written meanwhile. The flags are constants to the
  * compiler: without gamma and exponentials to keep there is nothing of them in the loop. */
 typedef struct {
-    int has_gamma, keeps_exps, has_shift, writes; /* WRITES_... */
+    int has_gamma, keeps_exps, has_shift, writes, has_figures; /* WRITES_... */
     const V(real) *x, *gamma;
     ptrdiff_t n, top; /* `top` is left out; -1 for none */
     V(real) *exps;
@@ -160,13 +169,14 @@ typedef struct {
     V(vector) shift, reference;
     const V(real) *from, *end;
     V(real) *to;
+    const V(ranking) *ranking;
 } V(summing);
 
 /* Add a group: p its logits, w their gamma. */
 INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector) *p, const V(vector) *w,
                          V(real) *exps)
 {
-    V(vector) power[V(AT_ONCE)];
+    V(vector) power[V(AT_ONCE)], gap[V(AT_ONCE)];
     for (int j = 0; with->has_gamma && j < V(AT_ONCE); j++) {
         total->weight[j % 2] += w[j];
         total->gap[j % 2] =
@@ -174,8 +184,19 @@ INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector)
     }
     for (int j = 0; with->has_shift && j < V(AT_ONCE); j++)
         p[j] -= with->shift;
+    for (int j = 0; j < V(AT_ONCE); j++)
+        p[j] = V(max)(with->scale.floor, p[j]);
+    for (int j = 0; with->has_figures && j < V(AT_ONCE); j++)
+        gap[j] = with->reference - p[j]; /* finite where the exponential is 0 */
     V(exp_parts)(p, power, V(AT_ONCE), with->scale);
     for (int j = 0; j < V(AT_ONCE); j++) {
+        if (with->has_figures) {
+            V(vector) e = p[j] * power[j];
+            total->sum[j % 2] += e;
+            total->weight[j % 2] = V(fma)(e, e, total->weight[j % 2]);
+            total->gap[j % 2] = V(fma)(e, gap[j], total->gap[j % 2]);
+            continue;
+        }
         if (with->keeps_exps)
             V(store)(exps + j * V(LANES), p[j] * power[j]);
         total->sum[j % 2] = V(fma)(p[j], power[j], total->sum[j % 2]);
@@ -203,6 +224,27 @@ INLINE void V(write_lines)(V(summing) *with, int n)
     }
 }
 
+/* Count the logits of a group that come before the label's. */
+INLINE void V(rank_group)(const V(summing) *with, V(counter) *n_before, const V(vector) *p, ptrdiff_t c)
+{
+    int is_before = c + V(GROUP) <= with->ranking->label;
+    V(vector) bound = V(all)(is_before ? with->ranking->below : with->ranking->logit);
+    for (int j = 0; j < V(AT_ONCE); j++)
+        *n_before = V(count)(*n_before, V(greater)(p[j], bound));
+}
+
+/* In the label's own group, those of its logit that stand before it */
+INLINE void V(rank_equals)(const V(summing) *with, V(counter) *n_before)
+{
+    ptrdiff_t first = with->ranking->label & -(ptrdiff_t)V(GROUP);
+    V(vector) p[V(AT_ONCE)];
+    if (with->ranking->label < 0 || with->ranking->label >= with->n)
+        return;
+    V(load_some)(p, with->x + first, with->ranking->label - first, with->top - first, NAN);
+    for (int j = 0; j < V(AT_ONCE); j++)
+        *n_before = V(count)(*n_before, V(equal)(p[j], V(all)(with->ranking->logit)));
+}
+
 /* Add n reals of whole groups, but for the group of the top, at `hole`; see as many of `ahead`. */
 INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptrdiff_t hole,
                          const V(real) *ahead)
@@ -227,6 +269,8 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
             if (with->has_gamma)
                 w[j] = V(load)(gamma + at + j * V(LANES));
         }
+        if (with->has_figures)
+            V(rank_group)(with, &sums->n_before, p, at);
         V(sum_group)(with, &chain, p, w, with->keeps_exps ? with->exps + at : NULL);
         if (__builtin_expect(c / V(GROUP) % V(CHAIN) == V(CHAIN) - 1, 0))
             V(fold_chain)(sums, &chain);
@@ -238,7 +282,7 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
 INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
 {
     const V(vector) zero = V(all)(0), low = V(all)(-INFINITY);
-    V(chunk_sums) sums = {zero, zero, zero, {low, low}};
+    V(chunk_sums) sums = {zero, zero, zero, {low, low}, V(no_count)()};
     V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
     V(following) *next = with.next;
     ptrdiff_t whole = with.n & -(ptrdiff_t)V(GROUP);
@@ -246,6 +290,8 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     with.scale = V(row_scale)(row);
     with.shift = V(all)((V(real))row->shift);
     with.reference = V(all)((V(real))row->largest);
+    if (with.has_figures)
+        with.reference = V(all)((V(real))(finite_or_0(row->largest) - row->shift));
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
     /* A shorter chunk to come is seen afterwards: the loop need not ask where it ends. */
@@ -264,6 +310,8 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         V(load_some)(p, with.x + rest, with.n - rest, with.top - rest, -INFINITY);
         if (with.has_gamma)
             V(load_some)(w, with.gamma + rest, with.n - rest, with.top - rest, 0);
+        if (with.has_figures)
+            V(rank_group)(&with, &sums.n_before, p, rest);
         V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
     }
     V(fold_chain)(&sums, &chain);
@@ -272,6 +320,12 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
         add(&row->gap, V(lanes_sum)(sums.gap));
+    }
+    if (with.has_figures) {
+        V(rank_equals)(&with, &sums.n_before);
+        add(&row->square, V(lanes_sum)(sums.weight));
+        add(&row->spread, V(lanes_sum)(sums.gap));
+        row->n_before += V(counted)(sums.n_before);
     }
 }
 
@@ -291,12 +345,29 @@ SUM_CHUNK(sum_and_write_logs, 0, 0, 0, V(WRITES_LOGS))
 SUM_CHUNK(sum_weighted, 1, 0, 0, V(WRITES_NOTHING))
 SUM_CHUNK(sum_anything, gamma != NULL, exps != NULL, 1, V(WRITES_NOTHING))
 #undef SUM_CHUNK
+#define SUM_FIGURES(name, shifts)                                                                            \
+    static                                                                                                   \
+        __attribute__((noinline)) void V(name)(row_statistics * row, const V(real) *x, ptrdiff_t n,          \
+                                               ptrdiff_t top, V(following) *next, const V(ranking) *ranking) \
+    {                                                                                                        \
+        V(sum_chunk)(row, (V(summing)){.has_shift = shifts,                                                  \
+                                       .has_figures = 1,                                                     \
+                                       .x = x,                                                               \
+                                       .n = n,                                                               \
+                                       .top = top,                                                           \
+                                       .next = next,                                                         \
+                                       .ranking = ranking});                                                 \
+    }
+SUM_FIGURES(sum_figures, 0)
+SUM_FIGURES(sum_any_figures, 1)
+#undef SUM_FIGURES
 
 /* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
- * one, if it was that; then what this one sees of the next n_next classes, if there are any. */
+ * one, if it was that; then what this one sees of the next n_next classes, if there are any. `ranking` is
+ * NULL where no figures are wanted; they are wanted without gamma and exps. */
 static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(real) *gamma, ptrdiff_t n,
                          ptrdiff_t first_class, V(real) *exps, V(following) *seen, const V(real) *next,
-                         ptrdiff_t n_next, V(writer) *writer)
+                         ptrdiff_t n_next, V(writer) *writer, V(ranking) *ranking)
 {
     ptrdiff_t at = -1;
     if (seen->x != logits || seen->n != n)
@@ -310,9 +381,13 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
     V(fetch_part)(logits, n, 3);
     seen->x = next;
     seen->n = n_next;
+    if (ranking && at >= 0) /* the top is not among those that are summed */
+        row->n_before += largest > ranking->logit || (largest == ranking->logit && at < ranking->label);
     if (row->largest == INFINITY) {
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
+    } else if (ranking) {
+        (row->shift != 0 ? V(sum_any_figures) : V(sum_figures))(row, logits, n, at, seen, ranking);
     } else if (row->shift != 0 || (gamma && exps)) {
         V(sum_anything)(row, logits, gamma, n, at, exps, seen, NULL);
     } else if (gamma) {

@@ -205,83 +205,169 @@ INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magi
             x[j] = f32_fma(x[j], f[j], f32_all(half_terms[k]));
 }
 
-/* The sum of exp(x)*2^-exponent of a group from number `from` on, but for that at `top` */
-static double sum_some_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t from, ptrdiff_t top,
-                              double exponent)
+/* Sums as in row_statistics, but for HALF_UNIT; square, spread and n_before where there is a ranking. The
+ * logits are relative to `reference` in `spread`. */
+typedef struct {
+    f32_vector sum[2], square[2], spread[2];
+} half_sums;
+typedef struct {
+    dtype_code dtype;
+    f32_exp_scale scale;
+    f32_vector reference;
+    const f32_ranking *ranking; /* or NULL */
+} half_summing;
+
+static half_summing summing_halves(dtype_code dtype, const row_statistics *row, const f32_ranking *ranking)
+{
+    return (half_summing){dtype, f32_exp_scale_of(f32_all((float)row->exponent)),
+                          f32_all((float)row->largest), ranking};
+}
+
+/* Add two vectors of logits, and count those above the bound. */
+INLINE void add_exps(const half_summing *with, f32_vector x[2], f32_vector bound, half_sums *to,
+                     f32_counter *n_before)
+{
+    f32_vector power[2], gap[2];
+    for (int k = 0; with->ranking && k < 2; k++) {
+        *n_before = f32_count(*n_before, f32_greater(x[k], bound));
+        gap[k] = with->reference - x[k];
+    }
+    half_exp_parts(x, power, f32_parts_magic(with->scale));
+    for (int k = 0; k < 2; k++) {
+        if (!with->ranking) {
+            to->sum[k] = f32_fma(x[k], power[k], to->sum[k]);
+            continue;
+        }
+        f32_vector e = x[k] * power[k];
+        to->sum[k] += e;
+        to->square[k] = f32_fma(e, e, to->square[k]);
+        to->spread[k] = f32_fma(e, gap[k], to->spread[k]);
+    }
+}
+
+INLINE half_sums no_halves(void)
+{
+    const f32_vector zero = f32_all(0);
+    return (half_sums){{zero, zero}, {zero, zero}, {zero, zero}};
+}
+
+INLINE void add_half_sums(row_statistics *row, const half_summing *with, const half_sums *sums,
+                          f32_counter n_before)
+{
+    add(&row->sum, HALF_UNIT * f32_lanes_sum(sums->sum[0] + sums->sum[1]));
+    if (!with->ranking)
+        return;
+    add(&row->square, HALF_UNIT * HALF_UNIT * f32_lanes_sum(sums->square[0] + sums->square[1]));
+    add(&row->spread, HALF_UNIT * f32_lanes_sum(sums->spread[0] + sums->spread[1]));
+    row->n_before += f32_counted(n_before);
+}
+
+/* What the classes of a group at number c of the chunk are ranked against */
+INLINE f32_vector half_bound(const half_summing *with, ptrdiff_t c)
+{
+    const f32_ranking *ranking = with->ranking;
+    if (!ranking)
+        return f32_all(0);
+    return f32_all(c + HALF_GROUP <= ranking->label ? ranking->below : ranking->logit);
+}
+
+/* Add a group at number c of the chunk, from its number `from` on, but for that at `top`. */
+static void sum_some_halves(row_statistics *row, const half_summing *with, const uint16_t *x, ptrdiff_t c,
+                            ptrdiff_t from, ptrdiff_t top)
 {
     enum { LANES = VECTOR_BYTES / 2 };
-    const half_vector none = (half_vector){0} + (int16_t)(dtype == DTYPE_F16 ? 0xfc00 : 0xff80); /* -inf */
+    const half_vector none =
+        (half_vector){0} + (int16_t)(with->dtype == DTYPE_F16 ? 0xfc00 : 0xff80); /* -inf */
     uint16_t ALIGNED some[HALF_GROUP];
-    f32_exp_scale scale = f32_exp_scale_of(f32_all((float)exponent));
-    f32_vector sum = f32_all(0);
+    half_sums sums = no_halves();
+    f32_counter n_before = f32_no_count();
     half_vector number;
     for (int i = 0; i < LANES; i++)
         number[i] = (int16_t)i;
     for (int j = 0; j < HALF_GROUP; j += LANES, number += LANES) {
         half_vector out = (number < (int16_t)from) | (number == (int16_t)top);
-        half_vector kept = (half_load(x + j) & ~out) | (none & out);
+        half_vector kept = (half_load(x + c + j) & ~out) | (none & out);
         memcpy(some + j, &kept, sizeof kept);
     }
     for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
-        f32_vector e[2], power[2];
-        load_halves_f32(dtype, some + j, e, e + 1);
+        f32_vector e[2];
+        load_halves_f32(with->dtype, some + j, e, e + 1);
         for (int k = 0; k < 2; k++)
-            e[k] = f32_max(scale.floor, e[k]);
-        half_exp_parts(e, power, f32_parts_magic(scale));
-        for (int k = 0; k < 2; k++)
-            sum += e[k] * power[k];
+            e[k] = f32_max(with->scale.floor, e[k]);
+        add_exps(with, e, half_bound(with, c), &sums, &n_before);
     }
-    return HALF_UNIT * f32_lanes_sum(sum);
+    add_half_sums(row, with, &sums, n_before);
 }
 
-/* The same of whole groups; as many of what follows are swept. */
-INLINE double sum_halves(dtype_code dtype, const uint16_t *x, ptrdiff_t n_groups, double exponent,
-                         half_following *following)
+/* Add n_groups whole groups from number c of the chunk on; as many of what follows are swept. */
+INLINE void sum_halves(row_statistics *row, const half_summing *with, const uint16_t *x, ptrdiff_t c,
+                       ptrdiff_t n_groups, half_following *following)
 {
-    const f32_vector zero = f32_all(0), magic = f32_parts_magic(f32_exp_scale_of(f32_all((float)exponent)));
-    f32_vector sum = zero;
+    half_sums sums = no_halves();
+    f32_counter n_before = f32_no_count();
     half_sweep sweep = following->sweep;
-    for (ptrdiff_t n = n_groups * HALF_GROUP; n > 0; n -= HALF_SPAN) {
-        f32_vector chain[2] = {zero, zero};
-        const uint16_t *end = x + (n < HALF_SPAN ? n : HALF_SPAN);
-        const uint16_t *ahead = sweep_ahead(following, end - x);
+    ptrdiff_t last = c + n_groups * HALF_GROUP;
+    while (c < last) {
+        half_sums chain = no_halves();
+        ptrdiff_t end = last - c < HALF_SPAN ? last : c + HALF_SPAN;
+        const uint16_t *ahead = sweep_ahead(following, end - c);
 #pragma GCC unroll 1
-        for (; x < end; x += HALF_GROUP, ahead += HALF_GROUP) {
+        for (; c < end; c += HALF_GROUP, ahead += HALF_GROUP) {
             for (size_t line = 0; line < 2 * HALF_GROUP; line += 64)
-                __builtin_prefetch((const char *)x + PREFETCH_BYTES + line);
+                __builtin_prefetch((const char *)(x + c) + PREFETCH_BYTES + line);
             sweep_group(&sweep, ahead);
+            f32_vector bound = half_bound(with, c);
             for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {
-                f32_vector e[2], power[2];
-                load_halves_f32(dtype, x + j, e, e + 1);
-                half_exp_parts(e, power, magic);
-                for (int k = 0; k < 2; k++)
-                    chain[k] = f32_fma(e[k], power[k], chain[k]);
+                f32_vector e[2];
+                load_halves_f32(with->dtype, x + c + j, e, e + 1);
+                add_exps(with, e, bound, &chain, &n_before);
             }
         }
-        sum += chain[0] + chain[1];
+        sums.sum[0] += chain.sum[0] + chain.sum[1];
+        sums.square[0] += chain.square[0] + chain.square[1];
+        sums.spread[0] += chain.spread[0] + chain.spread[1];
     }
     following->sweep = sweep;
-    return HALF_UNIT * f32_lanes_sum(sum);
+    add_half_sums(row, with, &sums, n_before);
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define SUM_HALVES(name, dtype)                                                                          \
-    static __attribute__((noinline)) double name(const uint16_t *x, ptrdiff_t n_groups, double exponent, \
-                                                 half_following *next)                                   \
-    {                                                                                                    \
-        return sum_halves(dtype, x, n_groups, exponent, next);                                           \
+#define SUM_HALVES(name, code, has_figures)                                                        \
+    static __attribute__((noinline)) void name(row_statistics *row, const f32_ranking *ranking,    \
+                                               const uint16_t *x, ptrdiff_t c, ptrdiff_t n_groups, \
+                                               half_following *next)                               \
+    {                                                                                              \
+        const half_summing with = summing_halves(code, row, has_figures ? ranking : NULL);         \
+        sum_halves(row, &with, x, c, n_groups, next);                                              \
     }
-SUM_HALVES(sum_bfloats, DTYPE_BF16)
-SUM_HALVES(sum_float16s, DTYPE_F16)
+SUM_HALVES(sum_bfloats, DTYPE_BF16, 0)
+SUM_HALVES(sum_float16s, DTYPE_F16, 0)
+SUM_HALVES(sum_bfloat_figures, DTYPE_BF16, 1)
+SUM_HALVES(sum_float16_figures, DTYPE_F16, 1)
 #undef SUM_HALVES
+
+/* What comes before the label beside the logits above it: a top that is left out of the sums, at its number
+ * in the chunk or -1, and the label's equals in its own group */
+static void rank_halves(row_statistics *row, dtype_code dtype, const f32_ranking *ranking, const uint16_t *x,
+                        ptrdiff_t n, ptrdiff_t top)
+{
+    ptrdiff_t first = ranking->label / HALF_GROUP * HALF_GROUP;
+    if (top >= 0)
+        row->n_before += row->largest > ranking->logit;
+    for (ptrdiff_t c = first; ranking->label >= 0 && ranking->label < n && c < ranking->label; c++)
+        row->n_before += half_value(dtype, x[c]) == ranking->logit;
+    if (top >= 0 && top < first)
+        row->n_before += row->largest == ranking->logit;
+}
 
 /* Of a row of fewer classes too much is its ends and its largest: it is converted to float32 as a whole. */
 enum { HALF_CLASSES = 512 };
 
 /* Add a chunk to the row, if it is of this kind; returns whether it was. `next` is it, what was swept of it,
- * and then the n_next logits to come. */
+ * and then the n_next logits to come. `ranking` is NULL where no figures are wanted. */
 static int add_halves(row_statistics *row, dtype_code dtype, const char *logits, ptrdiff_t n,
-                      ptrdiff_t first_class, const char *next_logits, ptrdiff_t n_next, half_following *next)
+                      ptrdiff_t first_class, const char *next_logits, ptrdiff_t n_next, half_following *next,
+                      const f32_ranking *ranking)
 {
     const uint16_t *x = (const uint16_t *)(const void *)logits;
     ptrdiff_t top = -1;
@@ -306,19 +392,21 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
     }
     *next = n_next >= HALF_SPAN ? following((const uint16_t *)(const void *)next_logits, n_next)
                                 : following(x, n);
-    double (*sum)(const uint16_t *, ptrdiff_t, double, half_following *) =
-        dtype == DTYPE_F16 ? sum_float16s : sum_bfloats;
+    void (*sum)(row_statistics *, const f32_ranking *, const uint16_t *, ptrdiff_t, ptrdiff_t,
+                half_following *) = dtype == DTYPE_F16 ? (ranking ? sum_float16_figures : sum_float16s)
+                                                       : (ranking ? sum_bfloat_figures : sum_bfloats);
+    const half_summing with = summing_halves(dtype, row, ranking);
     ptrdiff_t n_groups = n / HALF_GROUP, rest = n % HALF_GROUP;
     ptrdiff_t whole = top >= 0 && top / HALF_GROUP < n_groups ? top / HALF_GROUP : n_groups;
-    add(&row->sum, sum(x, whole, row->exponent, next));
+    sum(row, ranking, x, 0, whole, next);
     if (whole < n_groups) {
-        const uint16_t *group = x + whole * HALF_GROUP;
-        add(&row->sum, sum_some_halves(dtype, group, 0, top % HALF_GROUP, row->exponent));
-        add(&row->sum, sum(group + HALF_GROUP, n_groups - whole - 1, row->exponent, next));
+        sum_some_halves(row, &with, x, whole * HALF_GROUP, 0, top % HALF_GROUP);
+        sum(row, ranking, x, (whole + 1) * HALF_GROUP, n_groups - whole - 1, next);
     }
     if (rest)
-        add(&row->sum, sum_some_halves(dtype, x + n - HALF_GROUP, HALF_GROUP - rest, top - (n - HALF_GROUP),
-                                       row->exponent));
+        sum_some_halves(row, &with, x, n - HALF_GROUP, HALF_GROUP - rest, top - (n - HALF_GROUP));
+    if (ranking)
+        rank_halves(row, dtype, ranking, x, n, top);
     if (n_next < HALF_SPAN)
         next->x = NULL;
     return 1;

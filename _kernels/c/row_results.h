@@ -3,6 +3,35 @@
  */
 #define V(name) PASTE(REAL, name)
 
+/* How many classes come before a label of logit -inf */
+static ptrdiff_t V(rank_of_none)(const V(block) *block, ptrdiff_t i)
+{
+    const array_view *logits = &block->job->logits;
+    ptrdiff_t n_before = 0;
+    for (ptrdiff_t c = 0; c < block->job->n_classes; c++)
+        n_before +=
+            view_real(logits, V(item)(logits, block->first + i, c)) > -INFINITY || c < block->label[i];
+    return n_before;
+}
+
+/* What else is told of a row; an exponential in its sums times `scale` is a probability. */
+static void V(find_figures)(const V(block) *block, ptrdiff_t i, double *figures)
+{
+    const row_statistics *row = block->statistics + i;
+    const row_softmax *softmax = &block->softmax;
+    double scale = softmax->factor[i] * power_of_2(row->exponent - softmax->exponent[i]);
+    for (int k = 0; k < FIGURES; k++)
+        figures[k] = block->live[i] ? NAN : 0;
+    if (!block->live[i] || isnan(softmax->p_top[i]))
+        return;
+    int is_ranked = block->target_logit[i] > -INFINITY;
+    figures[RANK] = 1 + (double)(is_ranked ? row->n_before : V(rank_of_none)(block, i));
+    figures[TOP] = (double)row->top;
+    figures[TOP_PROBABILITY] = softmax->p_top[i];
+    figures[ENTROPY_OF_ROW] = softmax->log1p_others[i] + value_of(&row->spread) * scale;
+    figures[OTHERS_SQUARED] = value_of(&row->square) * scale * scale;
+}
+
 /* From statistics to losses: cost of a class = lse - x = (largest - x) + log1p_others. Returns their sum. */
 static double V(find_losses)(V(block) *block)
 {
@@ -33,10 +62,8 @@ static double V(find_losses)(V(block) *block)
             put_real(&job->loss, V(item)(&job->loss, block->first + i, 0), loss);
         if (job->lse.data)
             put_real(&job->lse, V(item)(&job->lse, block->first + i, 0), lse);
-        if (job->hit.data) {
-            int hit = block->live[i] && block->label[i] == row->top && !isnan(lse);
-            put_real(&job->hit, V(item)(&job->hit, block->first + i, 0), hit);
-        }
+        if (job->figures)
+            V(find_figures)(block, i, job->figures + (block->first + i) * FIGURES);
     }
     return total;
 }

@@ -108,19 +108,36 @@ INLINE void *V(part)(const softmax_job *job, ptrdiff_t row, ptrdiff_t part)
     return (char *)job->parts + (row * (V(n_parts)(job) + 1) + part) * PART_BYTES;
 }
 
+INLINE V(real) V(next_below)(V(real) x)
+{
+    V(bits) bits;
+    x += 0; /* of -0 that of 0 */
+    memcpy(&bits, &x, sizeof x);
+    bits = x > 0 ? bits - 1 : x < 0 ? bits + 1 : (V(bits))((V(bits))1 << (8 * (int)sizeof x - 1) | 1);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row_statistics *row)
 {
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits;
     ptrdiff_t end = V(at_most)(job->n_classes, (part + 1) * SEGMENT);
     int has_gamma = job->gamma_real || job->target_kind == PROBABILITIES;
+    V(ranking) ranking;
     begin(row);
+    if (job->figures) {
+        ranking.logit = (V(real))block->target_logit[i];
+        ranking.below = V(next_below)(ranking.logit);
+    }
 #ifndef REAL_IS_F64
     int is_plain = logits->itemsize == 2 && logits->class_stride == 2 && job->n_classes >= HALF_CLASSES &&
                    !job->gamma && job->target_kind != PROBABILITIES &&
                    job->second_pass != ENTROPY; /* in which errors cancel that both passes share */
 #endif
     for (ptrdiff_t c = part * SEGMENT, n; c < end; c += n) {
+        if (job->figures)
+            ranking.label = block->label[i] - c;
         const char *item = V(item)(logits, block->first + i, c);
         V(real) *exps = V(exps_of)(block, i, c);
 #ifndef REAL_IS_F64
@@ -129,7 +146,8 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             int is_last = c + n == job->n_classes && i + 1 < block->n;
             const char *next = is_last ? V(item)(logits, block->first + i + 1, 0) : item + 2 * n;
             ptrdiff_t n_next = V(at_most)(is_last ? job->n_classes : end - c - n, HALF_CHUNK);
-            if (add_halves(row, logits->dtype, item, n, c, next, n_next, &block->seen_half))
+            if (add_halves(row, logits->dtype, item, n, c, next, n_next, &block->seen_half,
+                           job->figures ? &ranking : NULL))
                 continue;
         }
 #endif
@@ -146,7 +164,8 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
             n_next = 0;
         }
         const V(real) *gamma = has_gamma ? V(gamma_run)(block, block->first + i, c, n) : NULL;
-        V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer);
+        V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer,
+                     job->figures ? &ranking : NULL);
         if (exps)
             *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
     }

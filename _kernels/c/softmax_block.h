@@ -22,17 +22,18 @@ static int V(do_rows)(V(block) *block, block_result *result)
                sizeof(double) * (size_t)block->n);
     for (ptrdiff_t i = 0; i < block->n; i++) {
         block->live[i] = job->target_kind != LABELS || block->label[i] != job->ignore_index;
+        block->target_logit[i] = 0;
         block->softmax.lse[i] = block->known_lse ? lse[i] : 0;
         if (!job->scale.data)
             block->scale[i] = 1;
         result->counted += block->live[i];
     }
-    if (block->known_lse)
+    if (block->known_lse || job->figures)
         V(find_target_logits)(block);
     if (block->writer)
         V(write_lead)(block->writer, V(item)(&job->logits, block->first, 0));
     V(find_statistics)(block);
-    if (!block->known_lse) /* now that the rows are in the cache */
+    if (!block->known_lse && !job->figures) /* now that the rows are in the cache */
         V(find_target_logits)(block);
     softmax_of(block->statistics, block->n, V(HEADROOM), LOG2_BASE, &block->softmax);
     if (block->known_lse)
@@ -120,6 +121,11 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
         fence();
     } else {
         row_statistics row;
+        block_result bad;
+        block.target_logit[0] = 0;
+        block.live[0] = job->figures && rows_labels(job, block.first, 1, block.label, &bad) == 1 &&
+                        block.label[0] != job->ignore_index;
+        V(find_target_logits)(&block);
         V(part_statistics)(&block, 0, part, &row);
         memcpy(V(part)(job, block.first, part), &row, sizeof row);
     }

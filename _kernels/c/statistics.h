@@ -4,7 +4,9 @@
  * is ahead. Of the others there are sum    = sum exp(x - shift) * 2^-exponent weight = sum gamma gap    = sum
  * gamma*(largest - x), with 0 in place of a largest of -inf where shift is 0 (the largest, if it is beyond
  * DIRECT) and exponent an integer: raising it as larger logits come scales the sum exactly, wherever the
- * logits stand. In a row with NaN the sum is NaN.
+ * logits stand. In a row with NaN the sum is NaN. Where a row's figures are wanted, there are, of e as in the
+ * sum, square = sum e^2 and spread = sum e*(largest - x), too, and of all classes the number that come before
+ * the label's.
  */
 typedef struct {
     double sum, lost; /* to rounding: a rising row adds to its sums thousands of times */
@@ -12,8 +14,8 @@ typedef struct {
 
 typedef struct {
     double largest, shift, exponent, top_weight;
-    compensated sum, weight, gap;
-    ptrdiff_t top;
+    compensated sum, weight, gap, square, spread;
+    ptrdiff_t top, n_before;
 } row_statistics;
 
 /* Where a chunk's exponentials were kept: what they are scaled by, which a later chunk may have changed. */
@@ -35,6 +37,15 @@ INLINE void add_all(compensated *total, const compensated *more)
     total->lost += more->lost;
 }
 
+INLINE void multiply(compensated *total, double factor)
+{
+    total->sum *= factor;
+    total->lost *= factor;
+}
+
+/* 0 times anything is 0. */
+INLINE double times(double factor, double x) { return factor != 0 ? factor * x : 0; }
+
 INLINE double value_of(const compensated *total) { return total->sum + total->lost; }
 
 /* A row of no classes yet; item by item, as a compiler may do the whole at a byte's pace */
@@ -43,8 +54,8 @@ INLINE void begin(row_statistics *row)
     const compensated zero = {0, 0};
     row->largest = -INFINITY;
     row->shift = row->exponent = row->top_weight = 0;
-    row->sum = row->weight = row->gap = zero;
-    row->top = 0;
+    row->sum = row->weight = row->gap = row->square = row->spread = zero;
+    row->top = row->n_before = 0;
 }
 
 /* What the second pass needs of one row: an entry is p*factor - gamma*gamma_factor, p = exp(x -
@@ -99,6 +110,7 @@ static void merge(row_statistics *into, const row_statistics *from, double log2_
         high = *from;
         low = *into;
     }
+    high.n_before += low.n_before;
     *into = high;
     if (!isfinite(high.largest)) {
         add(&into->sum, isnan(low.sum.sum) ? NAN : 0);
@@ -106,18 +118,25 @@ static void merge(row_statistics *into, const row_statistics *from, double log2_
     }
     if (low.sum.sum != 0) {
         double factor = exp_relative(low.shift, high.shift, high.exponent - low.exponent, log2_base);
-        low.sum.sum *= factor;
-        low.sum.lost *= factor;
+        multiply(&low.sum, factor);
+        multiply(&low.spread, factor);
+        multiply(&low.square, factor * factor);
         add_all(&high.sum, &low.sum);
+        add_all(&high.spread, &low.spread);
+        add(&high.spread, times(value_of(&low.sum), high.largest - low.largest));
+        add_all(&high.square, &low.square);
     }
     double rise = value_of(&low.weight) * (high.largest - finite_or_0(low.largest));
     add_all(&high.gap, &low.gap);
     add_all(&high.weight, &low.weight);
     add(&high.gap, rise);
     if (low.largest > -INFINITY) {
-        add(&high.sum, exp_relative(low.largest, high.shift, high.exponent, log2_base));
+        double e = exp_relative(low.largest, high.shift, high.exponent, log2_base);
+        add(&high.sum, e);
+        add(&high.spread, times(e, high.largest - low.largest));
+        add(&high.square, e * e);
         add(&high.weight, low.top_weight);
-        add(&high.gap, low.top_weight != 0 ? low.top_weight * (high.largest - low.largest) : 0);
+        add(&high.gap, times(low.top_weight, high.largest - low.largest));
     }
     *into = high;
 }

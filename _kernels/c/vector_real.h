@@ -76,6 +76,10 @@ INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpneq_epi64_mask((__m512i)a, (__m512i)b);
 }
+INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmplt_epi64_mask((__m512i)a, (__m512i)b);
+}
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
     return (V(ivector))_mm512_mask_blend_epi64(mask, (__m512i)b, (__m512i)a);
@@ -88,6 +92,10 @@ INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b)
+{
+    return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -149,6 +157,26 @@ INLINE V(vector) V(max)(V(vector) a, V(vector) b)
 #endif
 }
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a == b); }
+INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a < b); }
+#endif
+
+/* How often a mask's lanes were set: AVX-512 has more to spare outside its vectors. */
+#ifdef VECTOR_AVX512
+typedef ptrdiff_t V(counter);
+INLINE V(counter) V(no_count)(void) { return 0; }
+INLINE V(counter) V(count)(V(counter) count, V(mask) mask) { return count + __builtin_popcount(mask); }
+INLINE ptrdiff_t V(counted)(V(counter) count) { return count; }
+#else
+typedef V(ivector) V(counter);
+INLINE V(counter) V(no_count)(void) { return V(all_bits)(0); }
+INLINE V(counter) V(count)(V(counter) count, V(mask) mask) { return count - mask; }
+INLINE ptrdiff_t V(counted)(V(counter) count)
+{
+    ptrdiff_t sum = 0;
+    for (int i = 0; i < V(LANES); i++)
+        sum += count[i];
+    return sum;
+}
 #endif
 
 /* a < b ? a : b, hence b where one of them is NaN. */

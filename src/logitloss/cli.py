@@ -19,6 +19,7 @@ from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
+from logitloss.evaluate.classes import N_RANKS, TOP_K
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.report import Report
 from logitloss.evaluate.shard import FLOAT_DTYPES
@@ -99,12 +100,21 @@ def main() -> None:
 @click.option("--logit-scale", type=float, default=1.0, show_default=True, help="What multiplies them.")
 @click.option("--bytes", "n_bytes", type=click.IntRange(min=1), help="Of the text: for bits per byte.")
 @click.option("--words", "n_words", type=click.IntRange(min=1), help="Of the text: for perplexity per word.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(1, N_RANKS),
+    multiple=True,
+    default=TOP_K,
+    show_default=True,
+    help="Tell the share of labels among the K largest logits; may be given several times.",
+)
+@click.option("--per-class", is_flag=True, help="Figures of each class, too.")
 @click.option("--group-by", metavar="FILE", help="A key for each row: a line of figures for each group, too.")
 @click.option(
     "--per-row",
     metavar="FILE",
-    help="Write what becomes of each row, a record of loss, hit and counted, to this .npy file; of shards, a "
-    "file for each, to this directory.",
+    help="Write what becomes of each row, a record of loss, rank, entropy and more, to this .npy file; of "
+    "shards, a file for each, to this directory.",
 )
 @click.option(
     "--on-error",
@@ -137,12 +147,13 @@ def eval_command(
     per_row: str | None,
     n_bytes: int | None,
     n_words: int | None,
+    top_k: tuple[int, ...],
     threads: int | None,
     as_json: bool,
     on_error: Literal["fail", "skip"],
     **options: Any,
 ) -> None:
-    """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy.
+    """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy, calibration and more.
 
     Both are .npy or .npz files; PATH::NAME picks one array of a .npz file. LOGITS has the classes on --axis,
     and TARGETS the class of each row (an integer).
@@ -178,8 +189,8 @@ def eval_command(
             **options,
         )
         seconds = time.perf_counter() - start
-    groups = {key: group.compute() for key, group in sorted(state.groups.items())}
-    metrics = state.compute(n_bytes=n_bytes, n_words=n_words)
+    groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
+    metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
     told = skipped if on_error == "skip" else None
     report = Report(*files, metrics, groups, seconds, n_rows, n_read, told)
     if as_json:

@@ -57,6 +57,7 @@ class BinaryState:
         """Return the figures."""
         return BinaryMetrics(
             self.squares.mean,
+            self.squares.standard_error,
             *self.calibration.errors(),
             self.calibration.table(),
             *self.ranking.roc_auc(),

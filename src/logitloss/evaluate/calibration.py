@@ -10,14 +10,12 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from logitloss.evaluate.moments import two_sum
+from logitloss.evaluate.moments import PLAIN, Sums
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 N_BINS = 15
-# Numbers added up plainly before what sums lose to rounding is kept apart
-PLAIN = 4096
 
 
 class Bin(TypedDict):
@@ -28,34 +26,6 @@ class Bin(TypedDict):
     count: int
     probability: float
     outcome: float
-
-
-@dataclass(slots=True)
-class Sums:
-    """Float64 sums side by side, and the rounding errors they have made so far."""
-
-    high: Float64
-    low: Float64
-
-    @classmethod
-    def zeros(cls, n: int) -> "Sums":
-        """Return n sums of nothing."""
-        return cls(np.zeros(n), np.zeros(n))
-
-    def add(self, values: Float64) -> None:
-        """Add a number to each."""
-        self.high, error = two_sum(self.high, values)
-        self.low += error
-
-    def merge(self, other: "Sums") -> None:
-        """Add other sums, errors included."""
-        self.add(other.high)
-        self.low += other.low
-
-    @property
-    def values(self) -> Float64:
-        """The sums."""
-        return self.high + self.low
 
 
 def _counts() -> Int64:
@@ -78,12 +48,15 @@ class Calibration:
         """Add probabilities, and what came true of them: 0 or 1, or a share."""
         for first in range(0, probability.size, PLAIN):
             p, y = probability[first : first + PLAIN], outcome[first : first + PLAIN]
-            # the bin whose upper end is the first not below p
-            number = np.maximum(np.ceil(p * N_BINS).astype(np.intp), 1) - 1
-            self.count += np.bincount(number, minlength=N_BINS)
-            for sums, values in ((self.probability, p), (self.outcome, y)):
-                part: Any = np.bincount(number, values, N_BINS)
-                sums.add(part)
+            # the bin whose upper end is the first not below p; of 0 there is none, and the first takes it
+            end = p * N_BINS
+            number = np.ceil(end, out=end).astype(np.intp)
+            parts: list[Any] = [np.bincount(number, weights, N_BINS + 1) for weights in (None, p, y)]
+            for part in parts:
+                part[1] += part[0]
+            self.count += parts[0][1:]
+            self.probability.add(parts[1][1:])
+            self.outcome.add(parts[2][1:])
 
     def merge(self, other: "Calibration") -> None:
         """Add what another has seen."""
@@ -93,9 +66,10 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        sums = {"probability": self.probability, "outcome": self.outcome}
-        return {"count": self.count.tolist()} | {
-            name: [one.high.tolist(), one.low.tolist()] for name, one in sums.items()
+        return {
+            "count": self.count.tolist(),
+            "probability": self.probability.to_list(),
+            "outcome": self.outcome.to_list(),
         }
 
     def __eq__(self, other: object) -> bool:
@@ -106,7 +80,7 @@ class Calibration:
     def from_dict(cls, saved: dict[str, Any]) -> "Calibration":
         """Read what `to_dict` wrote."""
         count = np.array(saved["count"], np.int64)
-        sums = [Sums(*np.array(saved[name], np.float64)) for name in ("probability", "outcome")]
+        sums = [Sums.from_list(saved[name]) for name in ("probability", "outcome")]
         if {count.shape, *(one.high.shape for one in sums)} != {(N_BINS,)} or (count < 0).any():
             raise ValueError(f"calibration of other than {N_BINS} bins")
         return cls(count, *sums)

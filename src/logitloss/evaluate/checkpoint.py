@@ -18,7 +18,6 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from logitloss.evaluate.errors import EvaluationError, FileError, OutputError, StateError
-from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.moments import whole_number
 from logitloss.evaluate.state import EvaluationState
 
@@ -38,25 +37,22 @@ class Standing:
 
     Parameters
     ----------
-    loss : {"ce", "bce"}
-        Of the states.
+    through : EvaluationState
+        That of the shards that are through; of one that is not, there is `part` beside.
     shards : list
         Of each shard begun, in order, what `Shard.described` says of its rows done; or why it is skipped.
     n_through : int
         How many of them are through.
-    through, part : EvaluationState
-        The states of those, and of one that is not.
     """
 
-    loss: Loss
+    through: EvaluationState
     shards: list[dict[str, Any] | Skipped] = field(default_factory=list)
     n_through: int = 0
-    through: EvaluationState = field(init=False)
     part: EvaluationState = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start with nothing seen."""
-        self.through, self.part = EvaluationState(self.loss), EvaluationState(self.loss)
+        """Start with nothing seen of the next shard."""
+        self.part = self.through.empty()
 
     @property
     def done(self) -> int:
@@ -100,10 +96,8 @@ class Standing:
             It is none.
         """
         shards = [Skipped(**one) if "reason" in one else dict(one) for one in saved["shards"]]
-        standing = cls(saved["state"]["loss"], shards, whole_number(saved["n_through"]))
-        standing.through, standing.part = (
-            EvaluationState.from_dict(saved[name]) for name in ("state", "part")
-        )
+        standing = cls(EvaluationState.from_dict(saved["state"]), shards, whole_number(saved["n_through"]))
+        standing.part = EvaluationState.from_dict(saved["part"])
         done = sum(whole_number(one["done"]) for one in shards if isinstance(one, dict))
         if not saved["done"] == done == standing.done:
             raise ValueError(f"{saved['done']} rows done, {done} in shards, {standing.done} counted")

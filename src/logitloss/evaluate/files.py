@@ -18,7 +18,6 @@ import numpy.typing as npt
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
 from logitloss.evaluate.readers import Mapped, open_array, shape_of
-from logitloss.evaluate.rows import row_dtype
 from logitloss.evaluate.shard import Box, Options, Shard, floats
 from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
 from logitloss.linear import LinearLogits
@@ -213,7 +212,7 @@ class FileSource(Source):
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Map the file of records."""
         if self.records is not None:
-            records = _open_records(self.records, shard.shape, row_dtype(shard.dtype), goes_on)
+            records = _open_records(self.records, shard.shape, shard.row_dtype, goes_on)
             self.mapped["records"] = Mapped(self.records, records, cast(Any, records)._mmap)
             shard.store_rows(records)
 

@@ -13,6 +13,20 @@ from logitloss.evaluate.calibration import Bin
 Loss = Literal["ce", "bce"]
 
 
+class TopK(TypedDict):
+    """Share of the labels that are among the k largest logits."""
+
+    k: int
+    accuracy: float
+    accuracy_standard_error: float
+
+
+# "class" is no name that Python allows
+ClassLine = TypedDict(
+    "ClassLine", {"class": int, "count": int, "predicted": int, "nll_nats": float, "accuracy": float}
+)
+
+
 class MetricsDict(TypedDict):
     """What `Metrics.to_dict` returns."""
 
@@ -27,7 +41,15 @@ class MetricsDict(TypedDict):
     perplexity: float
     accuracy: float
     accuracy_standard_error: float
+    top_k: NotRequired[list[TopK]]
+    mean_reciprocal_rank: NotRequired[float]
+    mean_reciprocal_rank_standard_error: NotRequired[float]
     brier: NotRequired[float]
+    brier_standard_error: NotRequired[float]
+    entropy_nats: NotRequired[float]
+    entropy_nats_standard_error: NotRequired[float]
+    confidence: NotRequired[float]
+    confidence_standard_error: NotRequired[float]
     expected_calibration_error: NotRequired[float]
     maximum_calibration_error: NotRequired[float]
     calibration: NotRequired[list[Bin]]
@@ -40,6 +62,46 @@ class MetricsDict(TypedDict):
     perplexity_per_byte: NotRequired[float]
     words: NotRequired[int]
     perplexity_per_word: NotRequired[float]
+    per_class: NotRequired[list[ClassLine]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """What is known of classes beside their loss.
+
+    Parameters
+    ----------
+    top_k : list of dict
+        The share of labels among the k largest logits, for some k; of equals the first is the larger.
+    mean_reciprocal_rank : float
+        Mean of 1 / rank, where the largest logit has rank 1.
+    brier : float
+        Mean of sum_c (p_c - [c is the label])**2, between 0 and 2.
+    entropy_nats : float
+        Mean of the entropy -sum_c p_c log p_c, in nats.
+    confidence : float
+        Mean of the largest probability.
+    mean_reciprocal_rank_standard_error, brier_standard_error, entropy_nats_standard_error, \
+confidence_standard_error : float
+        Those of the means.
+    expected_calibration_error, maximum_calibration_error : float
+        Of 15 equal bins of the largest probability: the mean gap to the accuracy, and the largest gap.
+    calibration : list of dict
+        The bins.
+    """
+
+    top_k: list[TopK]
+    mean_reciprocal_rank: float
+    mean_reciprocal_rank_standard_error: float
+    brier: float
+    brier_standard_error: float
+    entropy_nats: float
+    entropy_nats_standard_error: float
+    confidence: float
+    confidence_standard_error: float
+    expected_calibration_error: float
+    maximum_calibration_error: float
+    calibration: list[Bin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +110,8 @@ class BinaryMetrics:
 
     Parameters
     ----------
-    brier : float
-        Mean of (probability - label)**2.
+    brier, brier_standard_error : float
+        Mean of (probability - label)**2, and its standard error.
     expected_calibration_error, maximum_calibration_error : float
         Of 15 equal bins of the probability: the mean gap between probability and label, and the largest.
     calibration : list of dict
@@ -61,6 +123,7 @@ class BinaryMetrics:
     """
 
     brier: float
+    brier_standard_error: float
     expected_calibration_error: float
     maximum_calibration_error: float
     calibration: list[Bin]
@@ -84,7 +147,7 @@ class Metrics:
         Labels equal to `ignore_index`.
     infinite : int
         Labels that counted and whose loss is infinite: a logit of -inf at the target. One is enough to make
-        the mean infinite.
+        the mean infinite. Labels without a loss, of rows that hold NaN or +inf, are errors.
     nll_nats : float
         Mean negative log-likelihood over the labels that counted, in nats; NaN if none did.
     nll_nats_standard_error : float
@@ -92,8 +155,12 @@ class Metrics:
     accuracy : float
         Share of the labels that counted which the largest logit gets right (the first of equals; with "bce",
         a logit above 0 where the target is above 1/2).
+    classes : ClassMetrics, optional
+        Further figures of loss "ce", rows of infinite loss included; None if some rows came without them.
     binary : BinaryMetrics, optional
         Further figures of loss "bce".
+    per_class : list of dict, optional
+        For each class, where asked for: how many labels, predictions, mean loss in nats, share of hits.
     n_bytes, n_words : int, optional
         Of the text whose tokens counted; they make figures that do not depend on the tokenizer.
     """
@@ -105,7 +172,9 @@ class Metrics:
     nll_nats: float
     nll_nats_standard_error: float
     accuracy: float
+    classes: ClassMetrics | None = None
     binary: BinaryMetrics | None = None
+    per_class: list[ClassLine] | None = None
     n_bytes: int | None = None
     n_words: int | None = None
 
@@ -145,10 +214,8 @@ class Metrics:
 
     @property
     def accuracy_standard_error(self) -> float:
-        """Standard error of the accuracy, from the unbiased variance of hits; NaN below two labels."""
-        if self.count < 2:
-            return math.nan
-        return math.sqrt(self.accuracy * (1.0 - self.accuracy) / (self.count - 1))
+        """Standard error of the accuracy; NaN below two labels."""
+        return share_error(self.accuracy, self.count)
 
     def to_dict(self) -> MetricsDict:
         """Every figure under its name, derived ones too; those per byte and per word if there are any."""
@@ -165,8 +232,9 @@ class Metrics:
             "accuracy": self.accuracy,
             "accuracy_standard_error": self.accuracy_standard_error,
         }
-        if self.binary is not None:
-            figures |= cast(MetricsDict, asdict(self.binary))
+        for further in (self.classes, self.binary):
+            if further is not None:
+                figures |= cast(MetricsDict, asdict(further))
         if self.n_bytes is not None:
             figures["bytes"] = self.n_bytes
             figures["bits_per_byte"] = self.bits_per_byte
@@ -174,7 +242,14 @@ class Metrics:
         if self.n_words is not None:
             figures["words"] = self.n_words
             figures["perplexity_per_word"] = self.perplexity_per_word
+        if self.per_class is not None:
+            figures["per_class"] = self.per_class
         return figures
+
+
+def share_error(share: float, count: int) -> float:
+    """Return the standard error of a share, from the unbiased variance of zeros and ones; NaN below two."""
+    return math.sqrt(share * (1.0 - share) / (count - 1)) if count > 1 else math.nan
 
 
 def _exp(nats: float) -> float:

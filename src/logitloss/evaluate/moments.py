@@ -1,9 +1,9 @@
 """Count, sum and spread of a stream of numbers, the same however the stream is cut.
 
 `Compensated` is a float64 sum that carries its rounding error in a second float64 (Knuth's two-sum), so the
-number of additions does not show in the result. `Moments` keeps the sum and the squared deviations from the
-mean, and joins two of them by Chan's formula: squares of raw values would lose the spread where the mean is
-large against it. What the numbers mean is left to `state.py`.
+number of additions does not show in the result; `Sums` are many side by side. `Moments` keeps the sum and the
+squared deviations from the mean, and joins two of them by Chan's formula: squares of raw values would lose
+the spread where the mean is large against it. What the numbers mean is left to `state.py`.
 """
 
 import math
@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+# Numbers that may be added up plainly before `Sums` has them, so that rounding stays below 1e-12
+PLAIN = 1 << 14
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
@@ -55,6 +60,44 @@ class Compensated:
 
 
 @dataclass(slots=True)
+class Sums:
+    """Compensated sums side by side, of as many things."""
+
+    high: Float64
+    low: Float64
+
+    @classmethod
+    def zeros(cls, n: int) -> "Sums":
+        """Return n sums of nothing."""
+        return cls(np.zeros(n), np.zeros(n))
+
+    def add(self, values: Float64) -> None:
+        """Add a number to each."""
+        self.high, error = two_sum(self.high, values)
+        self.low += error
+
+    def merge(self, other: "Sums") -> None:
+        """Add other sums, errors included."""
+        self.add(other.high)
+        self.low += other.low
+
+    def to_list(self) -> list[Any]:
+        """Both numbers of all, for JSON."""
+        return [[json_number(value) for value in part.tolist()] for part in (self.high, self.low)]
+
+    @classmethod
+    def from_list(cls, numbers: list[Any]) -> "Sums":
+        """Read what `to_list` wrote."""
+        high, low = (np.array([float(value) for value in part]) for part in numbers)
+        return cls(high, low)
+
+    @property
+    def values(self) -> Float64:
+        """The sums; one that is infinite has an error that means nothing."""
+        return np.where(np.isfinite(self.high), self.high + self.low, self.high)
+
+
+@dataclass(slots=True)
 class Moments:
     """How many numbers, their sum, and the sum of their squared deviations from the mean."""
 
@@ -63,17 +106,20 @@ class Moments:
     deviations: Compensated = field(default_factory=Compensated)
 
     @classmethod
-    def of(cls, values: npt.NDArray[np.float64]) -> "Moments":
-        """Moments of one block; NumPy sums in pairs, so a block's own rounding stays in the last digits."""
-        moments = cls(count=values.size)
-        if values.size:
-            with np.errstate(over="ignore", invalid="ignore"):
-                total = float(values.sum())
-                around = values - total / values.size
-                np.multiply(around, around, out=around)
-                moments.total.add(total)
-                moments.deviations.add(float(around.sum()))
-        return moments
+    def of(cls, values: Float64) -> "Moments":
+        """Moments of one block."""
+        return cls.of_each(values[None])[0]
+
+    @classmethod
+    def of_each(cls, values: Float64) -> "list[Moments]":
+        """Moments of each row of a block; NumPy sums in pairs, so its rounding stays in the last digits."""
+        count = values.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            totals = values.sum(axis=1)
+            around = values - totals[:, None] / max(1, count)
+            np.multiply(around, around, out=around)
+            pairs = zip(totals.tolist(), around.sum(axis=1).tolist(), strict=True)
+        return [cls(count, Compensated(total), Compensated(deviations)) for total, deviations in pairs]
 
     def merge(self, other: "Moments") -> None:
         """Take in the numbers that `other` has seen."""

@@ -1,15 +1,17 @@
-"""Loss and hit of every row of a batch, in one pass of the kernels, or an error that names the first bad row.
+"""Every figure of each row of a batch, in one pass of the kernels, or an error that names the first bad row.
 
 The kernels tell that something is wrong (a bad label, a NaN loss) as they go; only then is the batch searched
 for the row to name, so that sound input is read once. Sums over rows are left to `state.py`.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends, _check
+from logitloss._kernels import FIGURES
 from logitloss._threads import threads_for
 from logitloss.binary import binary_cross_entropy_with_logits
 from logitloss.evaluate.errors import DtypeError, LabelError, LogitError
@@ -21,24 +23,39 @@ Array = npt.NDArray[Any]
 class Rows(NamedTuple):
     """Of each row, in C order: its loss in nats, whether it is a hit, and whether it counts (None: all do).
 
-    A row that does not count has loss 0 and is no hit. Of binary labels there are the logits and labels, too.
+    A row that does not count has loss 0 and is no hit. Of classes there are the kernels' figures, the labels,
+    and how many classes there are; of binary labels the labels and logits. `VocabularyShards` have neither.
     """
 
     loss: Array
     hit: npt.NDArray[np.bool_]
     counted: npt.NDArray[np.bool_] | None
-    logit: Array | None = None
     label: Array | None = None
+    figures: npt.NDArray[np.float64] | None = None
+    n_classes: int = 0
+    logit: Array | None = None
 
-    def chosen(self, rows: Array) -> "Rows":
+    def chosen(self, rows: Array | slice) -> "Rows":
         """Return some of them."""
-        return Rows(*(None if array is None else array[rows] for array in self))  # type: ignore[arg-type]
+        parts: Any = (one[rows] if isinstance(one, np.ndarray) else one for one in self)
+        return Rows(*parts)
+
+    def counted_parts(self, n_rows: int) -> Iterator["Rows"]:
+        """Return those that count, of so many rows at a time."""
+        for first in range(0, self.loss.size, n_rows):
+            part = self.chosen(slice(first, first + n_rows))
+            yield part if part.counted is None else part.chosen(np.flatnonzero(part.counted))
 
     def store(self, out: Array) -> None:
         """Write them to an array of `row_dtype`, of as many elements."""
-        for name in ("loss", "hit"):
-            out[name] = getattr(self, name).reshape(out.shape)
-        out["counted"] = True if self.counted is None else self.counted.reshape(out.shape)
+        found: dict[str, Any] = {"loss": self.loss, "hit": self.hit, "counted": self.counted}
+        if self.counted is None:
+            found["counted"] = np.ones(self.loss.size, np.bool_)
+        if self.figures is not None:
+            found |= zip(FIGURES, self.figures.T, strict=True)
+            found["squares"] = found["top_probability"] ** 2 + found["others_squared"]
+        for name in out.dtype.names or ():
+            out[name] = found[name].reshape(out.shape)
 
     @property
     def ignored(self) -> int:
@@ -50,11 +67,14 @@ class Rows(NamedTuple):
         return array if self.counted is None else array[self.counted]
 
 
-def row_dtype(logits_dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the dtype of a record of a row's figures: loss, hit and counted, as in `Rows`."""
-    dtype = np.dtype(logits_dtype)
-    loss = np.float64 if dtype == np.float64 else np.float32
-    return np.dtype([("loss", loss), ("hit", np.bool_), ("counted", np.bool_)])
+def row_dtype(logits_dtype: npt.DTypeLike, loss: Loss = "ce") -> np.dtype[Any]:
+    """Return the dtype of a record of a row's figures, which for classes has more of them."""
+    real = np.float64 if np.dtype(logits_dtype) == np.float64 else np.float32
+    fields: list[tuple[str, Any]] = [("loss", real), ("hit", np.bool_), ("counted", np.bool_)]
+    if loss == "ce":
+        fields += [("rank", np.int64), ("top", np.int64)]
+        fields += [(name, real) for name in ("top_probability", "entropy", "squares")]
+    return np.dtype(fields)
 
 
 def rows_of(
@@ -85,11 +105,11 @@ def cross_entropy_rows(
     ignore_index = _check.ignored(ignore_index, soft=False)
     x = _check.axis_last(x, place)
     loss = np.empty(labels.shape, _check.result_dtype(x.dtype))
-    hit = np.empty(labels.shape, np.uint8)
+    figures = np.empty((*labels.shape, len(FIGURES)))
     threads = threads_for(x.size, num_threads)
     # no class weights, smoothing, z-loss or lse; no lse and no gradient wanted
     _, counted, bad = kernels.cross_entropy(
-        x, labels, ignore_index, None, None, 0.0, 1.0, None, loss, None, hit, None, threads
+        x, labels, ignore_index, None, None, 0.0, 1.0, None, loss, None, figures, None, threads
     )
     if bad >= 0:
         index = _index(bad, labels.shape)
@@ -99,7 +119,9 @@ def cross_entropy_rows(
         index = first_index(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
     counts = None if counted == labels.size else (labels != ignore_index).ravel()
-    return Rows(loss.ravel(), hit.view(np.bool_).ravel(), counts)
+    figures = figures.reshape(-1, len(FIGURES))
+    hit = figures[:, FIGURES.index("rank")] == 1
+    return Rows(loss.ravel(), hit, counts, labels.ravel(), figures, x.shape[-1])
 
 
 def binary_rows(
@@ -135,7 +157,7 @@ def binary_rows(
     if counted is not None:
         loss[~counted] = 0
         hit &= counted
-    return Rows(loss, hit, counted, x.ravel(), labels.ravel())
+    return Rows(loss, hit, counted, labels.ravel(), logit=x.ravel())
 
 
 def _any_nan(loss: Array) -> bool:

@@ -44,6 +44,7 @@ class Options:
     """What is asked of every shard alike; each as in `evaluate`."""
 
     loss: Loss = "ce"
+    per_class: bool = False
     ignore_index: int = -100
     axis: int | None = None
     dtype: str | None = None
@@ -84,8 +85,8 @@ class Shard:
         "target" and, where there are any, "groups".
     per_row : ndarray or None
         Where what becomes of each row goes.
-    dtype : dtype
-        What is computed in.
+    dtype, row_dtype : dtype
+        What is computed in, and what `per_row` has.
     chunk_rows : int
         Rows a block.
     """
@@ -106,6 +107,7 @@ class Shard:
         if groups is not None:
             self.rows["groups"] = checked_groups(groups, target.shape)
         self.shape, self.size = target.shape, target.size
+        self.row_dtype = row_dtype(self.dtype, options.loss)
         if not self.shape:
             self.logits = self.logits[None]
             self.rows = {name: array[None] for name, array in self.rows.items()}
@@ -115,8 +117,8 @@ class Shard:
 
     def store_rows(self, per_row: Array) -> None:
         """Say where what becomes of each row goes."""
-        if per_row.dtype != row_dtype(self.dtype):
-            raise DtypeError("per_row", f"of type {per_row.dtype}, expected {row_dtype(self.dtype)}")
+        if per_row.dtype != self.row_dtype:
+            raise DtypeError("per_row", f"of type {per_row.dtype}, expected {self.row_dtype}")
         if per_row.shape != self.shape:
             raise ShapeError("per_row", f"of shape {per_row.shape}, but the target has {self.shape}")
         self.per_row = per_row if self.shape else per_row[None]

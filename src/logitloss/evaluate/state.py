@@ -2,10 +2,12 @@
 
 Counts are exact and sums compensated, so that how the rows were cut into batches, ordered or shared among
 states does not show in the figures beyond float64 rounding. Rows whose loss is infinite are counted apart:
-the sums stay those of the finite ones. Where rows have groups, each group has a state of its own beside.
+the sum stays that of the finite ones. Where rows have groups, each group has a state of its own beside. What
+is kept beside the loss is in `classes.py` and `labels.py` for classes, in `binary.py` for binary labels.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.binary import BinaryState
+from logitloss.evaluate.classes import N_RANKS, TOP_K, ClassState
 from logitloss.evaluate.errors import DtypeError, ShapeError
+from logitloss.evaluate.labels import LabelState
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
 from logitloss.evaluate.rows import Rows, rows_of
 
 # Of `to_dict`
-VERSION = 1
+VERSION = 2
 Group = int | bool | str
 
 
@@ -31,6 +35,8 @@ class EvaluationState:
     ----------
     loss : {"ce", "bce"}
         Softmax cross-entropy with class labels, or binary cross-entropy with a label in [0, 1] a logit.
+    per_class : bool
+        Keep figures of each class, too; of the whole, not in groups.
 
     Examples
     --------
@@ -43,15 +49,25 @@ class EvaluationState:
     >>> metrics = state.compute()
     >>> metrics.count, metrics.ignored, metrics.accuracy, round(metrics.nll_nats, 4)
     (2, 1, 0.5, 0.7201)
+    >>> round(metrics.classes.brier, 4), round(metrics.classes.expected_calibration_error, 4)
+    (0.5487, 0.4251)
     """
 
     loss: Loss = "ce"
+    per_class: bool = False
     correct: int = 0
     ignored: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    classes: ClassState = field(default_factory=ClassState)
+    labels: LabelState = field(default_factory=LabelState)
     binary: BinaryState = field(default_factory=BinaryState)
     groups: "dict[Group, EvaluationState]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.per_class and self.loss != "ce":
+            raise ShapeError("per_class", f"is for classes, not for loss {self.loss!r}")
 
     def update(
         self,
@@ -99,6 +115,8 @@ class EvaluationState:
 
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
         """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
+        if self.per_class and rows.figures is None:
+            raise ShapeError("per_class", "needs rows with figures, which shards do not have")
         losses = rows.of_counted(rows.loss).astype(np.float64, copy=False)
         finite = losses
         if losses.size and losses.max() == np.inf:
@@ -107,31 +125,39 @@ class EvaluationState:
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
+        if rows.figures is not None:
+            self.classes.add(rows)
+            if self.per_class:
+                self.labels.add(rows)
         if rows.logit is not None and rows.label is not None:
             labels = rows.of_counted(rows.label).astype(np.float64, copy=False)
             self.binary.add(rows.of_counted(rows.logit), labels)
-        if groups is not None:
+        if groups is not None and groups.size:
             names, number = np.unique(groups, return_inverse=True)
             order = np.argsort(number, kind="stable", axis=None)
             ends = np.cumsum(np.bincount(number.ravel(), minlength=names.size))
             for name, members in zip(names.tolist(), np.split(order, ends[:-1]), strict=True):
-                self.groups.setdefault(name, self.empty()).add(rows.chosen(members))
+                self.groups.setdefault(name, EvaluationState(self.loss)).add(rows.chosen(members))
 
     def merge(self, other: "EvaluationState") -> None:
         """Take in what `other` has seen."""
         if self.loss != other.loss:
             raise ValueError(f"other holds {other.loss!r} losses, this state holds {self.loss!r}")
+        if self.per_class != other.per_class:
+            raise ValueError("one of the states has figures of each class, the other has not")
         self.finite.merge(other.finite)
         self.infinite += other.infinite
         self.correct += other.correct
         self.ignored += other.ignored
+        self.classes.merge(other.classes)
+        self.labels.merge(other.labels)
         self.binary.merge(other.binary)
         for key, group in other.groups.items():
-            self.groups.setdefault(key, self.empty()).merge(group)
+            self.groups.setdefault(key, EvaluationState(self.loss)).merge(group)
 
     def empty(self) -> "EvaluationState":
         """Return a state of the same kind that has seen nothing, to which others may be merged."""
-        return EvaluationState(self.loss)
+        return EvaluationState(self.loss, self.per_class)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as what JSON holds, to the last bit: to be kept, or sent to who merges."""
@@ -142,6 +168,8 @@ class EvaluationState:
             "ignored": self.ignored,
             "infinite": self.infinite,
             "finite": self.finite.to_dict(),
+            "classes": self.classes.to_dict() if self.loss == "ce" else None,
+            "labels": self.labels.to_dict() if self.per_class else None,
             "binary": self.binary.to_dict() if self.loss == "bce" else None,
             "groups": [[key, group.to_dict()] for key, group in self.groups.items()],
         }
@@ -163,9 +191,24 @@ class EvaluationState:
             counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
             finite = Moments.from_dict(saved["finite"])
-            is_binary = saved["loss"] == "bce"
-            binary = BinaryState.from_dict(saved["binary"]) if is_binary else BinaryState()
-            return cls(loss=saved["loss"], finite=finite, binary=binary, groups=groups, **counts)
+            classes, labels, binary = ClassState(), LabelState(), BinaryState()
+            if saved["loss"] == "bce":
+                binary = BinaryState.from_dict(saved["binary"])
+            else:
+                classes = ClassState.from_dict(saved["classes"])
+            per_class = saved["labels"] is not None
+            if per_class:
+                labels = LabelState.from_dict(saved["labels"])
+            return cls(
+                loss=saved["loss"],
+                per_class=per_class,
+                finite=finite,
+                classes=classes,
+                labels=labels,
+                binary=binary,
+                groups=groups,
+                **counts,
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a state of an evaluation: {type(error).__name__} {error}") from None
 
@@ -174,14 +217,21 @@ class EvaluationState:
         """Rows that counted."""
         return self.finite.count + self.infinite
 
-    def compute(self, *, n_bytes: int | None = None, n_words: int | None = None) -> Metrics:
+    def compute(
+        self, *, n_bytes: int | None = None, n_words: int | None = None, top_k: Sequence[int] = TOP_K
+    ) -> Metrics:
         """Return the figures of everything seen so far; NaN where nothing counted.
 
         Parameters
         ----------
         n_bytes, n_words : int, optional
             How many bytes and words the text has whose tokens counted.
+        top_k : sequence of int
+            For which k to tell top-k accuracy, from 1 to 100; those below the number of classes are told.
         """
+        if not all(1 <= k <= N_RANKS for k in top_k):
+            raise ValueError(f"top_k is {tuple(top_k)}, expected numbers from 1 to {N_RANKS}")
+        has_figures = self.loss == "ce" and self.classes.count == self.count
         return Metrics(
             loss=self.loss,
             count=self.count,
@@ -190,6 +240,8 @@ class EvaluationState:
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
             accuracy=self.correct / self.count if self.count else math.nan,
+            classes=self.classes.compute(top_k) if has_figures else None,
+            per_class=self.labels.compute() if self.per_class else None,
             binary=self.binary.compute() if self.loss == "bce" else None,
             n_bytes=n_bytes,
             n_words=n_words,

@@ -92,6 +92,7 @@ def evaluate(
     target: Array,
     *,
     loss: Loss = "ce",
+    per_class: bool = False,
     groups: Array | None = None,
     per_row: Array | None = None,
     ignore_index: int = -100,
@@ -115,10 +116,12 @@ def evaluate(
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
     loss : {"ce", "bce"}
         Softmax cross-entropy or binary cross-entropy.
+    per_class : bool
+        Whether to keep figures of each class, too.
     groups : ndarray of int, bool or str, optional
         A key for each row, of the target's shape: each group of rows has a state of its own, too.
     per_row : ndarray, optional
-        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype)`.
+        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype, loss)`.
     ignore_index : int
         Rows with this label do not count.
     axis : int, optional
@@ -162,7 +165,7 @@ def evaluate(
     10.0
     """
     source = Source(logits, target, groups, per_row)
-    options = Options(loss, ignore_index, axis, dtype, num_threads, backend, chunk_rows)
+    options = Options(loss, per_class, ignore_index, axis, dtype, num_threads, backend, chunk_rows)
     return evaluate_shards(
         [source], options, state_file=state_file, save_every=save_every, progress=progress
     ).state
@@ -179,10 +182,15 @@ def evaluate_shards(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate shards in their order; see `evaluate` and `evaluate_files`."""
-    standing, checkpoint = Standing(options.loss), None
+    standing, checkpoint = Standing(EvaluationState(options.loss, options.per_class)), None
     if state_file is not None:
         inputs = {
-            "options": {"loss": options.loss, "ignore_index": options.ignore_index, "dtype": options.dtype},
+            "options": {
+                "loss": options.loss,
+                "per_class": options.per_class,
+                "ignore_index": options.ignore_index,
+                "dtype": options.dtype,
+            },
             "backend": _backends.get(options.backend).name,
             "shards": len(sources),
         }

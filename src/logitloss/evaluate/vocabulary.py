@@ -140,6 +140,8 @@ class VocabularyShards:
     def rows(self) -> Rows:
         """Return what the rows come to, once all shards are there: `EvaluationState.add` takes it.
 
+        Loss and hit are all that is known: of such rows no Brier score is told, no rank and no entropy.
+
         Raises
         ------
         LabelError

@@ -1,0 +1,126 @@
+"""What is kept of classes beside their loss: ranks, squared errors, entropy, confidence, calibration.
+
+All of it follows from the kernels' figures of a row and its loss, by a few passes over blocks that stay in
+the cache. Ranks are counted one by one up to `N_RANKS`, so top-k accuracy is exact for any k up to that.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitloss.evaluate.calibration import Calibration
+from logitloss.evaluate.metrics import ClassMetrics, TopK, share_error
+from logitloss.evaluate.moments import PLAIN, Moments, whole_number
+from logitloss.evaluate.rows import Rows
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+N_RANKS = 100
+# Which are told where there are more classes
+TOP_K = (1, 5, 10)
+# Rows taken at once: what is made of their figures stays in the cache
+AT_ONCE = PLAIN
+# As they lie side by side in `ClassState.add`
+MEANS = ("reciprocal_rank", "brier", "confidence", "entropy")
+
+
+def _ranks() -> Int64:
+    return np.zeros(N_RANKS + 2, np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class ClassState:
+    """Counts of the ranks 0 (which there is not) to `N_RANKS` and of those above; sums over rows."""
+
+    n_classes: int = 0
+    ranks: Int64 = field(default_factory=_ranks)
+    reciprocal_rank: Moments = field(default_factory=Moments)
+    brier: Moments = field(default_factory=Moments)
+    entropy: Moments = field(default_factory=Moments)
+    confidence: Moments = field(default_factory=Moments)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def add(self, rows: Rows) -> None:
+        """Add those of some rows that count."""
+        self.n_classes = max(self.n_classes, rows.n_classes)
+        for part in rows.counted_parts(AT_ONCE):
+            assert part.figures is not None
+            columns = np.array(part.figures.T, order="C")
+            rank, _, confidence, _, others = columns
+            number = np.minimum(rank, N_RANKS + 1).astype(np.intp)
+            self.ranks += np.bincount(number, minlength=N_RANKS + 2)
+            self.calibration.add(confidence, part.hit.astype(np.float64))
+            # p_y - 1 keeps its relative precision. The squares of the other classes are those of all but the
+            # top; of a miss the top is one of them, and the target is not.
+            short = np.expm1(-part.loss.astype(np.float64, copy=False))
+            squares = short * short
+            squares += others
+            short += 1
+            squares += (rank != 1) * ((confidence - short) * (confidence + short))
+            columns[:2] = 1 / rank, squares
+            for name, moments in zip(MEANS, Moments.of_each(columns[: len(MEANS)]), strict=True):
+                getattr(self, name).merge(moments)
+
+    def merge(self, other: "ClassState") -> None:
+        """Add what another has seen."""
+        self.n_classes = max(self.n_classes, other.n_classes)
+        self.ranks = self.ranks + other.ranks
+        for name in MEANS:
+            getattr(self, name).merge(getattr(other, name))
+        self.calibration.merge(other.calibration)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "n_classes": self.n_classes,
+            "ranks": np.trim_zeros(self.ranks, "b").tolist(),
+            **{name: getattr(self, name).to_dict() for name in MEANS},
+            "calibration": self.calibration.to_dict(),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers are the same."""
+        return isinstance(other, ClassState) and self.to_dict() == other.to_dict()
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "ClassState":
+        """Read what `to_dict` wrote."""
+        counts, ranks = np.array(saved["ranks"], np.int64), _ranks()
+        if counts.ndim != 1 or counts.size > ranks.size or (counts < 0).any():
+            raise ValueError(f"counts of more than {N_RANKS} ranks, or below 0")
+        ranks[: counts.size] = counts
+        means = {name: Moments.from_dict(saved[name]) for name in MEANS}
+        calibration = Calibration.from_dict(saved["calibration"])
+        return cls(whole_number(saved["n_classes"]), ranks, calibration=calibration, **means)
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self.confidence.count
+
+    def compute(self, top_k: Iterable[int]) -> ClassMetrics:
+        """Return the figures, with top-k accuracies for each k below the number of classes."""
+        up_to = np.cumsum(self.ranks)
+        lines: list[TopK] = []
+        for k in top_k:
+            if k < self.n_classes:  # else it is 1
+                share = float(up_to[k] / self.count) if self.count else float("nan")
+                error = share_error(share, self.count)
+                lines.append({"k": k, "accuracy": share, "accuracy_standard_error": error})
+        return ClassMetrics(
+            lines,
+            self.reciprocal_rank.mean,
+            self.reciprocal_rank.standard_error,
+            self.brier.mean,
+            self.brier.standard_error,
+            self.entropy.mean,
+            self.entropy.standard_error,
+            self.confidence.mean,
+            self.confidence.standard_error,
+            *self.calibration.errors(),
+            self.calibration.table(),
+        )
