@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import simulator
 from cases import DTYPES
+from shards import BAD, SPOILERS, Shards
 from ulp import WIDE
 
 import logitloss
@@ -53,6 +54,19 @@ def dtype(request):
     if request.param == "float64" and not WIDE:
         pytest.skip("long double is no wider than double here: there is no oracle for float64")
     return DTYPES[request.param]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Return a data set in shards."""
+    return Shards(tmp_path)
+
+
+@pytest.fixture(params=SPOILERS, ids=lambda spoil: spoil.__name__)
+def bad(request, shards):
+    """Spoil one of the shards, and return the file, the error and the reason."""
+    name, error, reason = request.param(shards)
+    return shards.file(name, BAD), error, reason
 
 
 # Of tests that name no backend: they share the kernels of one.

@@ -34,6 +34,9 @@ def arrays(loss="ce"):
     return logits, target
 
 
+OPTIONS = ["--chunk-rows", str(CHUNK_ROWS), "--json", "--threads", "1"]
+
+
 @pytest.fixture
 def command(tmp_path):
     """Return a command that takes some hundred blocks, and writes its state after each."""
@@ -41,7 +44,21 @@ def command(tmp_path):
     for name, array in zip("xy", arrays(), strict=True):
         names.append(str(tmp_path / f"{name}.npy"))
         np.save(names[-1], array)
-    return [*PROGRAM, *names, "--chunk-rows", str(CHUNK_ROWS), "--json", "--threads", "1"]
+    return [*PROGRAM, *names, *OPTIONS]
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Return one of the same rows in shards, of which two are bad: one at its start, one at its end."""
+    x, y = arrays()
+    y[[1500, 2399]] = N_CLASSES, N_CLASSES
+    for name, array in (("x", x), ("y", y), ("keys", np.arange(N_ROWS) % 3)):
+        (tmp_path / name).mkdir()
+        for number, part in enumerate(np.split(array, range(300, N_ROWS, 300))):
+            np.save(tmp_path / name / f"{number}.npy", part)
+    paths = [str(tmp_path / name) for name in ("x", "y", "keys", "rows")]
+    more = ["--on-error", "skip", "--group-by", paths[2], "--per-row", paths[3]]
+    return [*PROGRAM, *paths[:2], *OPTIONS, *more]
 
 
 @pytest.fixture
@@ -53,6 +70,10 @@ def figures(command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return {name: value for name, value in json.loads(done.stdout).items() if name not in TIMES}
+
+
+def records(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 # ---- states ----
@@ -126,24 +147,31 @@ def test_what_is_no_state_is_refused(change, message):
 # ---- going on ----
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_figures(command, kept):
+@pytest.mark.parametrize(("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2)])
+def test_killed_at_any_moment_it_ends_with_the_same_figures(of, kills, kept, tmp_path, request):
+    command = request.getfixturevalue(of)
+    start = time.monotonic()
     wanted = figures(command)
+    long = time.monotonic() - start  # without the writes of the state, which take as long again and more
+    rows = records(tmp_path / "rows")
     seed = random.randrange(2**32)
     moments = random.Random(seed)
-    kills = in_the_middle = ends = 0
-    while kills < KILLS:
-        with subprocess.Popen([*command, *kept], stdout=subprocess.PIPE, text=True) as process:
-            time.sleep(moments.uniform(0.2, 0.9))
+    in_the_middle = ends = 0
+    while kills > 0:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen([*command, *kept], text=True, **pipes) as process:
+            time.sleep(moments.uniform(0.2, 1.5) * long)
             process.kill()
             printed, _ = process.communicate()
         if process.returncode != 0:
-            kills += 1
+            kills -= 1
             in_the_middle += os.path.exists(kept[1])
             continue
         ends += 1
         assert wanted.items() <= json.loads(printed).items(), f"seed {seed}"
         os.unlink(kept[1])
     assert figures([*command, *kept]) == wanted, f"seed {seed}"
+    assert records(tmp_path / "rows") == rows, f"seed {seed}"
     assert in_the_middle > 0
     assert figures([*command, *kept]) == wanted, "a state of all rows is the end of it"
 
@@ -190,7 +218,7 @@ def test_a_bad_row_loses_nothing_before_it(tmp_path):
     seen = []
     with pytest.raises(LabelError, match="row 2000"):
         evaluate(logits, bad, progress=lambda *counts: seen.append(counts), **options)
-    assert seen == [(2000, N_ROWS)]
+    assert seen == [(2000, N_ROWS, 0)]
 
 
 def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
@@ -199,9 +227,9 @@ def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatc
     saved = []
     save = logitloss.evaluate.checkpoint.Checkpoint.save
 
-    def counted(self, state, done):
-        saved.append(done)
-        save(self, state, done)
+    def counted(self, standing):
+        saved.append(standing.done)
+        save(self, standing)
 
     monkeypatch.setattr(logitloss.evaluate.checkpoint.Checkpoint, "save", counted)
     logits, target = arrays()
@@ -242,7 +270,7 @@ def test_a_state_of_other_inputs_is_refused(tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"version": 1, "state": {}, "done": 0}']
+    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"version": 2, "state": {}, "done": 0}']
 )
 def test_what_holds_no_state_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "state.json"
@@ -257,10 +285,13 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
     evaluate(*arrays(), state_file=path, backend="reference")
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"done": 1}))
-    with pytest.raises(FileError, match="1 rows done, 3000 counted"):
+    with pytest.raises(FileError, match="1 rows done, 3000 in shards, 3000 counted"):
+        evaluate(*arrays(), state_file=path, backend="reference")
+    path.write_text(json.dumps(document | {"n_through": 2}))
+    with pytest.raises(FileError, match="2 shards through, 1 begun"):
         evaluate(*arrays(), state_file=path, backend="reference")
     path.write_text(json.dumps(document | {"version": 7}))
-    with pytest.raises(StateError, match="of version 7, expected 1"):
+    with pytest.raises(StateError, match="of version 7, expected 2"):
         evaluate(*arrays(), state_file=path, backend="reference")
 
 

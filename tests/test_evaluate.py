@@ -12,7 +12,7 @@ from states import assert_same_states
 
 from logitloss.evaluate import DtypeError, EvaluationState, evaluate
 from logitloss.evaluate.moments import Compensated, Moments
-from logitloss.evaluate.stream import blocks
+from logitloss.evaluate.shard import blocks
 
 IGNORED = -100
 # Sums over float32 losses: each is rounded once, and the mean no better than the worst of them.

@@ -1,9 +1,10 @@
 """Memory: beside inputs and outputs a call takes 4 MB a thread at most, whatever the size and the layout.
 
 Logits are of 8 MB and more and touched before the call, so that a copy would be seen. The calls are made in a
-new process, whose peak of resident memory the system tells.
+new process, whose peak of resident memory the system tells. An evaluation of files has a bound of its own.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -106,3 +107,29 @@ def test_a_call_takes_little_memory(family, name):
         "        print(layout, shape, flush=True)\n"
         f"        t.{family.__name__}(make, shape, t.DTYPES[{name!r}])\n"
     )
+
+
+# MiB that README states, whatever the files' size; where threads are few
+EVALUATION = 256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
+def test_an_evaluation_stays_under_its_bound(tmp_path):
+    """Files of holes: they take no disk, and are ten times the bound."""
+    n_rows = 5 * (EVALUATION << 20) // (4 * 250)
+    for name, shape, dtype in (("x", (n_rows, 250), np.float32), ("y", (n_rows,), np.int64)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            np.lib.format.open_memmap(tmp_path / name / f"{number}.npy", "w+", dtype, shape)
+    options = ["--state", tmp_path / "state.json", "--save-every", "1", "--per-row", tmp_path / "rows"]
+    program = (
+        "import test_memory\n"
+        "from logitloss.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(test_memory.peak())"
+    )
+    arguments = ["eval", tmp_path / "x", tmp_path / "y", "--threads", "2", "--json", *options]
+    printed = run_child(program, *map(str, arguments))
+    document, peak = printed.rsplit("\n", 2)[:2]
+    assert json.loads(document)["count"] == 2 * n_rows
+    assert int(peak) < EVALUATION << 10

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from logitloss.evaluate import EvaluationError, FileError, evaluate, evaluate_files
-from logitloss.evaluate.readers import open_array
+from logitloss.evaluate.readers import POPULATE_READ, Mapped, open_array
 
 ARRAY = np.arange(60, dtype=np.float32).reshape(12, 5)
 
@@ -92,21 +92,44 @@ def test_released_pages_are_given_back(tmp_path):
     assert mapped.array.sum() == total
 
 
+def test_what_can_no_longer_be_read_is_told_before_it_is_used(tmp_path, monkeypatch):
+    path = tmp_path / "large.npy"
+    np.save(path, np.ones((1 << 10, 1 << 10)))
+    mapped = open_array(str(path))
+    parts = mapped.array[512:], mapped.array[512:].T, mapped.array[:, :3], mapped.array.copy()
+    for part in parts:
+        mapped.check(part)
+    os.truncate(path, 1 << 20)
+    for part in parts:
+        with pytest.raises(FileError, match=r"large.npy: truncated while it was read: 1048576 of 8388736"):
+            mapped.check(part)
+    # as if the file were as long as before, and the disk did not give what is in it
+    monkeypatch.setattr(Mapped, "_check_length", lambda self: None)
+    try:
+        mapped.mapping.madvise(POPULATE_READ, 0, 1)
+    except OSError:
+        pytest.skip("no such advice before Linux 5.14")
+    mapped.check(mapped.array[:10])
+    for part in parts[:2]:
+        with pytest.raises(FileError, match=r"large.npy: the disk failed while it was read"):
+            mapped.check(part)
+
+
 def test_files_evaluate_like_their_arrays(tmp_path):
     rng = np.random.default_rng(0)
     logits, target = rng.standard_normal((50, 4)), rng.integers(0, 4, 50)
     np.savez(tmp_path / "a.npz", x=logits, y=target)
     seen = []
-    state, n_rows, n_bytes = evaluate_files(
+    state, n_rows, n_bytes, skipped = evaluate_files(
         f"{tmp_path}/a.npz::x",
         f"{tmp_path}/a.npz::y",
         chunk_rows=20,
         backend="reference",
-        progress=lambda done, n_rows: seen.append((done, n_rows)),
+        progress=lambda *counts: seen.append(counts),
     )
     assert state == evaluate(logits, target, chunk_rows=20, backend="reference")
-    assert (n_rows, n_bytes) == (len(target), logits.nbytes)
-    assert seen == [(0, 50), (20, 50), (40, 50), (50, 50)]
+    assert (n_rows, n_bytes, skipped) == (len(target), logits.nbytes, [])
+    assert seen == [(done, 50, 32 * done) for done in (0, 20, 40, 50)]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, backend):

@@ -4,6 +4,7 @@
 up in, for those who bring the batches themselves; `Metrics` is what comes out. Reports are in `report`.
 """
 
+from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import (
     DtypeError,
     EvaluationError,
@@ -16,11 +17,12 @@ from logitloss.evaluate.errors import (
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
-from logitloss.evaluate.stream import evaluate
+from logitloss.evaluate.stream import Evaluation, evaluate
 from logitloss.evaluate.vocabulary import VocabularyShards
 
 __all__ = [
     "DtypeError",
+    "Evaluation",
     "EvaluationError",
     "EvaluationState",
     "FileError",
@@ -28,6 +30,7 @@ __all__ = [
     "LogitError",
     "Metrics",
     "ShapeError",
+    "Skipped",
     "StateError",
     "VocabularyShards",
     "evaluate",

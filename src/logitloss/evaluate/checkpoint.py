@@ -1,31 +1,109 @@
 """An evaluation's progress in a file, from which it goes on after it was stopped or killed.
 
-The file says what is evaluated (shapes, dtypes, fingerprints, options), how many rows are done, and the state
-then. It is written beside, brought to the disk and put in place in one step, so that at any moment the file
-is whole. Going on takes the same blocks in the same order, hence the same figures to the last bit.
+The file says what is evaluated (options; of each shard begun shapes, dtypes and fingerprints of the rows
+done), the state of the shards that are through, and that of the one that is not. It is written beside,
+brought to the disk and put in place in one step, so that at any moment the file is whole. Going on takes the
+same blocks in the same order, hence the same figures to the last bit.
 """
 
-import hashlib
 import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from logitloss.evaluate.errors import EvaluationError, FileError, StateError
+from logitloss.evaluate.errors import EvaluationError, FileError, OutputError, StateError
+from logitloss.evaluate.moments import whole_number
 from logitloss.evaluate.state import EvaluationState
-from logitloss.linear import LinearLogits
 
-VERSION = 1
-# Elements of an array that its fingerprint is taken of, as far apart as can be
-SAMPLE = 2048
+VERSION = 2
+
+
+class Skipped(NamedTuple):
+    """A shard of which no row counts, since one of its files cannot be evaluated."""
+
+    file: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Standing:
+    """How far an evaluation is.
+
+    Parameters
+    ----------
+    through : EvaluationState
+        That of the shards that are through; of one that is not, there is `part` beside.
+    shards : list
+        Of each shard begun, in order, what `Shard.described` says of its rows done; or why it is skipped.
+    n_through : int
+        How many of them are through.
+    """
+
+    through: EvaluationState
+    shards: list[dict[str, Any] | Skipped] = field(default_factory=list)
+    n_through: int = 0
+    part: EvaluationState = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with nothing seen of the next shard."""
+        self.part = self.through.empty()
+
+    @property
+    def done(self) -> int:
+        """Rows that are in the states."""
+        return sum(state.count + state.ignored for state in (self.through, self.part))
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The shards that are left out."""
+        return [one for one in self.shards if isinstance(one, Skipped)]
+
+    def is_skipped(self, number: int) -> bool:
+        """Whether the shard of a number is left out."""
+        return number < len(self.shards) and isinstance(self.shards[number], Skipped)
+
+    def finish_shard(self) -> None:
+        """Count the shard begun last, as it is through."""
+        self.n_through += 1
+        self.through.merge(self.part)
+        self.part = self.through.empty()
+
+    def skip_shard(self, number: int, skipped: Skipped) -> None:
+        """Leave out the shard of a number, the last begun or the next."""
+        self.shards[number:] = [skipped]
+        self.n_through += 1
+        self.part = self.through.empty()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON holds."""
+        shards = [one._asdict() if isinstance(one, Skipped) else one for one in self.shards]
+        states = {"state": self.through.to_dict(), "part": self.part.to_dict()}
+        return {"done": self.done, "n_through": self.n_through, "shards": shards, **states}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "Standing":
+        """Return what `to_dict` wrote.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            It is none.
+        """
+        shards = [Skipped(**one) if "reason" in one else dict(one) for one in saved["shards"]]
+        standing = cls(EvaluationState.from_dict(saved["state"]), shards, whole_number(saved["n_through"]))
+        standing.part = EvaluationState.from_dict(saved["part"])
+        done = sum(whole_number(one["done"]) for one in shards if isinstance(one, dict))
+        if not saved["done"] == done == standing.done:
+            raise ValueError(f"{saved['done']} rows done, {done} in shards, {standing.done} counted")
+        if not 0 <= len(shards) - standing.n_through <= 1:
+            raise ValueError(f"{standing.n_through} shards through, {len(shards)} begun")
+        return standing
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,24 +137,16 @@ class Checkpoint:
         What is evaluated, as JSON: a state of anything else is refused.
     every : float
         Seconds between two writes.
-    before : callable, optional
-        Called before each, to bring to the disk what belongs to the rows done.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        inputs: dict[str, Any],
-        every: float,
-        before: Callable[[], object] | None = None,
-    ) -> None:
-        self.path, self.inputs, self.every, self.before = Path(path), inputs, every, before
+    def __init__(self, path: str | os.PathLike[str], inputs: dict[str, Any], every: float) -> None:
+        self.path, self.inputs, self.every = Path(path), inputs, every
         self.written = monotonic()
         self.is_stopped = False
-        self.latest: tuple[EvaluationState, int] | None = None
+        self.unsaved: Standing | None = None
 
-    def load(self) -> tuple[EvaluationState, int] | None:
-        """Return the state in the file and the rows it has seen; None if there is no file yet.
+    def load(self) -> Standing | None:
+        """Return how far the evaluation was when the file was written; None if there is no file yet.
 
         Raises
         ------
@@ -95,33 +165,26 @@ class Checkpoint:
             document = json.loads(text)
             if document["version"] != VERSION:
                 raise StateError(str(self.path), f"of version {document['version']}, expected {VERSION}")
-            state, done, inputs = (
-                EvaluationState.from_dict(document["state"]),
-                document["done"],
-                document["inputs"],
-            )
-            if type(done) is not int or done != state.count + state.ignored:
-                raise ValueError(f"{done} rows done, {state.count + state.ignored} counted")
+            standing, inputs = Standing.from_dict(document), dict(document["inputs"])
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, StateError):
                 raise
             raise FileError(str(self.path), f"holds no state of an evaluation ({error})") from None
-        self.check(inputs)
-        return state, done
+        self.check(inputs, self.inputs)
+        return standing
 
-    def check(self, inputs: dict[str, Any]) -> None:
-        """Refuse a state of other inputs, and say in what they differ."""
-        for name in {**self.inputs, **inputs}:
-            then, now = inputs.get(name), self.inputs.get(name)
-            if then != now:
-                what = f"is the state of an evaluation with {name} {then}, this one has {now}"
-                raise StateError(str(self.path), f"{what}; another --state, or none, starts anew")
+    def check(self, then: dict[str, Any], now: dict[str, Any], file: str | None = None) -> None:
+        """Refuse a state of other inputs, or of a file's other content, and say in what they differ."""
+        of = f" of {file}" if file else ""
+        for name in {**now, **then}:
+            if then.get(name) != now.get(name):
+                what = f"is the state of an evaluation with {name}{of} {then.get(name)}, this one has "
+                how = f"{now.get(name)}; another --state, or none, starts anew"
+                raise StateError(str(self.path), what + how)
 
-    def save(self, state: EvaluationState, done: int) -> None:
+    def save(self, standing: Standing) -> None:
         """Write the file."""
-        if self.before is not None:
-            self.before()
-        document = {"version": VERSION, "inputs": self.inputs, "done": done, "state": state.to_dict()}
+        document = {"version": VERSION, "inputs": self.inputs, **standing.to_dict()}
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with open(beside, "w", encoding="utf-8") as file:
@@ -132,28 +195,32 @@ class Checkpoint:
         except OSError as error:
             with suppress(OSError):
                 beside.unlink()
-            raise FileError(str(self.path), error.strerror or str(error)) from None
+            raise OutputError(str(self.path), error.strerror or str(error)) from None
         with suppress(OSError):  # not every file system has folders that can be synchronised
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        self.written = monotonic()
+        self.written, self.unsaved = monotonic(), None
 
-    def after_block(self, state: EvaluationState, done: int, n_rows: int) -> None:
-        """Write the file if it is time, if all is done, or if the evaluation was told to stop.
+    def after_block(self, standing: Standing, n_rows: int, before: Callable[[], object]) -> None:
+        """Write the file if it is time, or if the evaluation was told to stop and is not at its end.
+
+        `before` is called before that, to bring to the disk what belongs to the rows done.
 
         Raises
         ------
         Interrupted
             It was told to stop.
         """
-        self.latest = state, done
-        if self.is_stopped or done == n_rows or monotonic() - self.written >= self.every:
-            self.save(state, done)
-        if self.is_stopped and done < n_rows:
-            raise Interrupted(str(self.path), done, n_rows)
+        self.unsaved = standing
+        stops = self.is_stopped and standing.done < n_rows
+        if stops or monotonic() - self.written >= self.every:
+            before()
+            self.save(standing)
+        if stops:
+            raise Interrupted(str(self.path), standing.done, n_rows)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -175,24 +242,13 @@ class Checkpoint:
         try:
             yield
         except EvaluationError:
-            if self.latest:
-                self.save(*self.latest)
+            self._save_rest()
             raise
+        else:
+            self._save_rest()
         finally:
             restore()
 
-
-def described(array: npt.NDArray[Any] | LinearLogits) -> dict[str, Any]:
-    """Return what tells an array from others: shape, dtype, and a fingerprint of elements far apart."""
-    if isinstance(array, LinearLogits):
-        return {
-            "hidden": described(array.hidden),
-            "weight": described(array.weight),
-            "bias": None if array.bias is None else described(array.bias),
-            "softcap": array.softcap,
-            "scale": array.scale,
-        }
-    places = np.unique(np.linspace(0, max(0, array.size - 1), min(array.size, SAMPLE)).astype(np.int64))
-    sample = array[np.unravel_index(places, array.shape)] if array.size else array
-    digest = hashlib.blake2b(np.ascontiguousarray(sample).tobytes(), digest_size=16).hexdigest()
-    return {"shape": list(array.shape), "dtype": array.dtype.str, "fingerprint": digest}
+    def _save_rest(self) -> None:
+        if self.unsaved is not None:
+            self.save(self.unsaved)

@@ -27,10 +27,15 @@ class EvaluationError(Exception):
 
     def __str__(self) -> str:
         """One line: what, where, why."""
+        return f"{self.argument}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """The line without what is wrong."""
         if not self.index:
-            return f"{self.argument}: {self.what}"
+            return self.what
         row = self.index[0] if len(self.index) == 1 else list(self.index)
-        return f"{self.argument}: row {row}: {self.what}"
+        return f"row {row}: {self.what}"
 
     def shift(self, origin: tuple[int, ...]) -> None:
         """Count the row from the start of the whole, given where its batch starts."""
@@ -60,3 +65,7 @@ class LabelError(EvaluationError, IndexError):
 
 class LogitError(EvaluationError, ValueError):
     """A row that counts and has no loss: it holds NaN, +inf, or nothing but -inf."""
+
+
+class OutputError(FileError):
+    """A file that cannot be written, or not be written on."""

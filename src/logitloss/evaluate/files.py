@@ -1,144 +1,285 @@
-"""An evaluation of files: logits, or hidden states and the last layer's weight, against labels."""
+"""An evaluation of files: logits, or hidden states and the last layer's weight, against labels.
 
+A path may stand for shards: a directory's `.npy` and `.npz` files, or those that match a pattern. They are
+paired by their natural order, and opened one pair after the other. What is wrong has its file's name.
+"""
+
+import glob
 import os
+import re
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from logitloss.evaluate.errors import EvaluationError, FileError, ShapeError
-from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.readers import open_array
-from logitloss.evaluate.rows import row_dtype
-from logitloss.evaluate.state import EvaluationState
-from logitloss.evaluate.stream import FLOAT_DTYPES, evaluate, floats
+from logitloss.evaluate.checkpoint import Skipped
+from logitloss.evaluate.errors import FileError, OutputError, ShapeError
+from logitloss.evaluate.readers import Mapped, open_array, shape_of
+from logitloss.evaluate.shard import Box, Options, Shard, floats
+from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
+SUFFIXES = (".npy", ".npz")
 
 
 def evaluate_files(
     logits_path: str,
     target_path: str,
     *,
-    loss: Loss = "ce",
     unembedding_path: str | None = None,
     bias_path: str | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
     groups_path: str | None = None,
     per_row_path: str | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
     **options: Any,
-) -> tuple[EvaluationState, int, int]:
-    """Evaluate logits in one file against labels in another, `.npy` or `.npz`.
+) -> Evaluation:
+    """Evaluate logits in files against labels in others, `.npy` or `.npz`.
 
     Parameters
     ----------
     logits_path, target_path : str
-        The files; `PATH::name` for one array of several in a `.npz` file.
-    loss
-        As in `evaluate`.
+        A file each; or shards: a directory of files, or a pattern (`"logits-*.npy"`), in natural order (2
+        before 10). `PATH::name` for one array of several in a `.npz` file.
     unembedding_path, bias_path : str, optional
-        Those of a last layer's weight and bias; then `logits_path` is that of its hidden states.
+        The files of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale
         As in `logitloss.linear_cross_entropy`.
     groups_path : str, optional
-        That of the rows' keys.
+        That of the rows' keys; where there are shards, of as many.
     per_row_path : str, optional
-        A `.npy` file to be written: a record for each row (`logitloss.evaluate.rows.row_dtype`).
-    state_file
-        As in `evaluate`; if there is one, the rows that it has seen are in the file of `per_row_path`.
-    dtype
-        As in `evaluate`; of the files of hidden states, weight and bias those whose type says nothing.
+        A `.npy` file to be written: a record for each row (`logitloss.evaluate.rows.row_dtype`). Where
+        `logits_path` stands for shards, a directory, for a file of each shard of the same name.
+    on_error : {"fail", "skip"}
+        Whether a shard that cannot be evaluated ends the evaluation, or is left out whole.
+    on_skip : callable, optional
+        Called with each shard that is left out, a `Skipped` of `file` and `reason`; on going on with those
+        left out before, too.
+    state_file, save_every
+        As in `evaluate`; if there is a state, the rows that it has seen are in the file of `per_row_path`.
+        What failed goes on after its rows not yet done were repaired, or with `on_error="skip"`.
     progress, **options
-        As in `evaluate`.
+        As in `evaluate`; `dtype` is for hidden states, weight and bias, too, whose type says nothing.
 
     Returns
     -------
-    state : EvaluationState
-        Its `compute()` gives the figures.
-    n_rows : int
-        Rows read: without those that a state file has seen before.
-    n_bytes : int
-        Bytes of logits, or hidden states, read for them.
+    Evaluation
+        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, and what is `skipped`.
 
     Raises
     ------
     EvaluationError
-        Named for the file it is about.
+        Named for the file it is about; also if every shard is left out.
     """
-    paths = {
-        "logits": logits_path,
-        "target": target_path,
-        "weight": unembedding_path,
-        "bias": bias_path,
-        "groups": groups_path,
-    }
-    mapped = {name: open_array(path) for name, path in paths.items() if path is not None}
-    steps: list[int] = []  # the first and the last
+    paths = {"logits": logits_path, "target": target_path}
+    if groups_path is not None:
+        paths["groups"] = groups_path
+    files = {name: shard_files(path) for name, path in paths.items()}
+    n_shards = len(files["logits"])
+    for name, found in files.items():
+        if len(found) != n_shards:
+            what = f"stands for {_count(found)}, but {logits_path} for {_count(files['logits'])}"
+            raise FileError(paths[name], what)
+    layer = None
+    if unembedding_path is not None:
+        layer = _Layer(unembedding_path, bias_path, softcap, logit_scale, options.get("dtype"))
+    per_row = _record_files(per_row_path, logits_path, files)
+    sources = [
+        FileSource(dict(zip(files, of_shard, strict=True)), layer, records)
+        for *of_shard, records in zip(*files.values(), per_row, strict=True)
+    ]
+    evaluation = evaluate_shards(
+        sources,
+        Options(**options),
+        on_error=on_error,
+        on_skip=on_skip,
+        state_file=state_file,
+        save_every=save_every,
+        progress=progress,
+    )
+    if len(evaluation.skipped) == n_shards:
+        raise FileError(logits_path, f"nothing is left to evaluate: {_count(files['logits'])}, skipped")
+    return evaluation
 
-    def block_done(done: int, n_rows: int) -> None:
-        steps[1:] = [done]
-        for name in ("logits", "target", "groups"):
-            if name in mapped:
-                mapped[name].release()
-        if progress is not None:
-            progress(done, n_rows)
 
-    arrays = {name: one.array for name, one in mapped.items()}
-    try:
-        target, groups = arrays.pop("target"), arrays.pop("groups", None)
-        logits: Array | LinearLogits = arrays["logits"]
-        if unembedding_path is not None:
-            for name, array in arrays.items():
-                arrays[name], _ = floats(name, array, dtype if array.dtype.itemsize == 2 else None)
-            logits, dtype = _linear(arrays, softcap, logit_scale), None
-        per_row = None
-        if per_row_path is not None:
-            compute_dtype = logits.dtype if dtype is None else FLOAT_DTYPES[dtype]
-            goes_on = state_file is not None and os.path.exists(state_file)
-            per_row = _open_records(per_row_path, target.shape, row_dtype(compute_dtype, loss), goes_on)
-        state = evaluate(
-            logits,
-            target,
-            loss=loss,
-            groups=groups,
-            per_row=per_row,
-            state_file=state_file,
-            dtype=dtype,
-            progress=block_done,
-            **options,
-        )
-    except EvaluationError as error:
-        error.argument = paths.get(error.argument) or error.argument
-        raise
-    n_rows = steps[-1] - steps[0]
-    return state, n_rows, mapped["logits"].array.nbytes * n_rows // max(1, target.size)
+def is_sharded(path: str) -> bool:
+    """Whether a path stands for shards: a directory, or a pattern and no file of that name."""
+    plain = _split(path)[0]
+    return os.path.isdir(plain) or (not os.path.exists(plain) and glob.has_magic(plain))
+
+
+def shard_files(path: str) -> list[str]:
+    """Return the files that a path stands for, in natural order."""
+    if not is_sharded(path):
+        return [path]
+    plain, member = _split(path)
+    if os.path.isdir(plain):
+        with os.scandir(plain) as entries:
+            names = [entry.name for entry in entries]
+        found = [os.path.join(plain, name) for name in names if name.endswith(SUFFIXES) and name[0] != "."]
+        if not found:
+            raise FileError(path, "a directory with no .npy or .npz files")
+    else:
+        found = glob.glob(plain, recursive=True)
+        if not found:
+            raise FileError(path, "no file matches")
+    return [name + member for name in sorted(found, key=_natural)]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Return a path and the `::name` of a member that may follow it."""
+    plain, separator, member = path.rpartition("::")
+    return (plain, separator + member) if separator and not os.path.exists(path) else (path, "")
+
+
+def _natural(name: str) -> tuple[list[Any], str]:
+    """Return what puts shard 2 before shard 10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _count(files: list[str]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
+
+
+class _Layer:
+    """The last layer, whose files are opened once."""
+
+    def __init__(
+        self, weight: str, bias: str | None, softcap: float | None, logit_scale: float, dtype: str | None
+    ) -> None:
+        self.softcap, self.logit_scale, self.dtype = softcap, logit_scale, dtype
+        self.files = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        self.arrays = {name: open_array(path).array for name, path in self.files.items()}
+
+    def logits(self, hidden: Array) -> LinearLogits:
+        """Return the logits of hidden states."""
+        arrays = {
+            name: floats(name, array, self.dtype if array.dtype.itemsize == 2 else None)[0]
+            for name, array in {"logits": hidden, **self.arrays}.items()
+        }
+        try:
+            return LinearLogits(
+                arrays["logits"], arrays["weight"], arrays.get("bias"), self.softcap, self.logit_scale
+            )
+        except (TypeError, ValueError) as error:  # which start with what they are about
+            name, _, what = str(error).partition(" ")
+            raise ShapeError("logits" if name == "hidden" else name, what) from None
+
+
+class FileSource(Source):
+    """Files of a shard, mapped from `open` to `close`.
+
+    Parameters
+    ----------
+    files : dict of str
+        Those of "logits" (or hidden states), "target" and, where there are any, "groups".
+    layer : _Layer, optional
+        That of hidden states.
+    records : str, optional
+        The file of what becomes of each row.
+    """
+
+    def __init__(self, files: dict[str, str], layer: _Layer | None, records: str | None) -> None:
+        self.files = files if layer is None else {**files, **layer.files}
+        self.names, self.layer, self.records = list(files), layer, records
+        self.mapped: dict[str, Mapped] = {}
+        self.n_rows = 0
+        with suppress(FileError):  # which is told when it is the shard's turn
+            self.n_rows = int(np.prod(shape_of(files["target"]), dtype=object))
+
+    def open(self, options: Options, sample: int) -> Shard:
+        """Map the files."""
+        for name in self.names:
+            self.mapped[name] = open_array(self.files[name])
+        arrays = {name: self.mapped[name].array for name in self.names}
+        groups = arrays.get("groups")
+        if self.layer is None:
+            return Shard(arrays["logits"], arrays["target"], groups, options, sample, self.release)
+        logits = self.layer.logits(arrays["logits"])
+        options = replace(options, dtype=None)
+        return Shard(logits, arrays["target"], groups, options, sample, self.release)
+
+    def keep_rows(self, shard: Shard, goes_on: bool) -> None:
+        """Map the file of records."""
+        if self.records is not None:
+            records = _open_records(self.records, shard.shape, shard.row_dtype, goes_on)
+            self.mapped["records"] = Mapped(self.records, records, cast(Any, records)._mmap)
+            shard.store_rows(records)
+
+    def check(self, shard: Shard, box: Box) -> None:
+        """Look whether a block can still be read: to touch what is no longer there would end the process."""
+        for name, part in shard.stored(box).items():
+            self.mapped[name].check(part)
+
+    def release(self) -> None:
+        """Let go of the pages read and written."""
+        for mapped in self.mapped.values():
+            mapped.release()
+
+    def flush(self) -> None:
+        """Bring the records to the disk."""
+        if "records" in self.mapped:
+            self.mapped["records"].mapping.flush()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.flush()
+        self.mapped.clear()
+
+    def discard(self) -> None:
+        """Delete the records."""
+        if self.records is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self.records)
+
+
+def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]]) -> list[str | None]:
+    """Return the file of records of each shard, and make their directory."""
+    logits = files["logits"]
+    if path is None:
+        return [None] * len(logits)
+    names = [path]
+    if is_sharded(logits_path):
+        stems = [os.path.splitext(os.path.basename(_split(file)[0]))[0] for file in logits]
+        if len(set(stems)) < len(stems):
+            raise FileError(path, f"would have files of the same name for shards of {logits_path}")
+        names = [os.path.join(path, f"{stem}.npy") for stem in stems]
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise OutputError(path, error.strerror or str(error)) from None
+    taken = {os.path.realpath(_split(file)[0]) for found in files.values() for file in found}
+    for name in names:
+        if os.path.realpath(name) in taken:
+            raise FileError(name, "is read, and cannot be written")
+    return list(names)
 
 
 def _open_records(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], goes_on: bool) -> Array:
     """Map a new file of records, or the one that an evaluation goes on with."""
     try:
         if not goes_on:
-            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+            created = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and ends the process later
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            return created
         records = np.lib.format.open_memmap(path, "r+")
     except (OSError, ValueError) as error:
-        raise FileError(path, getattr(error, "strerror", None) or str(error)) from None
+        raise OutputError(path, getattr(error, "strerror", None) or str(error)) from None
     if (records.shape, records.dtype) != (shape, dtype):
         what = (
             f"holds {records.dtype} of shape {records.shape}, but the state goes on with {dtype} of {shape}"
         )
-        raise FileError(path, what)
+        raise OutputError(path, what)
     return records
-
-
-def _linear(arrays: dict[str, Any], softcap: float | None, logit_scale: float) -> LinearLogits:
-    try:
-        return LinearLogits(arrays["logits"], arrays["weight"], arrays.get("bias"), softcap, logit_scale)
-    except (TypeError, ValueError) as error:  # which start with what they are about
-        name, _, what = str(error).partition(" ")
-        raise ShapeError("logits" if name == "hidden" else name, what) from None

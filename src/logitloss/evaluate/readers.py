@@ -6,24 +6,29 @@ header is read and checked here, because NumPy's own reader answers a file of an
 pickles.
 """
 
+import errno
 import math
 import mmap
 import os
 import shutil
 import stat
 import struct
+import sys
 import tempfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from lzma import LZMAError
 from tokenize import TokenError
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.errors import FileError
+
+T = TypeVar("T")
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK"
@@ -39,18 +44,51 @@ BAD_ARCHIVE = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.er
 # Of the local file header that stands before a member's bytes: its length, where the lengths of the name and
 # of the extra field that follow it are (APPNOTE.TXT, 4.3.7), and the flag of an encrypted member.
 ZIP_LOCAL_HEADER, ZIP_LENGTHS, ZIP_ENCRYPTED = 30, slice(26, 30), 1
+# Of madvise(2), which Python has no name for
+POPULATE_READ = 22
 
 
 class Mapped(NamedTuple):
     """An array and the mapping its bytes are in."""
 
+    path: str
     array: npt.NDArray[Any]
     mapping: mmap.mmap
 
     def release(self) -> None:
-        """Let go of the pages read so far; the system's file cache keeps them, the process does not."""
+        """Let go of the pages used so far; the system's file cache keeps them, the process does not."""
         if hasattr(self.mapping, "madvise"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
+
+    def check(self, part: npt.NDArray[Any]) -> None:
+        """Map the pages of a part of the array, or raise FileError if they can no longer be read.
+
+        Where kernels meet such a page, the system ends the process (SIGBUS). What is mapped here may still be
+        cut off before it is used, but no disk is waited for in between.
+        """
+        self._check_length()
+        if not part.size or sys.platform != "linux":
+            return
+        low, high = np.lib.array_utils.byte_bounds(part)
+        if high - low > 2 * part.nbytes:  # scattered: the whole file might be between
+            return
+        start = low - (self.array.ctypes.data + self.array.nbytes - len(self.mapping))
+        start, end = start - start % mmap.PAGESIZE, start + high - low
+        if not 0 <= start < end <= len(self.mapping):  # a copy, of which nothing is mapped
+            return
+        try:
+            self.mapping.madvise(POPULATE_READ, start, end - start)
+        except OSError as error:
+            self._check_length()
+            if error.errno == errno.EFAULT:
+                raise FileError(self.path, "the disk failed while it was read") from None
+            # else the advice is none yet, as before Linux 5.14
+
+    def _check_length(self) -> None:
+        there = self.mapping.size()
+        if there < len(self.mapping):
+            what = f"truncated while it was read: {there} of {len(self.mapping)} bytes are left"
+            raise FileError(self.path, what)
 
 
 def open_array(path: str) -> Mapped:
@@ -61,6 +99,20 @@ def open_array(path: str) -> Mapped:
     FileError
         It is missing, no array, truncated, or holds several arrays and `path` names none.
     """
+    return _read(path, _map)
+
+
+def shape_of(path: str) -> tuple[int, ...]:
+    """Return the shape of the array that `open_array` would map, of which nothing but the header is read."""
+
+    def shape(path: str, file: IO[bytes], start: int = 0, length: int | None = None) -> tuple[int, ...]:
+        return _header(path, file, start)[0]
+
+    return _read(path, shape)
+
+
+def _read(path: str, read: Callable[..., T]) -> T:
+    """Open the `.npy` stream of a path, and return what `read` makes of path, file, start and length."""
     file_name, separator, member = path.rpartition("::")
     if not separator or os.path.exists(path):
         file_name, member = path, ""
@@ -70,16 +122,21 @@ def open_array(path: str) -> Mapped:
             raise FileError(path, "not a regular file")
         with open(file_name, "rb") as file:
             if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
-                return _map_member(path, file, member)
+                return _read_member(path, file, member, read)
             if member:
                 raise FileError(path, "not a .npz file, so it holds no named arrays")
-            return _map(path, file)
+            return read(path, file)
     except OSError as error:
         raise FileError(path, error.strerror or str(error)) from None
 
 
 def _map(path: str, file: IO[bytes], start: int = 0, length: int | None = None) -> Mapped:
     """Map the `.npy` stream of `length` bytes from `start` on; by default the whole file."""
+    if isinstance(file, zipfile.ZipExtFile):
+        with tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
+            shutil.copyfileobj(file, unpacked, 1 << 20)
+            unpacked.flush()
+            return _map(path, unpacked)
     end = os.fstat(file.fileno()).st_size
     if length is not None:
         end = min(end, start + length)
@@ -101,7 +158,7 @@ def _map(path: str, file: IO[bytes], start: int = 0, length: int | None = None) 
         offset if n_bytes else 0,
         order="F" if fortran_order else "C",
     )
-    return Mapped(array, mapping)
+    return Mapped(path, array, mapping)
 
 
 def _header(path: str, file: IO[bytes], start: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -127,8 +184,8 @@ def _header(path: str, file: IO[bytes], start: int) -> tuple[tuple[int, ...], bo
     return shape, fortran_order, dtype
 
 
-def _map_member(path: str, file: IO[bytes], member: str) -> Mapped:
-    """Map one array of an archive."""
+def _read_member(path: str, file: IO[bytes], member: str, read: Callable[..., T]) -> T:
+    """Return what `read` makes of one array of an archive; where it is packed, as a file that unpacks it."""
     try:
         with zipfile.ZipFile(file) as archive:
             info = _choose(path, archive, member)
@@ -136,12 +193,9 @@ def _map_member(path: str, file: IO[bytes], member: str) -> Mapped:
                 file.seek(info.header_offset)
                 lengths = struct.unpack("<HH", file.read(ZIP_LOCAL_HEADER)[ZIP_LENGTHS])
                 start = info.header_offset + ZIP_LOCAL_HEADER + sum(lengths)
-                return _map(path, file, start, info.file_size)
-            with tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
-                with archive.open(info) as packed:
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)
-                unpacked.flush()
-                return _map(path, unpacked)
+                return read(path, file, start, info.file_size)
+            with archive.open(info) as packed:
+                return read(path, packed)
     except BAD_ARCHIVE as error:
         raise FileError(path, f"damaged or unsupported .npz file ({error})") from None
 

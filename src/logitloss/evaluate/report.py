@@ -1,19 +1,16 @@
-"""An evaluation shown: a table for people, JSON for programs, a progress bar while it runs.
+"""An evaluation shown: a table for people, JSON for programs.
 
 JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there.
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
@@ -39,6 +36,8 @@ class Report:
         Time it took, reading included.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
+    skipped : list of Skipped, optional
+        Shards of which no row counts; None if none may be left out.
     """
 
     logits: str
@@ -48,6 +47,7 @@ class Report:
     seconds: float
     n_rows: int
     n_bytes: int
+    skipped: list[Skipped] | None = None
 
     @property
     def rows_per_second(self) -> float:
@@ -93,6 +93,8 @@ class Report:
         }
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
+        if self.skipped is not None:
+            document["skipped"] = [one._asdict() for one in self.skipped]
         return json.dumps(_as_json(document), indent=2, allow_nan=False)
 
     def print_table(self) -> None:
@@ -143,6 +145,8 @@ class Report:
         table.add_row("labels ignored", f"{metrics.ignored:,}")
         if metrics.infinite:
             table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
+        if self.skipped is not None:
+            table.add_row("shards skipped", f"{len(self.skipped):,}")
         table.add_row("seconds", f"{self.seconds:.3g}")
         table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
@@ -154,6 +158,11 @@ class Report:
         if self.groups:
             console.print()
             console.print(self._table_of_groups())
+        if self.skipped:
+            console.print()
+            for file, reason in self.skipped:
+                # whole, as it is to be read by programs, too
+                console.print(f"skipped {file}: {reason}", soft_wrap=True)
 
     def _table_of_groups(self) -> Table:
         table = _table("group", "labels", "nats", "error", "perplexity", "accuracy", "Brier", "calibration")
@@ -204,17 +213,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_json(part) for name, part in value.items()}
     return [_as_json(part) for part in value] if isinstance(value, list) else json_number(value)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr, gone when done; nothing at all where stderr is no terminal."""
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
-    hidden = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("rows", total=None)
-
-        def show(done: int, n_rows: int) -> None:
-            bar.update(task, completed=done, total=n_rows)
-
-        yield show

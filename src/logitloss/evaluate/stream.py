@@ -1,40 +1,90 @@
-"""An evaluation of arrays of any size, a block of rows at a time.
+"""An evaluation of one shard after another, a block of rows at a time; `evaluate` is that of a single one.
 
-A row is one label and what the model said of it. `blocks` cuts the target's shape into boxes of at most so
-many rows, each a contiguous run in C order, so memory is bounded also where the first axis is short and the
-others are long. Types are settled here, before the first block: what the kernels see is one of the four float
-types, native and aligned, by copying at most a block.
+Every shard has a state of its own, which is merged when it is through. So one that turns out bad can be left
+out whole, the figures do not depend on that another was, and what was counted before is never lost.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, cast
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends
-from logitloss.evaluate.checkpoint import Checkpoint, described
-from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
+from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
+from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
 from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.rows import row_dtype, rows_of
-from logitloss.evaluate.state import EvaluationState, checked_groups
+from logitloss.evaluate.rows import rows_of
+from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Box, Kind, Options, Shard
+from logitloss.evaluate.state import EvaluationState
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
+Progress = Callable[[int, int, int], None]
 
-FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "f16": np.dtype(np.float16),
-    "f32": np.dtype(np.float32),
-    "f64": np.dtype(np.float64),
-}
-# A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
-CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
 SAVE_EVERY = 30.0
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation came to.
+
+    Attributes
+    ----------
+    state : EvaluationState
+        Its `compute()` gives the figures.
+    n_rows, n_bytes : int
+        Rows, and bytes of logits (or hidden states), read: without those that a state file has seen before.
+    skipped : list of Skipped
+        Shards of which no row counts, with `file` and `reason`.
+    """
+
+    state: EvaluationState
+    n_rows: int
+    n_bytes: int
+    skipped: list[Skipped]
+
+
+class Source:
+    """Where a shard comes from: here, arrays; in `files`, files that are opened when it is its turn.
+
+    Parameters
+    ----------
+    logits, target, groups, per_row
+        As in `evaluate`.
+    """
+
+    files: Mapping[str, str] = {}
+
+    def __init__(
+        self, logits: Array | LinearLogits, target: Array, groups: Array | None, per_row: Array | None
+    ) -> None:
+        self.arrays, self.per_row, self.n_rows = (logits, target, groups), per_row, target.size
+
+    def open(self, options: Options, sample: int) -> Shard:
+        """Return the shard."""
+        return Shard(*self.arrays, options, sample, self.release)
+
+    def keep_rows(self, shard: Shard, goes_on: bool) -> None:
+        """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
+        if self.per_row is not None:
+            shard.store_rows(self.per_row)
+
+    def check(self, shard: Shard, box: Box) -> None:
+        """Look whether a block can still be read."""
+
+    def release(self) -> None:
+        """Let go of the memory that was used to read it."""
+
+    def flush(self) -> None:
+        """Bring to the disk what was kept of the rows done."""
+
+    def close(self) -> None:
+        """Let go of the shard."""
+
+    def discard(self) -> None:
+        """Delete what was kept."""
 
 
 def evaluate(
@@ -53,7 +103,7 @@ def evaluate(
     chunk_rows: int | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationState:
     """Evaluate logits against labels, a block of rows at a time.
 
@@ -88,7 +138,8 @@ def evaluate(
     save_every : float
         Seconds between two writes of it.
     progress : callable, optional
-        Called at the start and after each block with the rows done and the rows there are.
+        Called at the start and after each block with the rows done, the rows there are, and the bytes of
+        logits (or hidden states) read since the start.
 
     Returns
     -------
@@ -113,184 +164,151 @@ def evaluate(
     >>> round(state.compute().perplexity, 9)
     10.0
     """
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ShapeError("chunk_rows", f"is {chunk_rows}, must be at least 1")
-    logits, compute_dtype, most_rows = _settled(logits, target, loss, axis, dtype)
-    if chunk_rows is None:
-        chunk_rows = min(most_rows, CHUNK_ROWS)
-    rows = {"target": target}
-    if groups is not None:
-        rows["groups"] = checked_groups(groups, target.shape)
-    if per_row is not None:
-        _check_per_row(per_row, target, row_dtype(compute_dtype, loss))
-    if target.ndim == 0:
-        logits, rows = logits[None], {name: array[None] for name, array in rows.items()}
-        target, per_row = rows["target"], None if per_row is None else per_row[None]
-    state, done, checkpoint = EvaluationState(loss, per_class), 0, None
+    source = Source(logits, target, groups, per_row)
+    options = Options(loss, per_class, ignore_index, axis, dtype, num_threads, backend, chunk_rows)
+    return evaluate_shards(
+        [source], options, state_file=state_file, save_every=save_every, progress=progress
+    ).state
+
+
+def evaluate_shards(
+    sources: Sequence[Source],
+    options: Options,
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    on_skip: Callable[[Skipped], None] | None = None,
+    state_file: str | os.PathLike[str] | None = None,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate shards in their order; see `evaluate` and `evaluate_files`."""
+    standing, checkpoint = Standing(EvaluationState(options.loss, options.per_class)), None
     if state_file is not None:
         inputs = {
-            "logits": described(logits),
-            **{name: described(array) for name, array in rows.items()},
             "options": {
-                "loss": loss,
-                "per_class": per_class,
-                "ignore_index": ignore_index,
-                "dtype": compute_dtype.name,
+                "loss": options.loss,
+                "per_class": options.per_class,
+                "ignore_index": options.ignore_index,
+                "dtype": options.dtype,
             },
-            "chunk_rows": chunk_rows,
-            "backend": _backends.get(backend).name,
+            "backend": _backends.get(options.backend).name,
+            "shards": len(sources),
         }
-        checkpoint = Checkpoint(state_file, inputs, save_every, getattr(per_row, "flush", None))
-        state, done = checkpoint.load() or (state, done)
-    if progress is not None:
-        progress(done, target.size)
-    seen = 0
+        checkpoint = Checkpoint(state_file, inputs, save_every)
+        standing = checkpoint.load() or standing
+        if on_error == "fail" and standing.skipped:
+            file, reason = standing.skipped[0]
+            raise StateError(
+                str(state_file), f"has skipped {file} ({reason}), and goes on with --on-error skip"
+            )
+    run = _Run(sources, options, standing, checkpoint, progress)
     with checkpoint.kept() if checkpoint else nullcontext():
-        for block in blocks(target.shape, chunk_rows):
-            seen += math.prod(part.stop - part.start for part in block)
-            if seen <= done:
-                continue
-            x, labels = _native(logits[block], compute_dtype), _native(rows["target"][block])
-            try:
-                found = rows_of(
-                    x,
-                    labels,
-                    loss,
-                    None if loss == "bce" else -1,
-                    ignore_index=ignore_index,
-                    num_threads=num_threads,
-                    backend=backend,
-                )
-            except EvaluationError as error:
-                error.shift(tuple(part.start for part in block))
-                raise
-            state.add(found, rows["groups"][block] if "groups" in rows else None)
-            if per_row is not None:
-                found.store(per_row[block])
-            if checkpoint is not None:
-                checkpoint.after_block(state, seen, target.size)
-            if progress is not None:
-                progress(seen, target.size)
-    return state
+        run.show(standing.n_through, standing.part.count + standing.part.ignored)
+        for number, source in enumerate(sources):
+            if not standing.is_skipped(number):
+                try:
+                    run.shard(number)
+                except (OutputError, StateError):
+                    raise
+                except EvaluationError as error:
+                    error.argument = source.files.get(error.argument, error.argument)
+                    if on_error == "fail" or number < standing.n_through:
+                        raise
+                    run.skip(number, error)
+                finally:
+                    source.close()
+            if standing.is_skipped(number):
+                source.discard()
+                if on_skip is not None:
+                    on_skip(cast(Skipped, standing.shards[number]))
+    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped)
 
 
-def _settled(
-    logits: Array | LinearLogits, target: Array, loss: Loss, axis: int | None, dtype: str | None
-) -> tuple[Array | LinearLogits, np.dtype[Any], int]:
-    """Return the logits, classes last, the type to compute in, and how many rows a block has at most."""
-    if isinstance(logits, LinearLogits):
-        _check_linear(logits, target, loss, axis, dtype)
-        return logits, logits.dtype, logits.rows_at_once()
-    logits, compute_dtype = floats("logits", logits, dtype)
-    row_bytes = compute_dtype.itemsize
-    if loss == "ce":
-        logits = _classes_last(logits, target, axis)
-        row_bytes *= logits.shape[-1]
-    else:
-        _check_binary(logits, target, axis)
-    return logits, compute_dtype, max(1, CHUNK_BYTES // max(1, row_bytes))
+class _Run:
+    """An evaluation that goes from shard to shard, and what it has read."""
 
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        options: Options,
+        standing: Standing,
+        checkpoint: Checkpoint | None,
+        progress: Progress | None,
+    ) -> None:
+        self.sources, self.options = sources, options
+        self.standing, self.checkpoint, self.progress = standing, checkpoint, progress
+        self.n_rows = self.n_bytes = 0
+        self.starts = [0, *accumulate(source.n_rows for source in sources)]
+        self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
+        self.kind: Kind | None = None
 
-def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:
-    """Boxes of at most `n_rows` that cover `shape` in C order, each a contiguous run of it."""
-    if not shape:
-        yield ()
-        return
-    inner = math.prod(shape[1:])
-    if inner > n_rows:
-        for i in range(shape[0]):
-            for box in blocks(shape[1:], n_rows):
-                yield slice(i, i + 1), *box
-    elif inner:
-        whole = tuple(slice(0, size) for size in shape[1:])
-        step = n_rows // inner
-        for i in range(0, shape[0], step):
-            yield slice(i, min(i + step, shape[0])), *whole
+    def show(self, number: int, done: int = 0) -> None:
+        """Tell the rows done, up to those of the shard of a number."""
+        if self.progress is not None:
+            self.progress(self.starts[number] + done, self.starts[-1], self.n_bytes)
 
+    def shard(self, number: int) -> None:
+        """Evaluate a shard, or what is left of it; one that is through is only looked at."""
+        standing, source = self.standing, self.sources[number]
+        shard = source.open(self.options, self.sample)
+        self.kind = shard.checked_kind(self.kind)
+        then = cast(dict[str, Any], standing.shards[number]) if number < len(standing.shards) else {}
+        done = then.get("done", 0)
+        if self.checkpoint is not None and (done or number < standing.n_through):
+            self.checkpoint.check(then, shard.described(done), source.files.get("logits"))
+        else:  # also one of which nothing counts, and which may have been replaced
+            self.note(number, shard, done)
+        source.release()
+        source.keep_rows(shard, goes_on=done > 0)
+        if number < standing.n_through:
+            return
+        for box, seen in shard.blocks(done):
+            source.check(shard, box)
+            self.block(shard, box)
+            self.n_rows += seen - done
+            self.n_bytes += (seen - done) * shard.row_bytes
+            done = seen
+            self.note(number, shard, done)
+            if done == shard.size:
+                standing.finish_shard()
+            if self.checkpoint is not None:
+                self.checkpoint.after_block(standing, self.starts[-1], source.flush)
+            source.release()
+            self.show(number, done)
+        if number == standing.n_through:  # no row was left
+            standing.finish_shard()
 
-def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return the block as the kernels take it: a copy only if it is of another type or unaligned."""
-    native = block.astype(dtype or block.dtype.newbyteorder("="), copy=False)
-    return native if native.flags.aligned else native.copy()
+    def note(self, number: int, shard: Shard, done: int) -> None:
+        """Put down which shard is begun, and its rows done."""
+        self.standing.shards[number:] = [shard.described(done) if self.checkpoint else {}]
 
+    def block(self, shard: Shard, box: Box) -> None:
+        """Evaluate some rows."""
+        options = self.options
+        try:
+            found = rows_of(
+                *shard.block(box),
+                options.loss,
+                None if options.loss == "bce" else -1,
+                ignore_index=options.ignore_index,
+                num_threads=options.num_threads,
+                backend=options.backend,
+            )
+        except EvaluationError as error:
+            error.shift(tuple(part.start for part in box))
+            raise
+        self.standing.part.add(found, shard.rows["groups"][box] if "groups" in shard.rows else None)
+        if shard.per_row is not None:
+            found.store(shard.per_row[box])
 
-def floats(name: str, array: Array, dtype: str | None) -> tuple[Array, np.dtype[Any]]:
-    """Return an array under a floating type, nothing copied, and the type to compute in."""
-    stored = array.dtype.newbyteorder("=")
-    wanted = stored if dtype is None else FLOAT_DTYPES[dtype]
-    if stored in (np.dtype("V2"), np.dtype(np.uint16)):
-        if dtype is None or wanted.itemsize != 2 or not array.dtype.isnative:
-            kind = "two-byte void" if stored.kind == "V" else array.dtype
-            raise DtypeError(name, f"of type {kind}: if that is the bits of floats, say --dtype bf16 or f16")
-        return array.view(wanted), wanted
-    if stored not in FLOAT_DTYPES.values():
-        raise DtypeError(name, f"of type {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
-    if not np.can_cast(stored, wanted, "safe"):
-        raise DtypeError(name, f"of type {stored}, and --dtype {dtype} would lose digits of it")
-    return array, wanted
-
-
-def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
-    """Check that the target has the rows' shape, and return the logits with the classes last."""
-    if target.dtype.kind not in "iu":
-        raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
-    place = min(1, logits.ndim - 1) if axis is None else axis
-    if logits.ndim == 0:
-        raise ShapeError("logits", "of shape (), which has no classes")
-    if not -logits.ndim <= place < logits.ndim:
-        raise ShapeError("logits", f"of shape {logits.shape}, which has no axis {place}")
-    classes_last = np.moveaxis(logits, place, -1)
-    rows = classes_last.shape[:-1]
-    if target.shape != rows:
-        hint = ""
-        if axis is None and target.shape == logits.shape[:-1]:
-            hint = "; with the classes on the last axis, say --axis -1"
-        elif target.shape == logits.shape:
-            hint = "; for a label each logit, say --loss bce"
-        raise ShapeError(
-            "target",
-            f"of shape {target.shape}, but logits of shape {logits.shape} with the classes on axis {place} "
-            f"need {rows}{hint}",
-        )
-    if classes_last.shape[-1] == 0 and target.size:
-        raise ShapeError("logits", f"of shape {logits.shape}: no classes on axis {place}")
-    return classes_last
-
-
-def _check_linear(
-    logits: LinearLogits, target: Array, loss: Loss, axis: int | None, dtype: str | None
-) -> None:
-    if loss != "ce":
-        raise ShapeError("loss", f"is {loss!r}, but the logits of hidden states are those of classes")
-    if axis not in (None, -1, logits.ndim - 1):
-        raise ShapeError("axis", f"is {axis}, but the logits of hidden states have their classes last")
-    if dtype is not None:
-        raise DtypeError(
-            "dtype", f"is {dtype}, but the logits of hidden states are computed as {logits.dtype}"
-        )
-    if target.dtype.kind not in "iu":
-        raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
-    if logits.ndim < 2 or target.shape != logits.shape[:-1]:
-        raise ShapeError(
-            "target",
-            f"of shape {target.shape}, but hidden states of shape {logits.hidden.shape} need "
-            f"{logits.shape[:-1] or 'a leading axis'}",
-        )
-
-
-def _check_per_row(per_row: Array, target: Array, dtype: np.dtype[Any]) -> None:
-    if per_row.dtype != dtype:
-        raise DtypeError("per_row", f"of type {per_row.dtype}, expected {dtype}")
-    if per_row.shape != target.shape:
-        raise ShapeError("per_row", f"of shape {per_row.shape}, but the target has {target.shape}")
-
-
-def _check_binary(logits: Array, target: Array, axis: int | None) -> None:
-    if axis is not None:
-        raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
-    if target.dtype.kind not in "biuf":
-        raise DtypeError("target", f"of type {target.dtype}, expected real numbers: labels in [0, 1]")
-    if target.shape != logits.shape:
-        raise ShapeError(
-            "target", f"of shape {target.shape}, but binary labels need the logits', {logits.shape}"
-        )
+    def skip(self, number: int, error: EvaluationError) -> None:
+        """Leave a shard out whole."""
+        files = self.sources[number].files
+        if error.argument in files.values():
+            skipped = Skipped(error.argument, error.reason)
+        else:
+            skipped = Skipped(files["logits"], str(error))
+        self.standing.skip_shard(number, skipped)
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.standing)
+        self.show(number + 1)
