@@ -78,6 +78,7 @@ class Report:
         - bytes, bits_per_byte, perplexity_per_byte; words, perplexity_per_word: where the numbers are given.
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
         - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
+        - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
 
         Means have their standard errors beside them, with _standard_error after their names.
