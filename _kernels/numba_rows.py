@@ -270,7 +270,11 @@ def kernels(item: str) -> SimpleNamespace:
             )
             if part.m > row.m:
                 row.top = part.top
-            row.m, row.s = merge(row.m, row.s, part.m, part.s)
+            if part.m == infinity or row.m == infinity:
+                # Only a NaN counts beside +inf.
+                row.m, row.s = infinity, (row.s + part.s) * 0.0
+            else:
+                row.m, row.s = merge(row.m, row.s, part.m, part.s)
 
     # ---- from sums to results ----
 
