@@ -84,8 +84,8 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         """Round to an integer."""
         return (x + rounding) - rounding
 
-    def factors(constant: Any, exp2_of: Any, power_of: Any) -> tuple[Any, Any]:
-        """Return two functions: what the second needs of an integer k, and two factors of an exponential."""
+    def factors(constant: Any, exp2_of: Any, power_of: Any) -> tuple[Any, Any, Any]:
+        """Return functions: what the others need of an integer k, and two factors of an exponential."""
 
         @jit
         def scale_of(k):
@@ -93,19 +93,23 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
             return (k - bias) * ln2, (constant + bias) - k
 
         @jit
-        def two_of(x, bound, magic):
-            """Return two factors of exp(x)*2**(headroom - k): 0 for x up to the bound, NaN at NaN."""
-            bounded = maximum(bound, x)
-            shifted = fma(bounded, log2e, magic)
-            fraction = fma(bounded, log2e, magic - shifted)
+        def two_above(x, magic):
+            """Return two factors of exp(x)*2**(headroom - k) for x from the bound on: 0 there, NaN at NaN."""
+            shifted = fma(x, log2e, magic)
+            fraction = fma(x, log2e, magic - shifted)
             return exp2_of(fraction), power_of(shifted)
 
-        return scale_of, two_of
+        @jit
+        def two_of(x, bound, magic):
+            """Return the same for any x, 0 up to the bound."""
+            return two_above(maximum(bound, x), magic)
 
-    scale_of, scaled_parts = factors(rounding, exp2, low_bits_as_exponent)
-    _, fine_parts = factors(rounding, exp2_fine, low_bits_as_exponent)
+        return scale_of, two_of, two_above
+
+    scale_of, scaled_parts, _ = factors(rounding, exp2, low_bits_as_exponent)
+    _, fine_parts, _ = factors(rounding, exp2_fine, low_bits_as_exponent)
     # Of vectors, for sums: sooner, and within 2 ulp where rounded by itself
-    summed_scale_of, summed_parts = factors(part_rounding, exp2_part, power_of_parts)
+    summed_scale_of, summed_parts, summed_above = factors(part_rounding, exp2_part, power_of_parts)
 
     @jit
     def exp_parts(d):
@@ -161,6 +165,7 @@ def elementary(jit: Callable[..., Any], real: Any, headroom: int | None = None) 
         scaled_parts=scaled_parts,
         summed_scale_of=summed_scale_of,
         summed_parts=summed_parts,
+        summed_above=summed_above,
         exp_parts=exp_parts,
         exp_of_any=exp_of_any,
         floor=floor,

@@ -268,7 +268,7 @@ def cross_entropy(
     lse_in: Array | None,
     loss: Array | None,
     lse: Array | None,
-    hit: Array | None,
+    figures: Array | None,
     grad: Array | None,
     num_threads: int,
 ) -> tuple[float, int, int]:
@@ -283,10 +283,10 @@ def cross_entropy(
     job.point_to("beta", beta)
     job.point_to("gamma", gamma if gamma is None else gamma.astype(real_of(logits)))
     job.describe_number_or_array("scale", scale)
-    job.describe("lse_in", lse_in if loss is None and lse is None and hit is None else None)
+    job.describe("lse_in", lse_in if loss is None and lse is None else None)
     job.describe("loss", loss)
     job.describe("lse", lse)
-    job.describe("hit", hit)
+    job.point_to("figures", figures)
     return _run_softmax(job, logits, grad, num_threads)
 
 
@@ -348,14 +348,15 @@ def _run_softmax(job: Job, logits: Array, out: Array | None, num_threads: int) -
     size, width = 8 if item == "f64" else 4, logits.itemsize
     are_beside = job.last_stride("logits") == width != logits.strides[-1]
     numbers["block"], scratch_bytes = numba_lanes.plan(n_rows, n_classes, size, width, are_beside)
+    block_name = "figures_block" if numbers["figures"] else "softmax_block"
     if scratch_bytes:
-        return run(kernel("numba_lanes", "softmax_block", item), job, scratch_bytes, num_threads)
+        return run(kernel("numba_lanes", block_name, item), job, scratch_bytes, num_threads)
     has_lse = "lse_in" in job.views
     block, keeps, scratch_bytes = numba_rows.plan(operation, n_rows, n_classes, size, width, has_lse)
     numbers["block"], numbers["keeps"] = block, keeps
     if numba_rows.has_parts(n_rows, n_classes):
         return _run_parts(job, item, scratch_bytes, num_threads)
-    return run(kernel("numba_rows", "softmax_block", item), job, scratch_bytes, num_threads)
+    return run(kernel("numba_rows", block_name, item), job, scratch_bytes, num_threads)
 
 
 def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tuple[float, int, int]:
@@ -368,8 +369,9 @@ def _run_parts(job: Job, item: str, scratch_bytes: int, num_threads: int) -> tup
     def each(name: str, n_blocks: int, num_threads: int) -> tuple[float, int, int]:
         return run(kernel("numba_rows", name, item), job, scratch_bytes, num_threads, n_blocks)
 
-    each("part_sums", n_rows * n_parts, num_threads)
-    found = each("softmax_block", n_rows, 1)  # sooner done than threads woken
+    sums, rows = ("figures_part", "figures_block") if numbers["figures"] else ("part_sums", "softmax_block")
+    each(sums, n_rows * n_parts, num_threads)
+    found = each(rows, n_rows, 1)  # sooner done than threads woken
     if found[2] < 0 and numbers["operation"] not in (NOTHING, ENTROPY):
         each("part_results", n_rows * n_parts, num_threads)
     return found

@@ -33,12 +33,13 @@ NOTHING, GRADIENT, SOFTMAX, LOG_SOFTMAX, ENTROPY = range(5)
 BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID = range(6)
 
 # The names are the contract's. `operation` is what is done to each logit, or the loss of elements; `gamma` is
-# the address of reals, `beta` of float64. `parts` is where the statistics of long rows' parts are, or 0;
-# `streams` whether `out` goes around the cache, `keeps` whether exponentials are kept for the second pass.
+# the address of reals, `beta` and `figures` of float64. `parts` is where the statistics of long rows' parts
+# are, or 0; `streams` whether `out` goes around the cache, `keeps` whether exponentials are kept for the
+# second pass.
 INTEGERS = ("operation", "target_kind", "n", "n_classes", "block", "ignore_index")
-INTEGERS += ("beta", "gamma", "parts", "streams", "keeps", "signed")
+INTEGERS += ("beta", "gamma", "figures", "parts", "streams", "keeps", "signed")
 REALS = ("gamma_sum", "target_scale", "target_offset", "z_loss", "label_smoothing")
-VIEWS = ("logits", "target", "weight", "pos_weight", "scale", "lse_in", "loss", "lse", "hit", "out")
+VIEWS = ("logits", "target", "weight", "pos_weight", "scale", "lse_in", "loss", "lse", "out")
 JOB = np.dtype(
     [
         *((name, "i8") for name in INTEGERS),
@@ -222,21 +223,25 @@ def coefficient(table, label, default):
 
 
 _store_f64, _store_f32 = numba_items.storer("f64", np.float64), numba_items.storer("f32", np.float64)
-_F64, _F32 = numba_items.ITEMS.index("f64"), numba_items.ITEMS.index("f32")
-_store_u8 = numba_items.storer("u8", np.float64)
+_F64 = numba_items.ITEMS.index("f64")
 
 
 @outline
 def put(view, row, value):
-    """Store the float64 result of a row, as float64, float32 or uint8, if it is wanted."""
+    """Store the float64 result of a row, as float64 or float32, if it is wanted."""
     if view.address == 0:
         return
     if view.kind == _F64:
         _store_f64(place(view, row), value)
-    elif view.kind == _F32:
-        _store_f32(place(view, row), value)
     else:
-        _store_u8(place(view, row), value)
+        _store_f32(place(view, row), value)
+
+
+@inline
+def put_figures(job, row, figures):
+    """Store a tuple of float64, a row's FIGURES."""
+    for k, value in enumerate(figures):
+        _store_f64(job.figures + 8 * (len(figures) * row + k), value)
 
 
 @outline

@@ -5,7 +5,8 @@ What a row keeps (`recurrence`) is a vector's lane here. The common loss of few 
 relative to it, 2**headroom too large, and go to a tile; of each and the largest so far, the smaller joins the
 others' sum, so that the top stays out and nobody asks where it is. Where a tile holds all classes of the
 block the exponentials stay for the second pass, which then only multiplies. Where it does not, classes go by
-ranges, and a row that rises brings its sum along.
+ranges, and a row that rises brings its sum along. Where figures are wanted, tops and their classes are found
+first, and one sweep over logits and exponentials sums all that is.
 """
 
 from __future__ import annotations
@@ -42,14 +43,12 @@ from logitloss._kernels.numba_lanes_finish import (
     LSE_IN,
     N_SLOTS,
     SCALE,
-    SUM,
     TARGET_LOGIT,
-    TOP,
     finisher,
 )
 from logitloss._kernels.numba_lanes_labels import AHEAD, REGISTERS, has_few_roundings, labels
 from logitloss._kernels.numba_lanes_sums import CHAIN, sums
-from logitloss._kernels.vectors import outline
+from logitloss._kernels.vectors import inline, outline
 from numba.extending import register_jitable
 
 # Fewer classes go by lanes wherever they lie.
@@ -103,14 +102,15 @@ def kernels(item: str) -> SimpleNamespace:
     restore_plain, exp_mixed = of_labels.restore_plain, of_labels.exp_mixed
     load, store, zero = ops.load, ops.store, real(0)
     exp_range, sum_range = of_sums.exp_range, of_sums.sum_range
-    find_tops, weigh_range = of_sums.find_tops, of_sums.weigh_range
+    find_tops, weigh_range, sum_figures = of_sums.find_tops, of_sums.weigh_range, of_sums.sum_figures
     map_product, map_gamma, map_log = of_entries.map_product, of_entries.map_gamma, of_entries.map_log
-    finish_plain, finish = finisher(real, real, is_plain=True), finisher(real, np.float64, is_plain=False)
+    finish_plain = finisher(real, real, is_plain=True).finish
+    of_finish = finisher(real, np.float64, is_plain=False)
+    finish, finish_figures = of_finish.finish, of_finish.finish_figures
     vector_bytes = lanes * size
     load_one, store_one, maximum = ops.load_one, ops.store_one, ops.maximum
     labels_of, numbers, fill, bring = of_arrays.labels_of, of_arrays.numbers, of_arrays.fill, of_arrays.bring
     beside, lanes_of, put = of_arrays.are_beside, of_arrays.lanes_of, of_arrays.put
-    store_byte = numba_items.storer("u8", real)
     put_items, load_item = of_arrays.put_items, of_arrays.load_item
     wide_steps = job_steps(np.float64)
     wide_load_run, wide_put_items = wide_steps.load_run, wide_steps.put_items
@@ -223,24 +223,9 @@ def kernels(item: str) -> SimpleNamespace:
             done += length
 
     @outline
-    def put_hits(job, rows):
-        view, done = job.hit, 0
-        label_at, top_at = rows.slots + LABEL * rows.slot_bytes, rows.slots + TOP * rows.slot_bytes
-        sum_at = rows.slots + SUM * rows.slot_bytes
-        while done < rows.n:
-            length = run_length(view, rows.first + done, rows.n - done)
-            to = place(view, rows.first + done)
-            for i in range(done * size, (done + length) * size, size):
-                total = load_one(sum_at + i)
-                is_hit = load_one(label_at + i) == load_one(top_at + i) and total == total
-                store_byte(to, real(1) if is_hit else zero)
-                to += last_stride(view)
-            done += length
-
-    @outline
     def first_pass(job, rows, in_tile, has_gamma, is_kept):
         fits = in_tile == job.n_classes
-        has_top = has_gamma or job.hit.address != 0 or job.operation == ENTROPY
+        has_top = has_gamma or job.operation == ENTROPY
         x, step = rows.tile, rows.stride
         if has_top:
             for c in range(0, job.n_classes, in_tile):
@@ -281,14 +266,50 @@ def kernels(item: str) -> SimpleNamespace:
             rows, x, step, job.n_classes, is_kept, job.beta != 0, has_losses, ahead, ahead_step, after_all
         )
 
+    @outline
+    def put_results(job, rows):
+        """Bring losses and lse to where they belong."""
+        if job.loss.address:
+            put_items(job.loss, rows.first, rows.n, rows.slots + LOSS * rows.slot_bytes)
+        if job.lse.address:
+            wide_put_items(job.lse, rows.first, rows.n, rows.slots + LSE * rows.slot_bytes)
+
+    @inline
+    def rows_of(job, first, n, scratch):
+        """Return the block's rows, and how many classes go into a tile."""
+        stride = _stride(job.block, size)
+        in_tile = _classes_in_tile(job.block, job.n_classes, size)
+        tile = scratch + N_SLOTS * stride
+        other = tile + in_tile * stride
+        return Rows(first, n, (n + unit - 1) // unit * unit, scratch, stride, stride, tile, other), in_tile
+
+    def figures_block(jobs, block, scratch, results):
+        job, found = job_at(jobs), found_at(results)
+        first, n = block_range(job, block)
+        rows, in_tile = rows_of(job, first, n, scratch)
+        found.counted = prepare(job, rows)
+        if found.counted < 0:
+            found.bad = first_bad_label(job, first, n)
+            return
+        x, step = rows.tile, rows.stride
+        for c in range(0, job.n_classes, in_tile):
+            n_some = min(in_tile, job.n_classes - c)
+            x, step = lanes_of(job.logits, rows, c, n_some)
+            find_tops(rows, x, step, c, n_some)
+        target_logits(job, rows)
+        for c in range(0, job.n_classes, in_tile):
+            n_some = min(in_tile, job.n_classes - c)
+            if in_tile < job.n_classes:
+                x, step = lanes_of(job.logits, rows, c, n_some)
+            exp_range(rows, x, step, rows.other, n_some, x, step)
+            sum_figures(rows, x, step, rows.other, c, n_some)
+        found.total = finish_figures(job, rows)
+        put_results(job, rows)
+
     def softmax_block(jobs, block, scratch, results):
         job, found = job_at(jobs), found_at(results)
         first, n = block_range(job, block)
-        stride = job.block * size + LINE
-        in_tile = min(job.n_classes, TILE_BYTES // stride // CHAIN * CHAIN)
-        tile = scratch + N_SLOTS * stride
-        other = tile + in_tile * stride
-        rows = Rows(first, n, (n + unit - 1) // unit * unit, scratch, stride, stride, tile, other)
+        rows, in_tile = rows_of(job, first, n, scratch)
         counted = prepare(job, rows)
         if counted < 0:
             found.bad = first_bad_label(job, first, n)
@@ -306,7 +327,6 @@ def kernels(item: str) -> SimpleNamespace:
         are_labels = (
             is_plain
             and job.target_kind == LABELS
-            and not job.hit.address
             and has_few_roundings(job.n_classes, is_kept)
             and (
                 is_kept or (job.operation == NOTHING and beside(job.logits, rows)) or in_tile == job.n_classes
@@ -330,15 +350,10 @@ def kernels(item: str) -> SimpleNamespace:
             if is_mixed:
                 total = restore_plain(rows)
         found.total = total
-        if job.hit.address:
-            put_hits(job, rows)
-        if job.loss.address:
-            put_items(job.loss, first, n, scratch + LOSS * stride)
-        if job.lse.address:
-            wide_put_items(job.lse, first, n, scratch + LSE * stride)
+        put_results(job, rows)
         if job.operation == ENTROPY:
-            put_items(job.out, first, n, scratch + LOSS * stride)
+            put_items(job.out, first, n, scratch + LOSS * rows.slot_bytes)
         elif job.operation != NOTHING:
             second_pass(job, rows, in_tile, has_gamma, is_kept, is_mixed)
 
-    return SimpleNamespace(softmax_block=softmax_block)
+    return SimpleNamespace(softmax_block=softmax_block, figures_block=figures_block)

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from logitloss._kernels import numba_items, numba_operations, recurrence, vectors
 from logitloss._kernels.elementary import elementary
-from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING
+from logitloss._kernels.numba_job import ENTROPY, GRADIENT, LABELS, NOTHING, put_figures
 from logitloss._kernels.vectors import inline, outline
 
 # What is kept by row, as reals. LABEL is the class, -1 where the row is ignored, n_classes if there is none.
 (LABEL, LARGEST, SUM, LOST, TARGET_LOGIT, BETA, SCALE, LOSS, FACTOR, LABEL_ENTRY, LOG1P_OTHERS) = range(11)
 # Of rows with coefficients by class, or whose top is to be known: relative to REFERENCE, the largest logit
 (REFERENCE, TOP, TOP_WEIGHT, WEIGHT, WEIGHT_LOST, GAP, GAP_LOST, LABEL_GAMMA, TOP_ENTRY) = range(11, 20)
+# Of rows whose figures are wanted, in their place: the others' sums, and how many classes come before the
+# label's
+(SQUARE, SQUARE_LOST, SPREAD, SPREAD_LOST, N_BEFORE) = range(13, 18)
 # Of rows with plain labels, in their place
 (PLAIN_BOUND, PLAIN_MAGIC, OWN, OTHERS, IS_PLAIN, PLAIN_LOSS, PLAIN_FACTOR, PLAIN_ENTRY) = range(11, 19)
 # Of a pass: what exponentials are relative to, the largest of them, and what was before this range
@@ -37,8 +40,8 @@ def _expm1(functions: SimpleNamespace) -> Any:
     return expm1
 
 
-def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
-    """Return the function that finishes rows of one real type in another.
+def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
+    """Return the functions that finish rows of one real type in another.
 
     If it `is_plain` there are no coefficients by class but beta, and no lse is given or wanted.
     """
@@ -64,6 +67,7 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
     loss_of, gradient_of, lanes_sum = steps.loss_of, steps.gradient_of, ops.lanes_sum
     load_f64 = numba_items.loader("f64", np.float64, ops.lanes)
     store_f64 = numba_items.storer("f64", np.float64, ops.lanes)
+    load_one, fma = numba_items.loader("f64", np.float64), ops.fma
     splat, where, lanes, absolute = ops.splat, ops.where, ops.lanes, ops.absolute
     zero, one, infinity = wide(0), wide(1), wide(np.inf)
     # The sums' exponentials are too large by this.
@@ -146,4 +150,43 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> Any:
             give(at + LABEL_ENTRY * slot, entry)
         return total_of(rows)
 
-    return finish
+    @outline
+    def finish_figures(job, rows):
+        """Store the figures of rows, and what a plain loss gives; return the losses' sum."""
+        slot, vector_bytes = rows.slot_bytes, 8 * lanes
+        for i in range(0, rows.width, lanes):
+            at = rows.slots + i * size
+            m, s = take(at + LARGEST * slot), whole(take(at + SUM * slot), take(at + LOST * slot)) * unit
+            square = whole(take(at + SQUARE * slot), take(at + SQUARE_LOST * slot)) * (unit * unit)
+            spread = whole(take(at + SPREAD * slot), take(at + SPREAD_LOST * slot)) * unit
+            live = take(at + LABEL * slot) >= zero
+            log1p_others, lse, p_top, _ = softmax_of(m, s)
+            give(at + LOSS * slot, where(live, (m - take(at + TARGET_LOGIT * slot)) + log1p_others, zero))
+            if job.lse.address:
+                store_f64(rows.slots + LSE * slot + 8 * i, lse)
+            poison = log1p_others * zero
+            figures = (
+                take(at + N_BEFORE * slot) + (one + poison),
+                take(at + TOP * slot) + poison,
+                p_top,
+                fma(spread, p_top, log1p_others),
+                square * (p_top * p_top) + poison,
+            )
+            for k, values in enumerate(figures):
+                store_f64(rows.tile + k * vector_bytes, where(live, values, zero))
+            for lane in range(min(lanes, rows.n - i)):
+                of_lane = rows.tile + 8 * lane
+                put_figures(
+                    job,
+                    rows.first + i + lane,
+                    (
+                        load_one(of_lane),
+                        load_one(of_lane + vector_bytes),
+                        load_one(of_lane + 2 * vector_bytes),
+                        load_one(of_lane + 3 * vector_bytes),
+                        load_one(of_lane + 4 * vector_bytes),
+                    ),
+                )
+        return total_of(rows)
+
+    return SimpleNamespace(finish=finish, finish_figures=finish_figures)

@@ -16,11 +16,18 @@ from logitloss._kernels.numba_lanes_finish import (
     FROM,
     GAP,
     GAP_LOST,
+    LABEL,
     LARGEST,
     LOST,
+    N_BEFORE,
     PEAK,
     REFERENCE,
+    SPREAD,
+    SPREAD_LOST,
+    SQUARE,
+    SQUARE_LOST,
     SUM,
+    TARGET_LOGIT,
     TOP,
     TOP_WEIGHT,
     WEIGHT,
@@ -38,7 +45,8 @@ def sums(real: type) -> SimpleNamespace:
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
     exp, exp_raised = functions.exp, functions.exp_raised
-    zero, infinity, one_raised = real(0), real(np.inf), real(2.0**functions.headroom)
+    zero, one, infinity, one_raised = real(0), real(1), real(np.inf), real(2.0**functions.headroom)
+    next_above, most = vectors.next_above, real(np.finfo(real).max)
     size, vector_bytes = ops.size, ops.lanes * ops.size
 
     @inline
@@ -232,6 +240,61 @@ def sums(real: type) -> SimpleNamespace:
             store(at + GAP_LOST * rows.slot_bytes, gap_lost)
             store(at + TOP_WEIGHT * rows.slot_bytes, top_weight)
 
+    @outline
+    def sum_figures(rows, x, x_step, e, first_class, n_classes):
+        """Add a range of classes to what figures need, their exponentials being in lanes at `e`.
+
+        A class comes before the label's with at least its logit, as long as its number is lower, then with a
+        larger one.
+        """
+        slot = rows.slot_bytes
+        for offset in range(0, rows.width * size, vector_bytes):
+            at = rows.slots + offset
+            high, top = load(at + REFERENCE * slot), load(at + TOP * slot)
+            reference, label = finite_or_zero(high), load(at + LABEL * slot)
+            target = load(at + TARGET_LOGIT * slot)
+            above = next_above(target)
+            limit = where(label < real(first_class), above, target)
+            total, lost, n_before = splat(zero), splat(zero), splat(zero)
+            square, square_lost, spread, spread_lost = splat(zero), splat(zero), splat(zero), splat(zero)
+            if first_class:
+                total, lost, n_before = (
+                    load(at + SUM * slot),
+                    load(at + LOST * slot),
+                    load(at + N_BEFORE * slot),
+                )
+                square, square_lost = load(at + SQUARE * slot), load(at + SQUARE_LOST * slot)
+                spread, spread_lost = load(at + SPREAD * slot), load(at + SPREAD_LOST * slot)
+            total_before = total
+            for first in range(0, n_classes, CHAIN):
+                some, some_squared, some_spread = splat(zero), splat(zero), splat(zero)
+                for c in range(first, min(first + CHAIN, n_classes)):
+                    logit, power = load(x + c * x_step + offset), load(e + c * rows.stride + offset)
+                    number = splat(real(first_class + c))
+                    limit = where(label == number, above, limit)
+                    n_before = where(logit >= limit, n_before + one, n_before)
+                    some_spread = fma(power, minimum(reference - logit, most), some_spread)  # not 0*inf
+                    power = where(top == number, zero, power)
+                    some, some_squared = some + power, fma(power, power, some_squared)
+                total, lost = add(total, lost, some)
+                square, square_lost = add(square, square_lost, some_squared)
+                spread, spread_lost = add(spread, spread_lost, some_spread)
+            if any_lane(high == infinity):
+                # Only a NaN counts beside +inf, which makes one of its own.
+                poison = nan_of(x + offset, x_step, n_classes, total_before)
+                total, lost = where(high == infinity, poison, total), where(high == infinity, zero, lost)
+            store(at + SUM * slot, total)
+            store(at + LOST * slot, lost)
+            store(at + N_BEFORE * slot, n_before)
+            store(at + SQUARE * slot, square)
+            store(at + SQUARE_LOST * slot, square_lost)
+            store(at + SPREAD * slot, spread)
+            store(at + SPREAD_LOST * slot, spread_lost)
+
     return SimpleNamespace(
-        exp_range=exp_range, sum_range=sum_range, find_tops=find_tops, weigh_range=weigh_range
+        exp_range=exp_range,
+        sum_range=sum_range,
+        find_tops=find_tops,
+        weigh_range=weigh_range,
+        sum_figures=sum_figures,
     )

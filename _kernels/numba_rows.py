@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels import numba_items, numba_memory, numba_operations, recurrence, vectors
 from logitloss._kernels.elementary import elementary
+from logitloss._kernels.numba_figures import figures
 from logitloss._kernels.numba_job import (
     ENTROPY,
     GRADIENT,
@@ -205,6 +206,18 @@ def kernels(item: str) -> SimpleNamespace:
 
     real_kind = numba_items.ITEMS.index(ops.item)
 
+    @inline
+    def following(job, end, c, last, next_i):
+        """Return the address of the chunk that is read next, and its classes: of class c, where one ends.
+
+        It is the first of row next_i at a row's end. There is none (0) where that is -1, or in tiles.
+        """
+        if job.logits.class_stride == width and c < last:
+            return end, chunk_from(c, last)
+        if job.logits.class_stride == width and next_i >= 0:
+            return place(job.logits, next_i), chunk_from(0, job.n_classes)
+        return 0, 0
+
     # ---- the first pass ----
 
     @outline
@@ -216,19 +229,14 @@ def kernels(item: str) -> SimpleNamespace:
     @outline
     def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
         """Add classes first ... last - 1 of row i; exps is where exponentials are kept, or 0."""
-        stride = job.logits.class_stride
-        direct, has_gamma = stride == width, job.gamma != 0 or job.target_kind == PROBABILITIES
+        has_gamma = job.gamma != 0 or job.target_kind == PROBABILITIES
         c = first
         while c < last:
             n, done = chunk_from(c, last), False
             x = classes_of(job, i, c, n, scratch)
             to = exps + c * size if exps else 0
             if not has_gamma:
-                next_x, next_n = 0, 0
-                if direct and c + n < last:
-                    next_x, next_n = x + n * width, chunk_from(c + n, last)
-                elif direct and next_i >= 0:
-                    next_x, next_n = place(job.logits, next_i), chunk_from(0, job.n_classes)
+                next_x, next_n = following(job, x + n * width, c + n, last, next_i)
                 if has_kept and exps:
                     done = add_and_keep(row, x, n, c, next_x, next_n, to)
                 else:
@@ -262,7 +270,11 @@ def kernels(item: str) -> SimpleNamespace:
             )
             if part.m > row.m:
                 row.top = part.top
-            row.m, row.s = merge(row.m, row.s, part.m, part.s)
+            if part.m == infinity or row.m == infinity:
+                # Only a NaN counts beside +inf.
+                row.m, row.s = infinity, (row.s + part.s) * 0.0
+            else:
+                row.m, row.s = merge(row.m, row.s, part.m, part.s)
 
     # ---- from sums to results ----
 
@@ -290,8 +302,6 @@ def kernels(item: str) -> SimpleNamespace:
             )
         put(job.loss, i, loss)
         put(job.lse, i, lse)
-        if job.hit.address:
-            put(job.hit, i, 1.0 if row.live and row.label == row.top and lse == lse else 0.0)
         row.log1p_others, row.reference, row.factor, row.gamma_factor = log1p_others, row.m, p_top, 0.0
         if job.lse_in.address and np.isfinite(lse_in):
             # A rounded lse, and what it lacks
@@ -587,4 +597,23 @@ def kernels(item: str) -> SimpleNamespace:
         map_row(job, part_of(job, i, n_parts(job)), i, first, last, scratch + PAGE, 0, 0)
         fence()
 
-    return SimpleNamespace(softmax_block=softmax_block, part_sums=part_sums, part_results=part_results)
+    of_rows = SimpleNamespace(
+        row_at=row_at,
+        tile_at=PAGE,
+        chunk_from=chunk_from,
+        classes_of=classes_of,
+        following=following,
+        begin=begin,
+        set_target=set_target,
+        n_parts=n_parts,
+        part_of=part_of,
+        part_range=part_range,
+    )
+    of_figures = figures(item, ops, own, made, of_rows, wide)
+    return SimpleNamespace(
+        softmax_block=softmax_block,
+        part_sums=part_sums,
+        part_results=part_results,
+        figures_block=of_figures.figures_block,
+        figures_part=of_figures.figures_part,
+    )

@@ -35,7 +35,8 @@ DIRECT = {real: most / parts_of(real) for real, most in ((np.float32, 2.0**21), 
 # What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor,
 # but at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and
 # `relative` are of the last chunk: its exponentials are relative to 2**k, and `relative` times as large are
-# relative to the top. `seen` is the address of a chunk whose last seen_n classes have been looked at.
+# relative to the top. `seen` is the address of a chunk whose last seen_n classes have been looked at. What
+# follows `gap_lost` is of figures (numba_figures).
 ROW = np.dtype(
     [
         *(
@@ -46,7 +47,10 @@ ROW = np.dtype(
             (name, "f8")
             for name in ("reference", "factor", "gamma_factor", "log1p_others", "at_top", "at_label")
         ),
-        *((name, "f8") for name in ("weight_lost", "gap_lost")),
+        *(
+            (name, "f8")
+            for name in ("weight_lost", "gap_lost", "square", "spread", "n_before", "target_logit")
+        ),
         *((name, "i8") for name in ("top", "label", "live", "seen", "seen_n")),
     ],
     align=True,
@@ -81,12 +85,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     load_turn = turn_ops.load if is_float32 else numba_items.pair_loader(item, real, lanes)
     # Memory would stand still during what stands around the loop: with registers of 64 bytes, half the time
     # of a row of 1000 classes. Then the loop asks for the first half of a chunk to come, evenly.
-    spreads = vectors.VECTOR_BYTES == 64 and turn * width >= 128
-    halves = 2 if spreads else 1
-    prefetch_turn, prefetch_part = (
-        numba_memory.prefetcher(turn * width // halves),
-        numba_memory.prefetcher(PART_BYTES),
-    )
+    spreads = vectors.VECTOR_BYTES == 64 and group * width >= 128
+    prefetch_part = numba_memory.prefetcher(PART_BYTES)
 
     # ---- the largest ----
 
@@ -173,9 +173,58 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         """Take out lane `at` of a vector, and the lanes before `skip`."""
         return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
 
+    def summing(turn: int, load_turn: Any, spreads: bool, **steps: Any) -> Any:
+        """Return the function that sums a chunk by such steps, so many classes a turn.
+
+        If it `spreads`, the loop asks for the first half of what comes, and the rest is fetched in parts.
+        `begin` returns what `add_part` needs, what `add_turn` needs, and empty sums; `fold` takes a chain of
+        turns, begun by `zeros`, into the sums, and `ends` makes numbers of them.
+        """
+        begin, zeros, fold, ends = (steps[name] for name in ("begin", "zeros", "fold", "ends"))
+        add_turn, add_part = steps["add_turn"], steps["add_part"]
+        halves = 2 if spreads else 1
+        prefetch_turn = numba_memory.prefetcher(turn * width // halves)
+
+        @outline
+        def sum_chunk(x, n, at, numbers, next_x, next_n, exps):
+            """Return the sums of n classes but the one at `at`, and the largest of the next chunk's last."""
+            of_part, of_turn, sums = begin(numbers)
+            high0, high1 = start()
+            whole = n - n % group
+            ahead = next_x + (next_n - whole) * width if next_x else x
+            if whole < n:
+                sums = add_part(x, n - group, at, whole - n + group, of_part, sums, exps)
+            c, cut = 0, at - at % group if 0 <= at < whole else whole
+            while True:
+                while c < cut:
+                    stop = min(cut, c + CHAIN * turn)
+                    chain = zeros()
+                    rest = (stop - c) % turn
+                    for i in range(c, stop - rest, turn):
+                        prefetch_turn(ahead + i * width // halves, PREFETCH_BYTES)
+                        for j in range(0, turn, group):
+                            high0, high1 = look(high0, high1, ahead + (i + j) * width)
+                        chain = add_turn(load_turn(x + i * width), of_turn, chain, exps + i * size)
+                        keep_rolled()
+                    sums = fold(sums, chain)
+                    if rest:
+                        high0, high1 = look(high0, high1, ahead + (stop - group) * width)
+                        sums = add_part(x, stop - group, -1, 0, of_part, sums, exps)
+                    c = stop
+                if c == whole:
+                    if spreads:
+                        fetch_part(next_x, next_n, 0)
+                    return ends(sums), largest_of(high0, high1)
+                high0, high1 = look(high0, high1, ahead + c * width)
+                sums = add_part(x, c, at, 0, of_part, sums, exps)
+                c, cut = c + group, whole
+
+        return sum_chunk
+
     def plain(keeps: bool) -> Any:
         @inline
-        def add_group(v0, v1, bound, magic, total, exps):
+        def add_group(v0, v1, scale, total, exps):
+            bound, magic = scale
             p0, q0 = summed_parts(v0, bound, magic)
             p1, q1 = summed_parts(v1, bound, magic)
             if keeps:
@@ -186,7 +235,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         if is_float32:
 
             @inline
-            def add_turn(v, bound, magic, total, exps):
+            def add_turn(v, scale, total, exps):
+                bound, magic = scale
                 p, q = summed_parts(v, bound, magic)
                 if keeps:
                     store_turn(exps, p * q)
@@ -194,55 +244,44 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         else:
 
             @inline
-            def add_turn(v, bound, magic, total, exps):
-                return add_group(v[0], v[1], bound, magic, total, exps)
+            def add_turn(v, scale, total, exps):
+                return add_group(v[0], v[1], scale, total, exps)
 
         @outline
-        def add_part(x, c, at, skip, bound, magic, total, exps):
+        def add_part(x, c, at, skip, scale, total, exps):
             """Add a group without the class `at`, and without the first `skip`."""
             return add_group(
                 without(load(x + c * width), low, at - c, skip),
                 without(load(x + (c + lanes) * width), low, at - c - lanes, skip - lanes),
-                bound,
-                magic,
+                scale,
                 total,
                 exps + c * size,
             )
 
-        @outline
-        def sum_chunk(x, n, at, k, next_x, next_n, exps):
-            """Return the sum of n classes but the one at `at`, and the largest of the next chunk's last."""
-            lowest, shift = summed_scale_of(k)
-            bound, magic, total = splat(lowest), splat(shift), splat(zero)
-            bounds, magics = splat_turn(lowest), splat_turn(shift)
-            high0, high1 = start()
-            whole = n - n % group
-            ahead = next_x + (next_n - whole) * width if next_x else x
-            if whole < n:
-                total = add_part(x, n - group, at, whole - n + group, bound, magic, total, exps)
-            c, cut = 0, at - at % group if 0 <= at < whole else whole
-            while True:
-                while c < cut:
-                    stop = min(cut, c + CHAIN * turn)
-                    chain = splat_turn(zero)
-                    rest = (stop - c) % turn
-                    for i in range(c, stop - rest, turn):
-                        prefetch_turn(ahead + i * width // halves, PREFETCH_BYTES)
-                        for j in range(0, turn, group):
-                            high0, high1 = look(high0, high1, ahead + (i + j) * width)
-                        chain = add_turn(load_turn(x + i * width), bounds, magics, chain, exps + i * size)
-                        keep_rolled()
-                    total = total + in_one(chain)
-                    if rest:
-                        high0, high1 = look(high0, high1, ahead + (stop - group) * width)
-                        total = add_part(x, stop - group, -1, 0, bound, magic, total, exps)
-                    c = stop
-                if c == whole:
-                    fetch_part(next_x, next_n, 0)
-                    return lanes_sum(total), largest_of(high0, high1)
-                high0, high1 = look(high0, high1, ahead + c * width)
-                total = add_part(x, c, at, 0, bound, magic, total, exps)
-                c, cut = c + group, whole
+        @inline
+        def begin(scale):
+            bound, magic = scale
+            return (splat(bound), splat(magic)), (splat_turn(bound), splat_turn(magic)), splat(zero)
+
+        @inline
+        def zeros():
+            return splat_turn(zero)
+
+        @inline
+        def fold(total, chain):
+            return total + in_one(chain)
+
+        sum_chunk = summing(
+            turn,
+            load_turn,
+            spreads,
+            begin=begin,
+            zeros=zeros,
+            add_turn=add_turn,
+            add_part=add_part,
+            fold=fold,
+            ends=lanes_sum,
+        )
 
         @outline
         def add_chunk(row, x, n, first, next_x, next_n, exps):
@@ -263,7 +302,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 row.k, row.relative = k, exp2_unit(-wide_fma(row.m, wide_log2e, -np.float64(k))) * unit
             fetch_part(x, n, 3)
             whole = n - n % group
-            total, seen_largest = sum_chunk(x, n, at, real(row.k), next_x, next_n, exps)
+            total, seen_largest = sum_chunk(x, n, at, summed_scale_of(real(row.k)), next_x, next_n, exps)
             fetch_part(next_x, next_n, 1)
             if keeps and at >= 0:
                 store_one(exps + at * size, real(1.0 / row.relative))
@@ -381,4 +420,9 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         add_and_keep=plain(keeps=True) if keeps else None,
         add_any=add_any,
         fold_gammas=fold_gammas,
+        summing=summing,
+        largest_in=largest_in,
+        place_of=place_of,
+        has_nan=has_nan,
+        without=without,
     )

@@ -244,11 +244,21 @@ def _emit_mantissa(builder: Any, kind: ir.Type, x: Any) -> Any:
     return builder.bitcast(builder.or_(low, constant(bits, bias << width)), kind)
 
 
+def _emit_next_above(builder: Any, kind: ir.Type, x: Any) -> Any:
+    bits = bits_of(kind)
+    number = builder.bitcast(builder.fadd(x, constant(kind, 0.0)), bits)  # of -0 that of 0
+    width = bits.element.width if isinstance(bits, ir.VectorType) else bits.width
+    step = builder.or_(builder.ashr(number, constant(bits, width - 1)), constant(bits, 1))
+    return builder.bitcast(builder.add(number, step), kind)
+
+
 # The low bits of a real, moved to its exponent's place
 low_bits_as_exponent = elementwise(_emit_shifted, 1)
 # Of a positive normal number, x = mantissa * 2**exponent with 1 <= mantissa < 2
 exponent_of = elementwise(_emit_exponent, 1)
 mantissa_of = elementwise(_emit_mantissa, 1)
+# The next larger number; of infinity NaN, of -infinity the least
+next_above = elementwise(_emit_next_above, 1)
 # The bits that either has
 either = elementwise(_emit_either, 2)
 # x with its sign changed where y has a minus, be it of zero or NaN

@@ -21,7 +21,13 @@ WIDEST = {"f32": "ps", "f64": "pd"}
 @pytest.mark.parametrize("item", WIDEST)
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("numba_rows", "part_sums"), ("numba_lanes", "softmax_block"), ("numba_elements", "bce")],
+    [
+        ("numba_rows", "part_sums"),
+        ("numba_rows", "figures_part"),
+        ("numba_lanes", "softmax_block"),
+        ("numba_lanes", "figures_block"),
+        ("numba_elements", "bce"),
+    ],
 )
 def test_exponentials_are_in_vectors_of_the_widest_kind(module, name, item):
     made = getattr(importlib.import_module(f"logitloss._kernels.{module}").kernels(item), name)
