@@ -46,7 +46,7 @@ from logitloss._kernels.numba_lanes_finish import (
     TARGET_LOGIT,
     finisher,
 )
-from logitloss._kernels.numba_lanes_labels import AHEAD, REGISTERS, has_few_roundings, labels
+from logitloss._kernels.numba_lanes_labels import AHEAD, LABELS_MOST_CLASSES, REGISTERS, labels
 from logitloss._kernels.numba_lanes_sums import CHAIN, sums
 from logitloss._kernels.vectors import inline, outline
 from numba.extending import register_jitable
@@ -327,7 +327,7 @@ def kernels(item: str) -> SimpleNamespace:
         are_labels = (
             is_plain
             and job.target_kind == LABELS
-            and has_few_roundings(job.n_classes, is_kept)
+            and job.n_classes <= LABELS_MOST_CLASSES
             and (
                 is_kept or (job.operation == NOTHING and beside(job.logits, rows)) or in_tile == job.n_classes
             )

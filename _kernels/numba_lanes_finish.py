@@ -21,6 +21,7 @@ from logitloss._kernels.vectors import inline, outline
 (SQUARE, SQUARE_LOST, SPREAD, SPREAD_LOST, N_BEFORE) = range(13, 18)
 # Of rows with plain labels, in their place
 (PLAIN_BOUND, PLAIN_MAGIC, OWN, OTHERS, IS_PLAIN, PLAIN_LOSS, PLAIN_FACTOR, PLAIN_ENTRY) = range(11, 19)
+OTHERS_LOST = LOST
 # Of a pass: what exponentials are relative to, the largest of them, and what was before this range
 (FROM, PEAK, BEFORE) = range(20, 23)
 # float64, in two slots each if need be

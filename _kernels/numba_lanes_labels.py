@@ -22,6 +22,7 @@ from logitloss._kernels.numba_lanes_finish import (
     LABEL_ENTRY,
     LOSS,
     OTHERS,
+    OTHERS_LOST,
     OWN,
     PLAIN_BOUND,
     PLAIN_ENTRY,
@@ -31,24 +32,15 @@ from logitloss._kernels.numba_lanes_finish import (
     SCALE,
 )
 from logitloss._kernels.vectors import inline, outline
-from numba.extending import register_jitable
 
-# Of more, sums would need more roundings than results may: a loss of more classes, a gradient of more sweeps.
-MOST_CLASSES, MOST_SWEEPS = 24, 3
+# Of more the sum would need more roundings than a result may.
+LABELS_MOST_CLASSES = 24
 # A first logit beyond it is not what exponentials are relative to: its exponent would lose digits.
 _DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
 # Of a vector: the chain of one exponential is longer than a processor looks ahead.
 REGISTERS = 2
 # Rows side by side: so many bytes ahead of the sums, their logits are fetched
 AHEAD = 512
-
-
-@register_jitable
-def has_few_roundings(n_classes, has_gradient):
-    """Whether so many classes go this way; a sweep takes seven, or five, three or one of those left."""
-    left = n_classes % 7
-    n_sweeps = n_classes // 7 + (0 if left == 0 else 1 if left % 2 else 2)
-    return n_classes <= MOST_CLASSES and (not has_gradient or n_sweeps <= MOST_SWEEPS)
 
 
 def labels(real: type) -> SimpleNamespace:
@@ -75,6 +67,13 @@ def labels(real: type) -> SimpleNamespace:
     most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
     least_whole = real(2.0 ** (functions.headroom - 2))
     most_ratio = real(2.0**28 if real is np.float32 else 2.0**200)
+
+    @inline
+    def two_sum(a, b):
+        """Return a + b rounded, and what rounding took."""
+        total = a + b
+        added = total - a
+        return total, (a - (total - added)) + (b - added)
 
     def sweeping(is_kept):
         @inline
@@ -137,7 +136,12 @@ def labels(real: type) -> SimpleNamespace:
                         load(at + OWN * slot),
                     )
                     store(at + OWN * slot, own)
-                    store(at + OTHERS * slot, others + load(at + OTHERS * slot))
+                    if is_kept:  # a gradient has one rounding more: of the sum it needs what that loses, too
+                        others, lost = two_sum(load(at + OTHERS * slot), others)
+                        store(at + OTHERS_LOST * slot, lost + load(at + OTHERS_LOST * slot))
+                        store(at + OTHERS * slot, others)
+                    else:
+                        store(at + OTHERS * slot, others + load(at + OTHERS * slot))
 
             return add
 
@@ -183,7 +187,9 @@ def labels(real: type) -> SimpleNamespace:
             are_plain = where(is_live, minimum(is_plain, are_plain), are_plain)
             store(at + LOSS * slot, where(is_live, others / own, zero))
             if has_gradient:
+                _, lost = two_sum(others, own)
                 factor = load(at + SCALE * slot) / whole
+                factor = factor - factor * ((lost + load(at + OTHERS_LOST * slot)) / whole)
                 if is_weighted:
                     factor = factor * load(at + BETA * slot)
                 factor = where(is_live, factor, zero)
@@ -238,6 +244,7 @@ def labels(real: type) -> SimpleNamespace:
             store(at + PLAIN_MAGIC * slot, magic)
             store(at + OWN * slot, splat(zero))
             store(at + OTHERS * slot, splat(zero))
+            store(at + OTHERS_LOST * slot, splat(zero))
         if is_kept:
             sum_and_keep(rows, x, step, n_classes, ahead, ahead_step, after_all)
         else:
