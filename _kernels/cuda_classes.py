@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_device import geometry
+from logitloss._kernels.cuda_figures import equals, position, positions
 from logitloss._kernels.cuda_memory import (
     ITEM_BYTES,
     device,
@@ -35,7 +36,7 @@ class Rows(NamedTuple):
 
     item: str  # of the logits, and of what the second pass writes
     target: str  # "none", "labels", "weighted" (labels, and coefficients by class), or a float kind
-    second: str  # "none", "grad", "softmax", "log_softmax" or "entropy" (which needs no second pass)
+    second: str  # "none", "grad", "softmax", "log_softmax"; "entropy" or "figures", which need no second pass
     stage: str  # "whole", "parts", "finish" or "second"
     team: int
     vector: bool
@@ -68,7 +69,9 @@ class Rows(NamedTuple):
 
     @property
     def statistics(self) -> str:
-        return "entropy" if self.second == "entropy" else "coefficients" if self.coefficients else "plain"
+        if self.second in ("entropy", "figures"):
+            return self.second
+        return "coefficients" if self.coefficients else "plain"
 
     @property
     def width(self) -> int:
@@ -93,6 +96,8 @@ class Rows(NamedTuple):
         """Blocks that a multiprocessor holds: the kernel may use 65536 / (256*resident) registers."""
         if self.second == "none" and self.item != "f64" and not self.coefficients:
             return 4
+        if self.second == "figures":
+            return 2 if self.item == "f64" else 3
         return 3 if self.item == "f32" and not self.coefficients and not self.known else 2
 
 
@@ -130,7 +135,8 @@ def placing(spec: Rows) -> Any:
 def gammas(real_kind: str, target: str) -> Any:
     """Return a function (source, k) -> the coefficient of class k, in a tuple.
 
-    A source is ((target's address, its class stride, weight's address), (target_scale, target_offset)).
+    A source is ((target's address, its class stride, weight's address), (target_scale, target_offset),
+    (label, its logit, the next number above)).
     """
     real = np.float64 if real_kind == "f64" else np.float32
     size, zero = np.int64(ITEM_BYTES[real_kind]), real(0)
@@ -242,7 +248,7 @@ def reading(item: str) -> Any:
 
 
 def first_pass(spec: Rows) -> Any:
-    """Return a function (cache, place, gammas, thread) -> the statistics of a thread's classes."""
+    """Return a function (cache, place, source, thread) -> the statistics of a thread's classes."""
     team, vector, width, at_once, cached = spec.team, spec.vector, spec.width, spec.at_once, spec.cached
     size = np.int64(ITEM_BYTES[spec.item])
     kept = statistics(spec.real, spec.statistics)
@@ -250,11 +256,14 @@ def first_pass(spec: Rows) -> Any:
         kept.start,
         kept.pushes(1),
         kept.pushes(width),
-        kept.pushes(width * at_once),
+        kept.pushes(width, at_once),
     )
     read_one, read_gamma = reading(spec.item), gammas(spec.real_kind, spec.target)
     read_gammas = several_gammas(spec.real_kind, spec.target, width, 1)
     read_all_gammas = several_gammas(spec.real_kind, spec.target, width, at_once)
+    is_figures = spec.second == "figures"
+    if is_figures:
+        read_gamma, read_gammas, read_all_gammas = position, positions, positions
     read_all, read_all_words = gather(read_one, at_once), gather(read_words, at_once)
     unpack_one, unpack_all = unpacking(spec.item, 1), unpacking(spec.item, at_once)
     keep, keep_all = keeping(4), keeping(4 * at_once)
@@ -296,7 +305,16 @@ def first_pass(spec: Rows) -> Any:
             q += 1
         return state
 
-    return pass_once
+    if not (is_figures and vector):
+        return pass_once
+    equals_before = equals(spec.item, team, width)
+
+    @device
+    def pass_with_equals(cache, place, source, thread):
+        state = pass_once(cache, place, source, thread)
+        return (*state[:-2], state[-2] + equals_before(place, source[2], thread), state[-1])
+
+    return pass_with_equals
 
 
 @functools.cache

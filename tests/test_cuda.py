@@ -57,6 +57,25 @@ def test_device_arrays_are_used_where_they_lie(cuda, dtype):
     assert x.to_host().tobytes() == logits.tobytes()
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (5, 33), (2, 67), (1, 700)])
+def test_figures_in_device_arrays(cuda, dtype, shape):
+    """By a thread, a warp, a block and several blocks a row; loss and lse have the bits they have without."""
+    logits, target = batch(shape, dtype)
+    logits = np.round(logits.astype(float)).astype(dtype)  # many equals
+    x, y = there(logits), there(target)
+    bits = []
+    for figures in (empty((*target.shape, 5), np.float64), None):
+        loss, lse = empty(target.shape, result_dtype(dtype)), empty(target.shape, np.float64)
+        cross_entropy(cuda, x, y, loss=loss, lse=lse, figures=figures)
+        bits.append((loss.to_host().tobytes(), lse.to_host().tobytes()))
+        if figures is not None:
+            out = figures.to_host()
+    expected, _ = oracle.figures(logits, target)
+    assert np.array_equal(out[:, :2], expected[:, :2].astype(float))
+    np.testing.assert_allclose(out, expected.astype(float), rtol=50 * np.finfo(result_dtype(dtype)).eps)
+    assert bits[0] == bits[1]
+
+
 @pytest.mark.parametrize("offset", [1, 3, 4])
 def test_rows_that_start_anywhere(cuda, dtype, offset):
     """Sixteen bytes are read at once from the first multiple of sixteen; no item outside a row is touched."""
