@@ -66,10 +66,11 @@ def merging(real_kind: str, kind: str, team: int) -> Any:
         """Return (n, s, below, at, gaps) of a part in terms of the row's m."""
         own, n, s, below, at, gaps = part
         down = share(own, m) if own != m else one
+        # A part of -inf only has no such sums.
         if is_entropy and own != m:
             gaps = gaps * down + (s + n) * down * (m - own) if down > zero else zero
         if is_figures and own != m:
-            below = (below + n) * down * down
+            below = (below + n) * down * down if down > zero else zero
         if coefficients:
             gaps = gaps + gap_of(below + at, m, reference(own))
             if own != m:
