@@ -25,7 +25,7 @@ from logitloss._kernels.cuda_memory import (
     unpack,
 )
 from logitloss._kernels.cuda_statistics import statistics
-from logitloss._kernels.cuda_steps import BLOCK, gather, machine, smaller
+from logitloss._kernels.cuda_steps import BLOCK, WARP, gather, machine, smaller
 
 FLOATS = KINDS[:4]
 ZERO = np.int64(0)
@@ -251,17 +251,18 @@ def first_pass(spec: Rows) -> Any:
     """Return a function (cache, place, source, thread) -> the statistics of a thread's classes."""
     team, vector, width, at_once, cached = spec.team, spec.vector, spec.width, spec.at_once, spec.cached
     size = np.int64(ITEM_BYTES[spec.item])
+    is_figures = spec.second == "figures"
+    together = is_figures and team > 1
     kept = statistics(spec.real, spec.statistics)
     start, push_one, push, push_all = (
         kept.start,
         kept.pushes(1),
         kept.pushes(width),
-        kept.pushes(width, at_once),
+        kept.pushes(width, at_once, together),
     )
     read_one, read_gamma = reading(spec.item), gammas(spec.real_kind, spec.target)
     read_gammas = several_gammas(spec.real_kind, spec.target, width, 1)
     read_all_gammas = several_gammas(spec.real_kind, spec.target, width, at_once)
-    is_figures = spec.second == "figures"
     if is_figures:
         read_gamma, read_gammas, read_all_gammas = position, positions, positions
     read_all, read_all_words = gather(read_one, at_once), gather(read_words, at_once)
@@ -281,7 +282,12 @@ def first_pass(spec: Rows) -> Any:
             single += team
         # q counts the thread's sixteens: the first ones stay in shared memory
         i, q = np.int64(lane), 0
-        while i + (at_once - 1) * team < vectors:
+        last = i + (at_once - 1) * team
+        if together:
+            # as the warp's last thread has it, so that all go round as often
+            last += WARP - 1 - thread % WARP
+        ahead = last - i
+        while i + ahead < vectors:
             k = head + i * width
             if vector:
                 words = read_all_words(aligned, i, team)

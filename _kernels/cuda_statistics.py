@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels.cuda_figures import first_equal, runs
 from logitloss._kernels.cuda_memory import device
-from logitloss._kernels.cuda_steps import larger, machine, plus, reduction, smaller, tree, tree2
+from logitloss._kernels.cuda_steps import larger, machine, of_warp, plus, reduction, smaller, tree, tree2
 
 # Classes counted, and where m was first, before any is met: further than any class, whatever is added.
 NONE, NOWHERE = np.int64(0), np.int64(2**62)
@@ -98,13 +98,14 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
         return r, s, c, h, lost, e, factor
 
     @functools.cache
-    def pushes(run: int, at_once: int = 1) -> Any:
+    def pushes(run: int, at_once: int = 1, together: bool = False) -> Any:
         """Return a function (state, logits, gammas) -> state that takes in so many runs of classes at once.
 
-        In the place of gammas, figures have what cuda_figures says.
+        In the place of gammas, figures have what cuda_figures says. Where a warp goes `together`, its threads
+        let m rise together: it then rises for some of a row's runs, and not for some thread in almost each.
         """
         width = run * at_once
-        largest_of, equals = tree(itself, larger, width), tree(is_top, plus, width)
+        largest_of, equals = tree(itself, steps.larger, width), tree(is_top, plus, width)
         sum_exponentials = tree(exponential, plus, width)
 
         @device
@@ -139,10 +140,15 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
         if kind == "figures":
             sums_of, first_of, length = runs(real, run, at_once), first_equal(width), np.int64(run)
 
+            any_of_warp, largest_of_warp = of_warp(real)
+
             @device
             def push_figures(state, x, begin):
                 m, r, n, s, c, h, hc, q, qc, before, top = state
-                largest = largest_of(x, m)
+                own_largest = largest_of(x, m)
+                largest = own_largest
+                if together:
+                    largest = largest_of_warp(own_largest) if any_of_warp(own_largest > m) else m
                 if largest > m:
                     r, s, c, h, hc, e, factor = rise_of_distances(m, r, n, s, c, h, hc, largest)
                     q, qc = add(q, qc, n * e * e)
@@ -150,7 +156,7 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
                     m, n, top = largest, zero, NOWHERE
                 k = begin[0]
                 # Of equals, one after the last sixteen bytes comes first, and is not the first.
-                if largest == m and k < top:
+                if own_largest == m and k < top:
                     number = first_of(x, m)
                     top = k + number // length * begin[1] + number % length
                 sums = sums_of(x, m, r, begin, k, (zero, zero, zero))
