@@ -117,14 +117,15 @@ def row_address(view, shape, row):
 
 def placing(spec: Rows) -> Any:
     """Return a function (address, class stride, n) -> the place of so many classes."""
-    size, width, vector = np.int64(ITEM_BYTES[spec.item]), np.int64(spec.width), spec.vector
+    width, vector = np.int64(spec.width), spec.vector
+    by_size, by_width = ITEM_BYTES[spec.item].bit_length() - 1, spec.width.bit_length() - 1
 
     @device
     def place(address, stride, n):
         head, vectors, single = ZERO, n, ZERO
         if vector:
-            head = smaller(n, ((16 - (address & 15)) & 15) // size)
-            vectors = (n - head) // width
+            head = smaller(n, ((16 - (address & 15)) & 15) >> by_size)
+            vectors = (n - head) >> by_width
             single = n - vectors * width
         return address, stride, head, vectors, single
 
@@ -273,7 +274,7 @@ def first_pass(spec: Rows) -> Any:
     @device
     def pass_once(cache, place, source, thread):
         address, stride, head, vectors, n_single = place
-        state, row, lane = start(), (address, stride), thread % team
+        state, row, lane = start(), (address, stride), thread & (team - 1)
         aligned = address + head * size
         single = np.int64(lane)
         while single < n_single:
@@ -282,11 +283,10 @@ def first_pass(spec: Rows) -> Any:
             single += team
         # q counts the thread's sixteens: the first ones stay in shared memory
         i, q = np.int64(lane), 0
-        last = i + (at_once - 1) * team
+        ahead = np.int64((at_once - 1) * team)
         if together:
-            # as the warp's last thread has it, so that all go round as often
-            last += WARP - 1 - thread % WARP
-        ahead = last - i
+            # as far as the warp's last thread is ahead, so that all go round as often
+            ahead += WARP - 1 - thread % WARP
         while i + ahead < vectors:
             k = head + i * width
             if vector:
@@ -396,7 +396,7 @@ def second_pass(spec: Rows) -> Any:
     @device
     def write(cache, filled, place, source, out, out_stride, record, label, thread):
         address, stride, head, vectors, n_single = place
-        row, lane = (address, stride), thread % team
+        row, lane = (address, stride), thread & (team - 1)
         aligned, out_aligned = address + head * size, out + head * size
         single = np.int64(lane)
         while single < n_single:

@@ -1,9 +1,9 @@
 """What the figures of a row ask of a pass beyond the loss: sums of two more terms, a count, the first of m.
 
-The label's rank counts the classes that come before it: those of a larger logit, and of an equal one and a
-lower number. So a class is compared with one number, a threshold: in the label's logit's own value before the
-label, in the next number above from there on. A run of contiguous classes has one threshold, the latter
-where the label is in it, and `equals` sees to the equals before it in that one run.
+The label's rank counts the classes of a larger logit, and those of an equal one and a lower number. One
+comparison a class says both: with the label's logit before the label, with the next number above it from
+there on. A run of contiguous classes has one such threshold; where the run holds the label it is the latter,
+and `equals` counts what that leaves out.
 
 What a push gets in the place of coefficients is (first class, step between runs, (label, its logit, the next
 number above)).

@@ -99,6 +99,8 @@ def rows_function(spec: Rows) -> Any:
     store_part = part_stores(real_kind, spec.statistics)
     store_number, store_figures = float_stores(), figure_stores()
     load_label = switch(INTEGERS, integer_load)
+    # Divisions by powers of two are shifts: of numbers that might be negative, they take registers.
+    by_team = team.bit_length() - 1
     zero, one, lowest, none, nan = real(0), real(1), real(-np.inf), np.int64(-1), real(np.nan)
     no_record, no_statistics = (zero,) * RECORD, (lowest, *(zero,) * (PART - 1))
     if is_figures:
@@ -130,7 +132,7 @@ def rows_function(spec: Rows) -> Any:
         results,
     ):
         thread = cuda.threadIdx.x
-        lane = thread % team
+        lane = thread & (team - 1)
         shared = cuda.shared.array(SHARED, real)
         shared_double = cuda.shared.array(SHARED, np.float64)
         shared_integer = cuda.shared.array(SHARED, np.int64)
@@ -140,7 +142,7 @@ def rows_function(spec: Rows) -> Any:
         first_work = np.int64(cuda.blockIdx.x) * teams
         # All threads go round as often, since a reduction needs them all.
         while first_work < n_work:
-            work = first_work + thread // team
+            work = first_work + (thread >> by_team)
             first_work += np.int64(cuda.gridDim.x) * teams
             active = work < n_work
             writer = active and lane == 0

@@ -105,7 +105,7 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
         let m rise together: it then rises for some of a row's runs, and not for some thread in almost each.
         """
         width = run * at_once
-        largest_of, equals = tree(itself, steps.larger, width), tree(is_top, plus, width)
+        largest_of, equals = tree(itself, larger, width), tree(is_top, plus, width)
         sum_exponentials = tree(exponential, plus, width)
 
         @device
@@ -139,7 +139,8 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
 
         if kind == "figures":
             sums_of, first_of, length = runs(real, run, at_once), first_equal(width), np.int64(run)
-
+            # one instruction each, and registers that other kernels do not have
+            largest_of = tree(itself, steps.larger, width)
             any_of_warp, largest_of_warp = of_warp(real)
 
             @device
@@ -155,7 +156,7 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
                     q, qc = q * factor * factor, qc * factor * factor
                     m, n, top = largest, zero, NOWHERE
                 k = begin[0]
-                # Of equals, one after the last sixteen bytes comes first, and is not the first.
+                # What comes after the last whole sixteen bytes has been met already.
                 if own_largest == m and k < top:
                     number = first_of(x, m)
                     top = k + number // length * begin[1] + number % length

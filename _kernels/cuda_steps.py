@@ -110,10 +110,9 @@ def operations(real: type) -> SimpleNamespace:
         @device
         def exp_bounded(a):
             product = a * log2e
-            # With its sign turned, the rest needs no instruction for -product.
-            rest = fused(a, -log2e_rest, fused(a, -log2e, product))
+            rest = fused(a, log2e_rest, fused(a, log2e, -product))
             e = power(product)
-            return fused(e, rest * -ln2, e)
+            return fused(e, rest * ln2, e)
 
         @device
         def exp(a):
