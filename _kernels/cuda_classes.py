@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_device import geometry
+from logitloss._kernels.cuda_figures import equals, position, positions
 from logitloss._kernels.cuda_memory import (
     ITEM_BYTES,
     device,
@@ -24,7 +25,7 @@ from logitloss._kernels.cuda_memory import (
     unpack,
 )
 from logitloss._kernels.cuda_statistics import statistics
-from logitloss._kernels.cuda_steps import BLOCK, gather, machine, smaller
+from logitloss._kernels.cuda_steps import BLOCK, WARP, gather, machine, smaller
 
 FLOATS = KINDS[:4]
 ZERO = np.int64(0)
@@ -35,7 +36,7 @@ class Rows(NamedTuple):
 
     item: str  # of the logits, and of what the second pass writes
     target: str  # "none", "labels", "weighted" (labels, and coefficients by class), or a float kind
-    second: str  # "none", "grad", "softmax", "log_softmax" or "entropy" (which needs no second pass)
+    second: str  # "none", "grad", "softmax", "log_softmax"; "entropy" or "figures", which need no second pass
     stage: str  # "whole", "parts", "finish" or "second"
     team: int
     vector: bool
@@ -68,7 +69,9 @@ class Rows(NamedTuple):
 
     @property
     def statistics(self) -> str:
-        return "entropy" if self.second == "entropy" else "coefficients" if self.coefficients else "plain"
+        if self.second in ("entropy", "figures"):
+            return self.second
+        return "coefficients" if self.coefficients else "plain"
 
     @property
     def width(self) -> int:
@@ -93,6 +96,8 @@ class Rows(NamedTuple):
         """Blocks that a multiprocessor holds: the kernel may use 65536 / (256*resident) registers."""
         if self.second == "none" and self.item != "f64" and not self.coefficients:
             return 4
+        if self.second == "figures":
+            return 2 if self.item == "f64" else 3
         return 3 if self.item == "f32" and not self.coefficients and not self.known else 2
 
 
@@ -112,14 +117,15 @@ def row_address(view, shape, row):
 
 def placing(spec: Rows) -> Any:
     """Return a function (address, class stride, n) -> the place of so many classes."""
-    size, width, vector = np.int64(ITEM_BYTES[spec.item]), np.int64(spec.width), spec.vector
+    width, vector = np.int64(spec.width), spec.vector
+    by_size, by_width = ITEM_BYTES[spec.item].bit_length() - 1, spec.width.bit_length() - 1
 
     @device
     def place(address, stride, n):
         head, vectors, single = ZERO, n, ZERO
         if vector:
-            head = smaller(n, ((16 - (address & 15)) & 15) // size)
-            vectors = (n - head) // width
+            head = smaller(n, ((16 - (address & 15)) & 15) >> by_size)
+            vectors = (n - head) >> by_width
             single = n - vectors * width
         return address, stride, head, vectors, single
 
@@ -130,7 +136,8 @@ def placing(spec: Rows) -> Any:
 def gammas(real_kind: str, target: str) -> Any:
     """Return a function (source, k) -> the coefficient of class k, in a tuple.
 
-    A source is ((target's address, its class stride, weight's address), (target_scale, target_offset)).
+    A source is ((target's address, its class stride, weight's address), (target_scale, target_offset),
+    (label, its logit, the next number above)).
     """
     real = np.float64 if real_kind == "f64" else np.float32
     size, zero = np.int64(ITEM_BYTES[real_kind]), real(0)
@@ -242,19 +249,23 @@ def reading(item: str) -> Any:
 
 
 def first_pass(spec: Rows) -> Any:
-    """Return a function (cache, place, gammas, thread) -> the statistics of a thread's classes."""
+    """Return a function (cache, place, source, thread) -> the statistics of a thread's classes."""
     team, vector, width, at_once, cached = spec.team, spec.vector, spec.width, spec.at_once, spec.cached
     size = np.int64(ITEM_BYTES[spec.item])
+    is_figures = spec.second == "figures"
+    together = is_figures and team > 1
     kept = statistics(spec.real, spec.statistics)
     start, push_one, push, push_all = (
         kept.start,
         kept.pushes(1),
         kept.pushes(width),
-        kept.pushes(width * at_once),
+        kept.pushes(width, at_once, together),
     )
     read_one, read_gamma = reading(spec.item), gammas(spec.real_kind, spec.target)
     read_gammas = several_gammas(spec.real_kind, spec.target, width, 1)
     read_all_gammas = several_gammas(spec.real_kind, spec.target, width, at_once)
+    if is_figures:
+        read_gamma, read_gammas, read_all_gammas = position, positions, positions
     read_all, read_all_words = gather(read_one, at_once), gather(read_words, at_once)
     unpack_one, unpack_all = unpacking(spec.item, 1), unpacking(spec.item, at_once)
     keep, keep_all = keeping(4), keeping(4 * at_once)
@@ -263,7 +274,7 @@ def first_pass(spec: Rows) -> Any:
     @device
     def pass_once(cache, place, source, thread):
         address, stride, head, vectors, n_single = place
-        state, row, lane = start(), (address, stride), thread % team
+        state, row, lane = start(), (address, stride), thread & (team - 1)
         aligned = address + head * size
         single = np.int64(lane)
         while single < n_single:
@@ -272,7 +283,11 @@ def first_pass(spec: Rows) -> Any:
             single += team
         # q counts the thread's sixteens: the first ones stay in shared memory
         i, q = np.int64(lane), 0
-        while i + (at_once - 1) * team < vectors:
+        ahead = np.int64((at_once - 1) * team)
+        if together:
+            # as far as the warp's last thread is ahead, so that all go round as often
+            ahead += WARP - 1 - thread % WARP
+        while i + ahead < vectors:
             k = head + i * width
             if vector:
                 words = read_all_words(aligned, i, team)
@@ -296,7 +311,16 @@ def first_pass(spec: Rows) -> Any:
             q += 1
         return state
 
-    return pass_once
+    if not (is_figures and vector):
+        return pass_once
+    equals_before = equals(spec.item, team, width)
+
+    @device
+    def pass_with_equals(cache, place, source, thread):
+        state = pass_once(cache, place, source, thread)
+        return (*state[:-2], state[-2] + equals_before(place, source[2], thread), state[-1])
+
+    return pass_with_equals
 
 
 @functools.cache
@@ -372,7 +396,7 @@ def second_pass(spec: Rows) -> Any:
     @device
     def write(cache, filled, place, source, out, out_stride, record, label, thread):
         address, stride, head, vectors, n_single = place
-        row, lane = (address, stride), thread % team
+        row, lane = (address, stride), thread & (team - 1)
         aligned, out_aligned = address + head * size, out + head * size
         single = np.int64(lane)
         while single < n_single:

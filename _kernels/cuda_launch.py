@@ -15,7 +15,7 @@ from logitloss._kernels import cuda_device, cuda_elements, cuda_rows, cuda_total
 from logitloss._kernels.cuda_arrays import DeviceArray, describe, kind_of
 from logitloss._kernels.cuda_classes import Rows
 from logitloss._kernels.cuda_elements import Elements
-from logitloss._kernels.cuda_parts import PART
+from logitloss._kernels.cuda_parts import part_bytes
 from logitloss._kernels.cuda_results import RECORD
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def rows(
     lse_in: DeviceArray | None = None,
     loss: DeviceArray | None = None,
     lse: DeviceArray | None = None,
-    hit: DeviceArray | None = None,
 ) -> Results:
     """Run the kernels over rows; `gamma` is what multiplies a class's coefficient or target."""
     device, geometry = cuda_device.get(), cuda_device.geometry()
@@ -138,15 +137,16 @@ def rows(
     target_kind = "none"
     if target is not None:
         target_kind = kind_of(target.dtype) if soft else "labels" if gamma is None else "weighted"
-    if loss is not None or lse is not None or hit is not None or second != "grad":
+    if loss is not None or lse is not None or second != "grad":
         lse_in = None
+    writes_classes = second in ("grad", "softmax", "log_softmax")
     scale_array = scale if isinstance(scale, DeviceArray) else None
-    has_classes = [True, soft, False, False, False, False, False, second != "entropy"]
-    merged, views = describe(shape, [logits, target, scale_array, lse_in, loss, lse, hit, out], has_classes)
+    has_classes = [True, soft, False, False, False, False, second != "entropy"]
+    merged, views = describe(shape, [logits, target, scale_array, lse_in, loss, lse, out], has_classes)
 
     # How a row is read and shared
     contiguous = logits.strides[-1] == logits.itemsize or n_classes == 1
-    if out is not None and second != "entropy":
+    if out is not None and writes_classes:
         contiguous = contiguous and out.strides[-1] == out.itemsize and same_phase(logits, out, n_axes)
     enough_rows = n_rows >= geometry.many_rows * device.multiprocessors
     across_rows = not contiguous and views[0][-1] == logits.itemsize and enough_rows
@@ -172,7 +172,8 @@ def rows(
     beta_there, gamma_there = coefficients(beta, np.float64), coefficients(gamma, real)
     real_bytes, teams = np.dtype(real).itemsize, geometry.block // team
     blocks = min(-(-n_rows // teams), resident)
-    parts_bytes = n_rows * n_parts * PART * real_bytes if n_parts > 1 else 0
+    each = part_bytes(spec.real_kind, spec.statistics)
+    parts_bytes = n_rows * n_parts * each if n_parts > 1 else 0
     parts_bytes = -(-parts_bytes // 8) * 8
     record_bytes = n_rows * (RECORD * real_bytes + 8) if n_parts > 1 else 0
     found = scratch(cuda_rows.FOUND_BYTES * blocks + parts_bytes + record_bytes, stream)
@@ -199,7 +200,7 @@ def rows(
     else:
         launch("parts", min(n_rows * n_parts, resident), 0)
         launch("finish", blocks, found)
-        if second in ("grad", "softmax", "log_softmax"):
+        if writes_classes:
             launch("second", min(n_rows * n_parts, resident), 0)
     return add_up(found, blocks, stream)
 

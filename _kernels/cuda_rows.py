@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_classes import ZERO, Rows, first_pass, gammas, placing, row_address, second_pass
+from logitloss._kernels.cuda_figures import figure_stores
 from logitloss._kernels.cuda_memory import (
     ITEM_BYTES,
     SIMULATED,
@@ -28,7 +29,7 @@ from logitloss._kernels.cuda_memory import (
     store_integer,
     switch,
 )
-from logitloss._kernels.cuda_parts import PART, merging
+from logitloss._kernels.cuda_parts import PART, merging, part_bytes, part_stores
 from logitloss._kernels.cuda_results import (
     RECORD,
     distributions,
@@ -67,7 +68,9 @@ def rows_function(spec: Rows) -> Any:
     teams, real_bytes = BLOCK // team, np.int64(ITEM_BYTES[spec.real_kind])
     labelled, soft, coefficients, known = spec.labelled, spec.soft, spec.coefficients, spec.known
     has_loss = labelled or soft
-    is_grad, is_log, is_entropy = (spec.second == name for name in ("grad", "log_softmax", "entropy"))
+    is_grad, is_log, is_entropy, is_figures = (
+        spec.second == name for name in ("grad", "log_softmax", "entropy", "figures")
+    )
     is_whole, is_parts, is_finish, is_second = (
         spec.stage == stage for stage in ("whole", "parts", "finish", "second")
     )
@@ -75,7 +78,7 @@ def rows_function(spec: Rows) -> Any:
     passes_first, writes_classes = is_whole or is_parts, spec.writes_classes
     passes_second = writes_classes and (is_whole or is_second)
     cache_words = max(1, spec.cached * 4 * BLOCK)
-    part_bytes, record_bytes = PART * real_bytes, RECORD * real_bytes + 8
+    bytes_of_part, record_bytes = part_bytes(real_kind, spec.statistics), RECORD * real_bytes + 8
 
     place_of, walk = placing(spec), first_pass(spec)
     write = second_pass(spec) if writes_classes else None
@@ -85,19 +88,23 @@ def rows_function(spec: Rows) -> Any:
     is_likely, loss_of = likely_labels(), machine(real).loss_of
     gradient_record = gradient_records(real, coefficients, known)
     softmax_record = softmax_records(real, is_log)
-    read_gamma, any_of = gammas(real_kind, spec.target), reduction(larger, real, team)
+    read_gamma, above = gammas(real_kind, spec.target), machine(real).above
     sum_double, sum_integer = reduction(plus, np.float64, BLOCK), reduction(plus, np.int64, BLOCK)
     min_integer = reduction(smaller, np.int64, BLOCK)
 
     load_item, load_double = load(item, real), load("f64", np.float64)
     store_real, store_double = store(real_kind, real), store("f64", np.float64)
-    store_long, store_byte, load_long = store_integer("i8"), store_integer("u1"), integer_load("i8")
+    store_long, load_long = store_integer("i8"), integer_load("i8")
     load_record, store_record = record_loads(real_kind, RECORD), record_stores(real_kind, RECORD)
-    store_part = record_stores(real_kind, PART)
-    store_number = float_stores()
+    store_part = part_stores(real_kind, spec.statistics)
+    store_number, store_figures = float_stores(), figure_stores()
     load_label = switch(INTEGERS, integer_load)
-    zero, one, lowest, none = real(0), real(1), real(-np.inf), np.int64(-1)
+    # Divisions by powers of two are shifts: of numbers that might be negative, they take registers.
+    by_team = team.bit_length() - 1
+    zero, one, lowest, none, nan = real(0), real(1), real(-np.inf), np.int64(-1), real(np.nan)
     no_record, no_statistics = (zero,) * RECORD, (lowest, *(zero,) * (PART - 1))
+    if is_figures:
+        no_statistics = (*no_statistics, ZERO, ZERO)
 
     def rows(
         logits,
@@ -106,7 +113,6 @@ def rows_function(spec: Rows) -> Any:
         lse_in,
         loss,
         lse,
-        hit,
         out,
         shape,
         n_rows,
@@ -126,7 +132,7 @@ def rows_function(spec: Rows) -> Any:
         results,
     ):
         thread = cuda.threadIdx.x
-        lane = thread % team
+        lane = thread & (team - 1)
         shared = cuda.shared.array(SHARED, real)
         shared_double = cuda.shared.array(SHARED, np.float64)
         shared_integer = cuda.shared.array(SHARED, np.int64)
@@ -136,7 +142,7 @@ def rows_function(spec: Rows) -> Any:
         first_work = np.int64(cuda.blockIdx.x) * teams
         # All threads go round as often, since a reduction needs them all.
         while first_work < n_work:
-            work = first_work + thread // team
+            work = first_work + (thread >> by_team)
             first_work += np.int64(cuda.gridDim.x) * teams
             active = work < n_work
             writer = active and lane == 0
@@ -163,10 +169,11 @@ def rows_function(spec: Rows) -> Any:
                 n = larger(smaller(n_classes, begin + length) - begin, ZERO)
             place = place_of(logits_row + begin * logits[2], logits[2], n if active else ZERO)
             weights = gamma + begin * real_bytes if gamma != 0 else ZERO
-            source = ((ZERO, ZERO, weights), (target_scale, target_offset))
+            own = (label - begin, logit, above(logit) if is_figures else logit)
+            source = ((ZERO, ZERO, weights), (target_scale, target_offset), own)
             if soft:
                 targets = row_address(target, shape, row) + begin * target[2]
-                source = ((targets, target[2], weights), (target_scale, target_offset))
+                source = ((targets, target[2], weights), (target_scale, target_offset), own)
 
             # Without a first pass: rows that do not count, and those whose label is all that lse leaves open
             given, skips = np.float64(0), labelled and not counts and lse[0] == 0
@@ -177,15 +184,16 @@ def rows_function(spec: Rows) -> Any:
             row_statistics = no_statistics
             if passes_first:
                 state = walk(cache, place if not skips else place_of(ZERO, ZERO, ZERO), source, thread)
-                row_statistics = join(shared, state)
+                row_statistics = join(shared, shared_integer, state)
             if is_parts and writer:
-                store_part(parts + work * part_bytes, row_statistics)
+                store_part(parts + work * bytes_of_part, row_statistics, begin)
             if is_finish:
-                row_statistics = merge(shared, parts + row * n_parts * part_bytes, n_parts, lane)
+                row_parts = parts + row * n_parts * bytes_of_part
+                row_statistics = merge(shared, shared_integer, row_parts, n_parts, lane)
 
             record = no_record
             if finishes:
-                m, n_top, others, below, at, gaps = row_statistics
+                m, n_top, others, below, at, gaps = row_statistics[:PART]
                 if n_top > zero:
                     others = others + (n_top - one)
                 if known:
@@ -203,6 +211,20 @@ def rows_function(spec: Rows) -> Any:
                 if is_entropy and writer:
                     value = log1p_others + gaps / (one + others)
                     store_number(out, row_address(out, shape, row), np.float64(value))
+                if is_figures:
+                    if writer:
+                        right_others = others if log1p_others == log1p_others else nan
+                        squares = below + (n_top - one) if n_top > zero else below
+                        store_figures(
+                            row_address(out, shape, row),
+                            counts,
+                            right_others,
+                            gaps,
+                            squares,
+                            row_statistics[-2],
+                            row_statistics[-1],
+                        )
+                    below = gaps = zero
                 own_beta = zero
                 if labelled and counts:
                     own_beta = real(load_double(beta + label * 8)) if beta != 0 else one
@@ -216,20 +238,6 @@ def rows_function(spec: Rows) -> Any:
                     total += np.float64(value)
                     if loss[0] != 0:
                         store_real(row_address(loss, shape, row), value)
-                if labelled and hit[0] != 0:
-                    # The first of equals is the largest: where there are others, look before the label.
-                    is_hit = counts and logit == m and others == others
-                    seen = zero
-                    if is_hit and n_top > one:
-                        k = np.int64(lane)
-                        while k < label:
-                            if load_item(logits_row + k * logits[2]) == m:
-                                seen = one
-                            k += team
-                    seen = any_of(shared, seen)
-                    if writer:
-                        is_first = is_hit and seen == zero
-                        store_byte(row_address(hit, shape, row), np.int64(1) if is_first else ZERO)
                 if is_grad:
                     factor, own_gamma = scale_number, zero
                     if scale[0] != 0:

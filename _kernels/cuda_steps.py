@@ -41,11 +41,18 @@ def operations(real: type) -> SimpleNamespace:
     def where(condition, a, b):
         return a if condition else b
 
+    # exp is 0 from here on
+    lowest, infinity = real(-150 if real is np.float32 else -800), real(np.inf)
+
     if SIMULATED:
         return SimpleNamespace(
             maximum=maximum,
             minimum=minimum,
             where=where,
+            larger=maximum,
+            above=lambda a: np.nextafter(a, infinity),
+            bounded=lambda a: lowest if a < lowest else a,
+            exp_bounded=np.exp,
             absolute=abs,
             fma=lambda a, b, c: real(np.longdouble(a) * np.longdouble(b) + np.longdouble(c)),
             exp=np.exp,
@@ -78,32 +85,60 @@ def operations(real: type) -> SimpleNamespace:
     def log(a):
         return math.log(a)
 
+    next_after = cuda.libdevice.nextafterf if real is np.float32 else cuda.libdevice.nextafter
+
+    @device
+    def above(a):
+        return next_after(a, infinity)
+
     if real is np.float32:
         log2e = np.float32(math.log2(math.e))
         log2e_rest = np.float32(math.log2(math.e) - float(log2e))
         ln2 = np.float32(math.log(2))
-        lowest = np.float32(-150)
         power = ptx("ex2.approx.f32 $0, $1;", number, number, pure=True)
-        larger = ptx("max.NaN.f32 $0, $1, $2;", number, number, number, pure=True)
+        larger_or_nan = ptx("max.NaN.f32 $0, $1, $2;", number, number, number, pure=True)
+        larger_of_two = ptx("max.f32 $0, $1, $2;", number, number, number, pure=True)
 
         @device
-        def exp(a):
-            a = larger(a, lowest)
+        def larger(a, b):
+            return larger_of_two(a, b)
+
+        @device
+        def bounded(a):
+            return larger_or_nan(a, lowest)
+
+        @device
+        def exp_bounded(a):
             product = a * log2e
             rest = fused(a, log2e_rest, fused(a, log2e, -product))
             e = power(product)
             return fused(e, rest * ln2, e)
 
+        @device
+        def exp(a):
+            return exp_bounded(bounded(a))
+
     else:
+        larger = maximum
+
+        @device
+        def bounded(a):
+            return lowest if a < lowest else a
 
         @device
         def exp(a):
             return math.exp(a)
 
+        exp_bounded = exp
+
     return SimpleNamespace(
         maximum=maximum,
         minimum=minimum,
         where=where,
+        larger=larger,
+        above=above,
+        bounded=bounded,
+        exp_bounded=exp_bounded,
         absolute=absolute,
         fma=fma,
         exp=exp,
@@ -265,3 +300,24 @@ def reduction(combine: Any, kind: type, team: int) -> Any:
         return result
 
     return of_block
+
+
+@functools.cache
+def of_warp(real: type) -> tuple[Any, Any]:
+    """Return two functions for loops that a warp goes round together: any of conditions, largest of numbers.
+
+    The simulator has a thread alone there, which changes how often a loop does something, not what.
+    """
+    if SIMULATED:
+        return (lambda condition: condition), (lambda value: value)
+    largest = reduction(larger, real, WARP)
+
+    @device
+    def any_of(condition):
+        return cuda.any_sync(ALL_LANES, condition)
+
+    @device
+    def largest_of(value):
+        return largest(value, value)
+
+    return any_of, largest_of

@@ -70,19 +70,19 @@ def cross_entropy(
     lse_in: Any,
     loss: Any,
     lse: Any,
-    hit: Any,
+    figures: Any,
     grad: Any,
     num_threads: int,
     *,
     stream: int = 0,
 ) -> tuple[Any, Any, Any]:
     options = {
-        "second": "none" if grad is None else "grad",
+        "second": "grad" if grad is not None else "figures" if figures is not None else "none",
         "gamma": gamma,
         "ignore_index": ignore_index,
         "z_loss": z_loss,
     }
-    outputs = {"loss": loss, "lse": lse, "hit": hit, "out": grad}
+    outputs = {"loss": loss, "lse": lse, "out": figures if grad is None else grad}
     inputs = {"logits": logits, "target": target}
     return _rows(inputs, outputs, options, {"beta": beta}, scale, lse_in, stream)
 
@@ -147,7 +147,7 @@ def _rows(
         gamma = options["gamma"]
         there["gamma"] = cuda_launch().coefficients(gamma, cuda_launch().real_of(logits.dtype))
         there["gamma_sum"] = float(np.sum(gamma))
-    if any(outputs.get(key) is not None for key in ("loss", "lse", "hit")):
+    if any(outputs.get(key) is not None for key in ("loss", "lse")):
         lse_in = None
 
     def call(given: dict[str, DeviceArray], stream: int) -> Any:

@@ -35,6 +35,7 @@ LIBRARIES = (
     "cupy-cuda13x",
 )
 FORWARD, FUSED, BINARY, SOFTMAX = "cross-entropy", "cross-entropy and gradient", "BCE and gradient", "softmax"
+FIGURES = "cross-entropy and figures"
 CLASSES = (131072, 32768, 4096, 262144, 65536, 16384, 1024)
 COMPILED = (131072, 32768, 4096)
 # A batch, and what is copied before each call: several times the cache, and long enough (a quarter of a
@@ -44,10 +45,12 @@ BATCH_BYTES, FLUSH_BYTES = 1 << 29, 1 << 29
 FLOORS = {FORWARD: 0.90, FUSED: 0.80, BINARY: 0.85}
 LONG_ROW, FACTOR, FACTOR_OF_LONG_ROWS, LONGEST = 8192, 1.0, 1.5, 65536
 FASTER_THAN = ("torch.compile", "Liger-Kernel")
+# Of the speed of the same call without figures.
+FLOOR_OF_FIGURES = 0.8
 OVERHEAD_US = 40.0
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 # Passes over the batch: reads and writes.
-PASSES = {FORWARD: 1, FUSED: 2, BINARY: 3, SOFTMAX: 2}
+PASSES = {FORWARD: 1, FIGURES: 1, FUSED: 2, BINARY: 3, SOFTMAX: 2}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def works():
             compiled = dtype == "bfloat16" and n_classes in COMPILED
             found += [Work(loss, shape, dtype, compiled) for loss in (FORWARD, FUSED)]
         found.append(Work(BINARY, (elements // 65536, 65536), dtype, dtype == "bfloat16"))
+        found += [Work(FIGURES, (elements // n, n), dtype) for n in COMPILED]
         found += [Work(SOFTMAX, (elements // n, n), dtype) for n in (4096, 32768)]
     few = ((1, 131072), (4, 262144), (32, 131072), (8, 32768))
     return found + [Work(loss, shape, "bfloat16") for shape in few for loss in (FORWARD, FUSED)]
@@ -153,7 +157,7 @@ def values(contenders, work):
     expected = contenders.call_of(work.loss)(*given, backend="reference")
     expected_value, expected_array = (
         expected
-        if work.loss in (FUSED, BINARY)
+        if work.loss in (FUSED, BINARY, FIGURES)
         else (0.0, expected)
         if work.loss == SOFTMAX
         else (expected, None)
@@ -198,7 +202,7 @@ def measure(contenders, work, rounds, flush_bytes):
     task = contenders.Task.of(work)
     calls = {contenders.COPY: contenders.copy(task), contenders.OURS: contenders.ours(task)}
     left_out = {}
-    for name, maker in contenders.PEERS.items():
+    for name, maker in contenders.peers_of(work.loss).items():
         try:
             calls[name] = maker(task)
             calls[name]()
@@ -260,6 +264,7 @@ def figures_of(entry):
     }
     missed = ["the copy"] if work.floor and share < work.floor else []
     missed += [name for name in FASTER_THAN if factors.get(name, work.factor) < work.factor]
+    missed += ["figures"] if factors.get("without figures", 1.0) < FLOOR_OF_FIGURES else []
     return {
         "copy": copied / median(times["copy"]) / 1e12,
         "us": 1e6 * median(times["logitloss"]),

@@ -17,7 +17,7 @@ from logitloss._kernels import cuda_device
 from logitloss._kernels.cuda_arrays import DeviceArray
 
 import logitloss as ll
-from logitloss import _dlpack
+from logitloss import _backends, _dlpack
 from logitloss._device import CudaArray
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -28,6 +28,7 @@ CALLS = {
     "BCE and gradient": "binary_cross_entropy_with_logits_value_and_grad",
     "softmax": "softmax",
 }
+FIGURES = "cross-entropy and figures"
 # Random numbers on the host, of which a batch is made of copies.
 BLOCK = 1 << 22
 
@@ -94,7 +95,7 @@ class Task:
         elif work.loss != "softmax":
             host_target = rng.integers(0, shape[1], shape[0])
             target = on_device(host_target)
-        out = None if work.loss == "cross-entropy" else new(shape, dtype)
+        out = None if work.loss in ("cross-entropy", FIGURES) else new(shape, dtype)
         small = math.prod(shape) <= BLOCK
         if host_target is not None and host_target.dtype == dtype:
             host_target = host_target.astype(np.float64).reshape(shape) if small else None
@@ -106,7 +107,16 @@ class Task:
 
 
 def call_of(loss):
-    return getattr(ll, CALLS[loss])
+    return with_figures if loss == FIGURES else getattr(ll, CALLS[loss])
+
+
+def with_figures(logits, target, out=None, backend="cuda"):
+    """Return the mean and the rows' figures, which no public function gives of arrays of the device."""
+    kernels = _backends.get(backend)
+    figures = np.empty((len(target), 5)) if out is None else out
+    arguments = (logits, target, -100, None, None, 0.0, 1.0, None, None, None, figures, None, 1)
+    total, counted, _ = kernels.cross_entropy(*arguments)
+    return (total / counted if out is None else kernels.divide(total, counted)), figures
 
 
 # ---- contenders ----
@@ -132,6 +142,10 @@ def ours(task):
         return lambda: (0.0, function(task.logits, out=task.out))
     if loss == "cross-entropy":
         return lambda: (function(task.logits, task.target, check="deferred"), None)
+    if loss == FIGURES:
+        logits, target = (DeviceArray(x.address, x.dtype, x.shape) for x in (task.logits, task.target))
+        figures = DeviceArray.empty((task.work.shape[0], 5), np.float64)
+        return lambda: function(logits, target, figures)
     options = {"check": "deferred"} if loss.startswith("cross") else {}
     return lambda: function(task.logits, task.target, out=task.out, **options)
 
@@ -222,6 +236,14 @@ PEERS = {
     "Liger-Kernel": with_liger,
     "Triton": with_triton,
 }
+
+
+def without_figures(task):
+    return lambda: ll.cross_entropy(task.logits, task.target, check="deferred")
+
+
+def peers_of(loss):
+    return {"without figures": without_figures} if loss == FIGURES else PEERS
 
 
 # ---- time ----

@@ -22,7 +22,7 @@ from numba import types
 LONG, DOUBLE = types.int64, types.float64
 # One joined axis of rows: (address, kind, class stride, row stride)
 VIEW, SHAPE = types.UniTuple(LONG, 4), types.UniTuple(LONG, 1)
-ROWS = (*(VIEW,) * 8, SHAPE, *(LONG,) * 7, *(DOUBLE,) * 5, *(LONG,) * 3)
+ROWS = (*(VIEW,) * 7, SHAPE, *(LONG,) * 7, *(DOUBLE,) * 5, *(LONG,) * 3)
 ELEMENTS = (*(VIEW,) * 7, SHAPE, LONG, types.UniTuple(DOUBLE, 3), DOUBLE, LONG)
 LABELS = (*(VIEW,) * 3, SHAPE, *(LONG,) * 6)
 
@@ -33,6 +33,11 @@ ROW_SPECS = [
     *(Rows("f32", target, "grad", "whole", 256, True) for target in ("f32", "f64")),
     Rows("f32", "labels", "grad", "whole", 256, True, known=True),
     *(Rows("f32", "none", second, "whole", 256, True) for second in ("softmax", "entropy")),
+    *(Rows(item, "labels", "figures", "whole", 256, True) for item in ("f16", "bf16", "f32", "f64")),
+    *(Rows("bf16", "labels", "figures", stage, 256, True) for stage in ("parts", "finish")),
+    Rows("f64", "labels", "figures", "finish", 256, True),
+    Rows("f32", "labels", "figures", "whole", 32, True),
+    Rows("bf16", "labels", "figures", "whole", 1, False),
     *(Rows("f32", "labels", "grad", stage, 256, True) for stage in ("parts", "finish", "second")),
     Rows("f32", "labels", "grad", "whole", 32, True),
     Rows("f32", "labels", "grad", "whole", 1, False),

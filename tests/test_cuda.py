@@ -57,6 +57,21 @@ def test_device_arrays_are_used_where_they_lie(cuda, dtype):
     assert x.to_host().tobytes() == logits.tobytes()
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (5, 33), (2, 67), (1, 700)])
+def test_figures_in_device_arrays(cuda, dtype, shape):
+    """By a thread, a warp, a block and several blocks a row, with many equals."""
+    logits, target = batch(shape, dtype)
+    logits = np.round(logits.astype(float)).astype(dtype)
+    loss, lse = empty(target.shape, result_dtype(dtype)), empty(target.shape, np.float64)
+    figures = empty((*target.shape, 5), np.float64)
+    cross_entropy(cuda, there(logits), there(target), loss=loss, lse=lse, figures=figures)
+    assert_exact(loss.to_host(), oracle.cross_entropy(logits, target)[0])
+    assert_exact(lse.to_host(), oracle.wide_lse(logits), dtype=dtype)
+    expected, out = oracle.figures(logits, target)[0].astype(float), figures.to_host()
+    assert np.array_equal(out[:, :2], expected[:, :2])
+    np.testing.assert_allclose(out, expected, rtol=32 * np.finfo(result_dtype(dtype)).eps)
+
+
 @pytest.mark.parametrize("offset", [1, 3, 4])
 def test_rows_that_start_anywhere(cuda, dtype, offset):
     """Sixteen bytes are read at once from the first multiple of sixteen; no item outside a row is touched."""

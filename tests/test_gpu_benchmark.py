@@ -37,7 +37,7 @@ def test_dry_run(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads(saved.read_text())
     assert results["dry_run"]
-    assert len(results["works"]) == len(results["values"]) == 4
+    assert len(results["works"]) == len(results["values"]) == 5
     assert all(entry["right"] for entry in results["values"])
     assert results["tests"]["code"] == 0, results["tests"]["tail"]
     assert all(len(entry["times"]["copy"]) == 1 for entry in results["works"])
@@ -45,7 +45,7 @@ def test_dry_run(tmp_path):
         reasons = ("ModuleNotFoundError", "NotImplementedError")
         assert all(reason.startswith(reasons) for reason in entry["left_out"].values())
     assert "floor 40" in done.stdout
-    assert "values: 4 works checked, wrong: none" in done.stdout
+    assert "values: 5 works checked, wrong: none" in done.stdout
 
 
 def test_figures(gpu):
@@ -66,6 +66,10 @@ def test_figures(gpu):
     forward = gpu.figures_of(entry | {"loss": gpu.FORWARD, "shape": [65536, 4096]})
     assert forward["share"] == pytest.approx(0.4)
     assert (forward["floor"], forward["missed"]) == (None, [])
+    slow = {"copy": [2.0], "logitloss": [1.3], "without figures": [1.0]}
+    beside = gpu.figures_of(entry | {"loss": gpu.FIGURES, "times": slow})
+    assert beside["factors"]["without figures"] == pytest.approx(1 / 1.3)
+    assert beside["missed"] == ["figures"]
 
 
 def test_works_are_what_is_asked_for(gpu):
