@@ -159,7 +159,7 @@ enum { V(WRITES_NOTHING), V(WRITES_EXPS), V(WRITES_LOGS) };
 /* What they are summed with, and the rows that are written meanwhile. The flags are constants to the
  * compiler: without gamma and exponentials to keep there is nothing of them in the loop. */
 typedef struct {
-    int has_gamma, keeps_exps, has_shift, writes, has_figures; /* WRITES_... */
+    int has_gamma, keeps_exps, has_shift, writes, has_figures, ranks; /* WRITES_... */
     const V(real) *x, *gamma;
     ptrdiff_t n, top; /* `top` is left out; -1 for none */
     V(real) *exps;
@@ -193,8 +193,8 @@ INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector)
         if (with->has_figures) {
             V(vector) e = p[j] * power[j];
             total->sum[j % 2] += e;
-            total->weight[j % 2] = V(fma)(e, e, total->weight[j % 2]);
-            total->gap[j % 2] = V(fma)(e, gap[j], total->gap[j % 2]);
+            total->weight[0] = V(fma)(e, e, total->weight[0]); /* one chain each: registers are few */
+            total->gap[0] = V(fma)(e, gap[j], total->gap[0]);
             continue;
         }
         if (with->keeps_exps)
@@ -229,8 +229,10 @@ INLINE void V(rank_group)(const V(summing) *with, V(counter) *n_before, const V(
 {
     int is_before = c + V(GROUP) <= with->ranking->label;
     V(vector) bound = V(all)(is_before ? with->ranking->below : with->ranking->logit);
+    V(mask) above[V(AT_ONCE)];
     for (int j = 0; j < V(AT_ONCE); j++)
-        *n_before = V(count)(*n_before, V(greater)(p[j], bound));
+        above[j] = V(greater)(p[j], bound);
+    *n_before = V(count)(*n_before, above, V(AT_ONCE));
 }
 
 /* In the label's own group, those of its logit that stand before it */
@@ -241,8 +243,10 @@ INLINE void V(rank_equals)(const V(summing) *with, V(counter) *n_before)
     if (with->ranking->label < 0 || with->ranking->label >= with->n)
         return;
     V(load_some)(p, with->x + first, with->ranking->label - first, with->top - first, NAN);
+    V(mask) equal[V(AT_ONCE)];
     for (int j = 0; j < V(AT_ONCE); j++)
-        *n_before = V(count)(*n_before, V(equal)(p[j], V(all)(with->ranking->logit)));
+        equal[j] = V(equal)(p[j], V(all)(with->ranking->logit));
+    *n_before = V(count)(*n_before, equal, V(AT_ONCE));
 }
 
 /* Add n reals of whole groups, but for the group of the top, at `hole`; see as many of `ahead`. */
@@ -269,7 +273,7 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
             if (with->has_gamma)
                 w[j] = V(load)(gamma + at + j * V(LANES));
         }
-        if (with->has_figures)
+        if (with->ranks)
             V(rank_group)(with, &sums->n_before, p, at);
         V(sum_group)(with, &chain, p, w, with->keeps_exps ? with->exps + at : NULL);
         if (__builtin_expect(c / V(GROUP) % V(CHAIN) == V(CHAIN) - 1, 0))
@@ -310,7 +314,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         V(load_some)(p, with.x + rest, with.n - rest, with.top - rest, -INFINITY);
         if (with.has_gamma)
             V(load_some)(w, with.gamma + rest, with.n - rest, with.top - rest, 0);
-        if (with.has_figures)
+        if (with.ranks)
             V(rank_group)(&with, &sums.n_before, p, rest);
         V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
     }
@@ -321,8 +325,9 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         add(&row->weight, V(lanes_sum)(sums.weight));
         add(&row->gap, V(lanes_sum)(sums.gap));
     }
-    if (with.has_figures) {
+    if (with.ranks)
         V(rank_equals)(&with, &sums.n_before);
+    if (with.has_figures) {
         add(&row->square, V(lanes_sum)(sums.weight));
         add(&row->spread, V(lanes_sum)(sums.gap));
         row->n_before += V(counted)(sums.n_before);
@@ -345,21 +350,23 @@ SUM_CHUNK(sum_and_write_logs, 0, 0, 0, V(WRITES_LOGS))
 SUM_CHUNK(sum_weighted, 1, 0, 0, V(WRITES_NOTHING))
 SUM_CHUNK(sum_anything, gamma != NULL, exps != NULL, 1, V(WRITES_NOTHING))
 #undef SUM_CHUNK
-#define SUM_FIGURES(name, shifts)                                                                            \
+#define SUM_FIGURES(name, shifts, counts)                                                                    \
     static                                                                                                   \
         __attribute__((noinline)) void V(name)(row_statistics * row, const V(real) *x, ptrdiff_t n,          \
                                                ptrdiff_t top, V(following) *next, const V(ranking) *ranking) \
     {                                                                                                        \
         V(sum_chunk)(row, (V(summing)){.has_shift = shifts,                                                  \
                                        .has_figures = 1,                                                     \
+                                       .ranks = counts,                                                      \
                                        .x = x,                                                               \
                                        .n = n,                                                               \
                                        .top = top,                                                           \
                                        .next = next,                                                         \
                                        .ranking = ranking});                                                 \
     }
-SUM_FIGURES(sum_figures, 0)
-SUM_FIGURES(sum_any_figures, 1)
+SUM_FIGURES(sum_figures, 0, 1)
+SUM_FIGURES(sum_figures_behind, 0, 0)
+SUM_FIGURES(sum_any_figures, 1, 1)
 #undef SUM_FIGURES
 
 /* Add a chunk of n classes; gamma and exps may be NULL. `seen` is what the chunk before it has seen of this
@@ -387,7 +394,11 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         add(&row->sum, V(has_nan)(logits, n) ? NAN : 0);
         seen->x = NULL;
     } else if (ranking) {
-        (row->shift != 0 ? V(sum_any_figures) : V(sum_figures))(row, logits, n, at, seen, ranking);
+        /* No class comes before the label's where it is the largest itself, or larger: mostly so. */
+        int is_behind = largest < ranking->logit || (at >= 0 && at == ranking->label);
+        (row->shift != 0 ? V(sum_any_figures)
+         : is_behind     ? V(sum_figures_behind)
+                         : V(sum_figures))(row, logits, n, at, seen, ranking);
     } else if (row->shift != 0 || (gamma && exps)) {
         V(sum_anything)(row, logits, gamma, n, at, exps, seen, NULL);
     } else if (gamma) {

@@ -228,9 +228,11 @@ INLINE void add_exps(const half_summing *with, f32_vector x[2], f32_vector bound
                      f32_counter *n_before)
 {
     f32_vector power[2], gap[2];
-    for (int k = 0; with->ranking && k < 2; k++) {
-        *n_before = f32_count(*n_before, f32_greater(x[k], bound));
-        gap[k] = with->reference - x[k];
+    if (with->ranking) {
+        const f32_mask above[2] = {f32_greater(x[0], bound), f32_greater(x[1], bound)};
+        *n_before = f32_count(*n_before, above, 2);
+        for (int k = 0; k < 2; k++)
+            gap[k] = with->reference - x[k];
     }
     half_exp_parts(x, power, f32_parts_magic(with->scale));
     for (int k = 0; k < 2; k++) {

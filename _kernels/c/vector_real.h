@@ -160,16 +160,28 @@ INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a ==
 INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a < b); }
 #endif
 
-/* How often a mask's lanes were set: AVX-512 has more to spare outside its vectors. */
+/* How often masks' lanes were set, of n masks of at most 64 lanes at once: AVX-512 has more to spare outside
+ * its vectors. */
 #ifdef VECTOR_AVX512
 typedef ptrdiff_t V(counter);
 INLINE V(counter) V(no_count)(void) { return 0; }
-INLINE V(counter) V(count)(V(counter) count, V(mask) mask) { return count + __builtin_popcount(mask); }
+INLINE V(counter) V(count)(V(counter) count, const V(mask) *mask, int n)
+{
+    uint64_t bits = 0;
+    for (int j = 0; j < n; j++)
+        bits |= (uint64_t)mask[j] << (j * V(LANES));
+    return count + __builtin_popcountll(bits);
+}
 INLINE ptrdiff_t V(counted)(V(counter) count) { return count; }
 #else
 typedef V(ivector) V(counter);
 INLINE V(counter) V(no_count)(void) { return V(all_bits)(0); }
-INLINE V(counter) V(count)(V(counter) count, V(mask) mask) { return count - mask; }
+INLINE V(counter) V(count)(V(counter) count, const V(mask) *mask, int n)
+{
+    for (int j = 0; j < n; j++)
+        count -= mask[j];
+    return count;
+}
 INLINE ptrdiff_t V(counted)(V(counter) count)
 {
     ptrdiff_t sum = 0;
