@@ -10,6 +10,7 @@
 #include "row.h"
 #include "row_map.h"
 #ifndef REAL_IS_F64
+#include "half_range.h"
 #include "row_half.h"
 #include "row_half_map.h"
 #endif

@@ -190,3 +190,59 @@ static int map_half_row(const softmax_job *job, const char *logits, ptrdiff_t fi
         (job->streams ? stream_bfloats : map_bfloats)(x, n, &map, to);
     return 1;
 }
+
+/* Finite numbers, rounded to nearest even, to `to`; around the cache if it streams and there is an
+ * instruction for it */
+INLINE void put_halves(dtype_code dtype, f32_vector v, char *to, int streams)
+{
+    typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+    words bits = (words)v;
+    halves rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, halves);
+#ifdef VECTOR_AVX512
+    if (dtype == DTYPE_F16)
+        rounded = (halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    if (streams) {
+        _mm256_stream_si256((__m256i *)(void *)to, (__m256i)rounded);
+        return;
+    }
+#elif defined VECTOR_AVX2
+    if (dtype == DTYPE_F16)
+        rounded = (halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    if (streams) {
+        _mm_stream_si128((__m128i *)(void *)to, (__m128i)rounded);
+        return;
+    }
+#endif
+    (void)dtype, (void)streams;
+    memcpy(to, &rounded, sizeof rounded);
+}
+
+/* stream_scaled for a result of 16 bits; 0 if that is not to be had. */
+static int store_scaled_halves(dtype_code dtype, char *to, const float *exps, ptrdiff_t n, f32_vector factor,
+                               const f32_exceptions *but, int streams)
+{
+    int in_lines = streams && (uintptr_t)to % VECTOR_BYTES == 0;
+#ifndef VECTOR_X86
+    if (dtype == DTYPE_F16)
+        return 0;
+#endif
+    if (factor[0] != factor[0])
+        return 0;
+    for (ptrdiff_t c = 0; c < n; c += f32_LANES) {
+        f32_vector p = f32_load(exps + c) * factor;
+        float ALIGNED lane[f32_LANES];
+        if ((size_t)(but->at[0] - c) < f32_LANES || (size_t)(but->at[1] - c) < f32_LANES) {
+            f32_store(lane, p);
+            f32_except(lane, c, f32_LANES, but);
+            p = f32_load(lane);
+        }
+        if (n - c >= f32_LANES) {
+            put_halves(dtype, p, to + 2 * c, in_lines);
+        } else {
+            put_halves(dtype, p, (char *)lane, 0);
+            memcpy(to + 2 * c, lane, 2 * (size_t)(n - c));
+        }
+    }
+    return 1;
+}
