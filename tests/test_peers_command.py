@@ -150,12 +150,12 @@ def test_readme_gets_the_figures(report, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report, "CHART", tmp_path / "speed.svg")
     before, after = report.MARKS
-    readme.write_text(f"above\n{before}\nold\n{after}\nbelow\n")
+    readme.write_text(f"above\n{before}\nyesterday's\n{after}\nbelow\n")
     report.write_readme(RESULTS)
     text = readme.read_text()
     assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.80 | 0.50 | 1.5x | 10x | 50x |" in text
     assert "an abacus" in text
-    assert "old" not in text
+    assert "yesterday's" not in text
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
     assert (tmp_path / "speed.svg").read_text() == report.chart(RESULTS)
