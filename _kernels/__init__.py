@@ -48,8 +48,8 @@ cross_entropy(logits, target, ignore_index, beta, gamma, z_loss, scale, lse_in,
              finite is poisoned, and total is unspecified.
     loss     R, rows' shape
     lse      float64, rows' shape
-    figures  float64, rows' shape and a last axis of five, contiguous; wanted only without beta, gamma, z_loss
-             and grad. Of each row, NaN if it is poisoned, in the order of FIGURES:
+    figures  float64, rows' shape and a last axis of five, contiguous; wanted only without beta, gamma,
+             z_loss, lse_in and grad. Of each row, NaN if it is poisoned, in the order of FIGURES:
              rank                1 and as many classes as come before the target's: those of a larger logit,
                                  and of an equal one and a lower number
              top                 the class of the largest logit, first of equals

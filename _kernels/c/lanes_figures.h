@@ -37,7 +37,7 @@ static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride,
 }
 
 typedef struct {
-    V(vector) reference, target, above, bound;
+    V(vector) reference, above, bound;
     V(ivector) top, label, n_before;
     V(long_sum) sum, square, spread;
 } V(figuring);
@@ -86,7 +86,6 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
         V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
         V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
         V(figuring) row = {.reference = V(keep)(is_finite, largest),
-                           .target = target,
                            .above = V(next_above)(target),
                            .top = V(load_bits)(rows->top + lane) - (V(bits))first_class,
                            .label = V(load_bits)(rows->label + lane) - (V(bits))first_class,
