@@ -47,7 +47,13 @@ X, Y = np.zeros((4, 3)), np.zeros(4, int)
         (np.zeros((4, 0)), Y, {}, ShapeError, "logits: of shape (4, 0): no classes on axis 1"),
         (X, Y, {"chunk_rows": 0}, ShapeError, "chunk_rows: is 0, must be at least 1"),
         (X, Y.astype(float), {}, DtypeError, "target: of type float64, expected integers"),
-        (X.astype(int), Y, {}, DtypeError, "logits: of type int64, expected one of bf16, f16, f32, f64"),
+        (
+            X.astype(int),
+            Y,
+            {},
+            DtypeError,
+            "logits: of type int64, expected one of f8_e4m3, f8_e5m2, bf16, f16, f32, f64",
+        ),
         (X.astype(complex), Y, {}, DtypeError, "logits: of type complex128"),
         (
             X,

@@ -303,7 +303,7 @@ def test_errors_of_the_command(files):
         (
             [labels, "--hidden", labels, "--unembedding", weight],
             1,
-            f"{labels}: of type int64, expected one of bf16, f16, f32, f64",
+            f"{labels}: of type int64, expected one of f8_e4m3, f8_e5m2, bf16, f16, f32, f64",
         ),
         ([labels, "--hidden", hidden, "--unembedding", weight, "--bias", weight], 1, f"{weight}: of shape"),
         (

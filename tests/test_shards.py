@@ -89,7 +89,7 @@ def test_what_stands_for_no_shards_or_not_as_many(shards):
     for paths, message in (
         ((logits, labels), f"{labels}: stands for 11 files, but {logits} for 12 files"),
         ((shards.file("logits", 0), labels), f"for 11 files, but {shards.file('logits', 0)} for 1 file"),
-        ((shards.folder / "empty", labels), "empty: a directory with no .npy or .npz files"),
+        ((shards.folder / "empty", labels), "empty: a directory with no files of .npy, .npz"),
         ((f"{logits}/none-*", labels), r"logits/none-*: no file matches"),
     ):
         with pytest.raises(FileError, match=re.escape(message)):

@@ -363,7 +363,11 @@ class LinearLogits:
 
     def __getitem__(self, rows: Any) -> Array:
         """Return the logits of some rows, an index of the leading axes."""
-        states = self.scaled(self.hidden[rows])
+        return self.of(self.hidden[rows])
+
+    def of(self, hidden: Array) -> Array:
+        """Return the logits of hidden states."""
+        states = self.scaled(hidden)
         out = np.empty((*states.shape[:-1], self.n_classes), self.dtype)
         self.fill_all(out.reshape(-1, self.n_classes), states.reshape(-1, states.shape[-1]))
         return out

@@ -1,7 +1,8 @@
-"""Offline evaluation: what a model's logits, saved to files or held in arrays, are worth against the labels.
+"""Offline evaluation: what a model's logits, in files, arrays or batches, are worth against the labels.
 
-`evaluate` and `evaluate_files` go over everything once, a block at a time; `EvaluationState` is what they add
-up in, for those who bring the batches themselves; `Metrics` is what comes out. Reports are in `report`.
+`evaluate` (of all these) and `evaluate_files` (with hidden states, shards that may fail and what was read) go
+over everything once, a block at a time; `EvaluationState` is what they add up in; `Metrics` is what comes
+out. Reports are in `report`, and the formats of files in `stores`.
 """
 
 from logitloss.evaluate.checkpoint import Skipped
@@ -15,9 +16,10 @@ from logitloss.evaluate.errors import (
     StateError,
 )
 from logitloss.evaluate.files import evaluate_files
+from logitloss.evaluate.inputs import evaluate
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
-from logitloss.evaluate.stream import Evaluation, evaluate
+from logitloss.evaluate.stream import Evaluation
 from logitloss.evaluate.vocabulary import VocabularyShards
 
 __all__ = [

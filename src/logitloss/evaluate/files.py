@@ -7,7 +7,7 @@ paired by their natural order, and opened one pair after the other. What is wron
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -17,13 +17,14 @@ import numpy.typing as npt
 
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
-from logitloss.evaluate.readers import Mapped, open_array, shape_of
-from logitloss.evaluate.shard import Box, Options, Shard, floats
-from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
+from logitloss.evaluate.shard import AnyArray, Block, Options, Shard, floats
+from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
+from logitloss.evaluate.stores.mapped import MappedArray
+from logitloss.evaluate.stores.stored import Box
+from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards, read_ahead
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
-SUFFIXES = (".npy", ".npz")
 
 
 def evaluate_files(
@@ -113,21 +114,24 @@ def evaluate_files(
 
 def is_sharded(path: str) -> bool:
     """Whether a path stands for shards: a directory, or a pattern and no file of that name."""
-    plain = _split(path)[0]
-    return os.path.isdir(plain) or (not os.path.exists(plain) and glob.has_magic(plain))
+    plain = split(path).file
+    if os.path.exists(plain):
+        return os.path.isdir(plain) and not is_store(plain)
+    return glob.has_magic(plain)
 
 
 def shard_files(path: str) -> list[str]:
     """Return the files that a path stands for, in natural order."""
     if not is_sharded(path):
         return [path]
-    plain, member = _split(path)
+    _, plain, name = split(path)
+    member = f"::{name}" if name else ""
     if os.path.isdir(plain):
         with os.scandir(plain) as entries:
             names = [entry.name for entry in entries]
-        found = [os.path.join(plain, name) for name in names if name.endswith(SUFFIXES) and name[0] != "."]
+        found = [os.path.join(plain, name) for name in names if _is_shard(name)]
         if not found:
-            raise FileError(path, "a directory with no .npy or .npz files")
+            raise FileError(path, f"a directory with no files of {', '.join(SUFFIXES)}")
     else:
         found = glob.glob(plain, recursive=True)
         if not found:
@@ -135,10 +139,8 @@ def shard_files(path: str) -> list[str]:
     return [name + member for name in sorted(found, key=_natural)]
 
 
-def _split(path: str) -> tuple[str, str]:
-    """Return a path and the `::name` of a member that may follow it."""
-    plain, separator, member = path.rpartition("::")
-    return (plain, separator + member) if separator and not os.path.exists(path) else (path, "")
+def _is_shard(name: str) -> bool:
+    return name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _natural(name: str) -> tuple[list[Any], str]:
@@ -159,25 +161,33 @@ class _Layer:
     ) -> None:
         self.softcap, self.logit_scale, self.dtype = softcap, logit_scale, dtype
         self.files = {"weight": weight} | ({} if bias is None else {"bias": bias})
-        self.arrays = {name: open_array(path).array for name, path in self.files.items()}
+        self.arrays = {name: self._whole(name, open_array(path)) for name, path in self.files.items()}
 
-    def logits(self, hidden: Array) -> LinearLogits:
-        """Return the logits of hidden states."""
-        arrays = {
-            name: floats(name, array, self.dtype if array.dtype.itemsize == 2 else None)[0]
-            for name, array in {"logits": hidden, **self.arrays}.items()
-        }
+    def _floats(self, name: str, array: StoredArray) -> tuple[AnyArray, np.dtype[Any]]:
+        return floats(name, array, self.dtype if array.dtype.itemsize < 4 else None)
+
+    def _whole(self, name: str, stored: StoredArray) -> Array:
+        """Return the weight or the bias, mapped or read."""
+        array, dtype = self._floats(name, stored)
+        return np.asarray(array[()]).astype(dtype, copy=False)
+
+    def logits(self, hidden: StoredArray) -> LinearLogits:
+        """Return the logits of hidden states, of which a block is read when it is its turn."""
+        states, dtype = self._floats("logits", hidden)
+        stand_in = np.broadcast_to(np.zeros((), dtype), states.shape)
         try:
-            return LinearLogits(
-                arrays["logits"], arrays["weight"], arrays.get("bias"), self.softcap, self.logit_scale
+            logits = LinearLogits(
+                stand_in, self.arrays["weight"], self.arrays.get("bias"), self.softcap, self.logit_scale
             )
+            logits.hidden = cast(Array, states)  # of which nothing but boxes is wanted
+            return logits
         except (TypeError, ValueError) as error:  # which start with what they are about
             name, _, what = str(error).partition(" ")
             raise ShapeError("logits" if name == "hidden" else name, what) from None
 
 
 class FileSource(Source):
-    """Files of a shard, mapped from `open` to `close`.
+    """Files of a shard, open from `open` to `close`.
 
     Parameters
     ----------
@@ -191,56 +201,59 @@ class FileSource(Source):
 
     def __init__(self, files: dict[str, str], layer: _Layer | None, records: str | None) -> None:
         self.files = files if layer is None else {**files, **layer.files}
-        self.names, self.layer, self.records = list(files), layer, records
-        self.mapped: dict[str, Mapped] = {}
+        self.names, self.layer, self.records_path = list(files), layer, records
+        self.opened: dict[str, StoredArray] = {}
+        self.records: MappedArray | None = None
         self.n_rows = 0
         with suppress(FileError):  # which is told when it is the shard's turn
             self.n_rows = int(np.prod(shape_of(files["target"]), dtype=object))
 
     def open(self, options: Options, sample: int) -> Shard:
-        """Map the files."""
+        """Open the files."""
         for name in self.names:
-            self.mapped[name] = open_array(self.files[name])
-        arrays = {name: self.mapped[name].array for name in self.names}
-        groups = arrays.get("groups")
+            self.opened[name] = open_array(self.files[name])
+        logits, target, groups = (self.opened.get(name) for name in ("logits", "target", "groups"))
+        assert logits is not None
+        assert target is not None
         if self.layer is None:
-            return Shard(arrays["logits"], arrays["target"], groups, options, sample, self.release)
-        logits = self.layer.logits(arrays["logits"])
-        options = replace(options, dtype=None)
-        return Shard(logits, arrays["target"], groups, options, sample, self.release)
+            return Shard(logits, target, groups, options, sample)
+        return Shard(self.layer.logits(logits), target, groups, replace(options, dtype=None), sample)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Map the file of records."""
-        if self.records is not None:
-            records = _open_records(self.records, shard.shape, shard.row_dtype, goes_on)
-            self.mapped["records"] = Mapped(self.records, records, cast(Any, records)._mmap)
+        if self.records_path is not None:
+            records = _open_records(self.records_path, shard.shape, shard.row_dtype, goes_on)
+            self.records = MappedArray(self.records_path, cast(Any, records)._mmap, records)
             shard.store_rows(records)
 
-    def check(self, shard: Shard, box: Box) -> None:
-        """Look whether a block can still be read: to touch what is no longer there would end the process."""
-        for name, part in shard.stored(box).items():
-            self.mapped[name].check(part)
+    def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
+        """Read blocks, ahead of where they are used."""
+        return read_ahead(reads)
 
-    def release(self) -> None:
-        """Let go of the pages read and written."""
-        for mapped in self.mapped.values():
-            mapped.release()
+    def release(self, shard: Shard, box: Box) -> None:
+        """Let go of the memory that was used to read a block, and to write its records."""
+        shard.release(box)
+        if self.records is not None:
+            self.records.release()
 
     def flush(self) -> None:
         """Bring the records to the disk."""
-        if "records" in self.mapped:
-            self.mapped["records"].mapping.flush()
+        if self.records is not None:
+            self.records.flush()
 
     def close(self) -> None:
         """Let go of the files."""
         self.flush()
-        self.mapped.clear()
+        for stored in self.opened.values():
+            stored.close()
+        self.opened.clear()
+        self.records = None
 
     def discard(self) -> None:
         """Delete the records."""
-        if self.records is not None:
+        if self.records_path is not None:
             with suppress(FileNotFoundError):
-                os.unlink(self.records)
+                os.unlink(self.records_path)
 
 
 def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]]) -> list[str | None]:
@@ -250,7 +263,7 @@ def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]
         return [None] * len(logits)
     names = [path]
     if is_sharded(logits_path):
-        stems = [os.path.splitext(os.path.basename(_split(file)[0]))[0] for file in logits]
+        stems = [os.path.splitext(os.path.basename(split(file).file))[0] for file in logits]
         if len(set(stems)) < len(stems):
             raise FileError(path, f"would have files of the same name for shards of {logits_path}")
         names = [os.path.join(path, f"{stem}.npy") for stem in stems]
@@ -258,7 +271,7 @@ def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise OutputError(path, error.strerror or str(error)) from None
-    taken = {os.path.realpath(_split(file)[0]) for found in files.values() for file in found}
+    taken = {os.path.realpath(split(file).file) for found in files.values() for file in found}
     for name in names:
         if os.path.realpath(name) in taken:
             raise FileError(name, "is read, and cannot be written")

@@ -3,12 +3,13 @@
 A row is one label and what the model said of it. `blocks` cuts the target's shape into boxes of at most so
 many rows, each a contiguous run in C order, so memory is bounded also where the first axis is short and the
 others are long. Types are settled here, before the first block: what the kernels see is one of the four float
-types, native and aligned, by copying at most a block. Where a shard's arrays come from is left to `files`.
+types, native and aligned, by copying at most a block. Where a shard's arrays come from is left to `files`,
+and how they are read to `stores`.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,23 +21,27 @@ import numpy.typing as npt
 from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.rows import row_dtype
-from logitloss.evaluate.state import checked_groups
+from logitloss.evaluate.state import check_groups
+from logitloss.evaluate.stores.stored import Box, StoredArray, far_apart
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
-Box = tuple[slice, ...]
+AnyArray = Array | StoredArray
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "f8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "f8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
     "f64": np.dtype(np.float64),
 }
+# By their size: types that may be the bits of floats, where a store has no type for those
+RAW = {1: (np.dtype("V1"), np.dtype(np.uint8)), 2: (np.dtype("V2"), np.dtype(np.uint16))}
 # A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
 # Elements that a fingerprint is taken of, as far apart as can be: of all shards, and of each at least
 SAMPLE, LEAST_SAMPLE = 2048, 64
-AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,19 @@ class Kind(NamedTuple):
     groups: str | None
 
 
+class Block(NamedTuple):
+    """Some rows of a shard: logits, or hidden states, and what belongs to them, as the kernels take it.
+
+    `seen` counts the shard's rows up to the end of these.
+    """
+
+    box: Box
+    seen: int
+    logits: Array
+    target: Array
+    groups: Array | None
+
+
 class Shard:
     """Logits and what belongs to their rows, as blocks of which the kernels are called.
 
@@ -74,14 +92,12 @@ class Shard:
         As in `evaluate`.
     sample : int
         Elements of each array that its fingerprint is taken of.
-    release : callable
-        Lets go of the memory that was used to read arrays from files.
 
     Attributes
     ----------
-    logits : ndarray or LinearLogits
+    logits : ndarray, StoredArray or LinearLogits
         Classes last.
-    rows : dict of ndarray
+    rows : dict of ndarray or StoredArray
         "target" and, where there are any, "groups".
     per_row : ndarray or None
         Where what becomes of each row goes.
@@ -93,27 +109,37 @@ class Shard:
 
     def __init__(
         self,
-        logits: Array | LinearLogits,
-        target: Array,
-        groups: Array | None,
+        logits: AnyArray | LinearLogits,
+        target: AnyArray,
+        groups: AnyArray | None,
         options: Options,
         sample: int,
-        release: Callable[[], None],
     ) -> None:
-        self.row_bytes = _stored_bytes(logits) // max(1, target.size)
         self.logits, self.dtype, most_rows = _settled(logits, target, options)
-        self.chunk_rows = options.chunk_rows or min(most_rows, CHUNK_ROWS)
-        self.rows = {"target": target}
+        self.row_bytes = self._stored.nbytes // max(1, target.size)
+        self.chunk_rows = options.chunk_rows or self._rows_of_steps(min(most_rows, CHUNK_ROWS), target)
+        self.rows: dict[str, AnyArray] = {"target": target}
         if groups is not None:
-            self.rows["groups"] = checked_groups(groups, target.shape)
+            check_groups(groups, target.shape)
+            self.rows["groups"] = groups
         self.shape, self.size = target.shape, target.size
         self.row_dtype = row_dtype(self.dtype, options.loss)
         if not self.shape:
-            self.logits = self.logits[None]
-            self.rows = {name: array[None] for name, array in self.rows.items()}
+            self.logits = np.asarray(self.logits[()])[None]
+            self.rows = {name: np.asarray(array[()])[None] for name, array in self.rows.items()}
         self.n_classes = self.logits.shape[-1] if options.loss == "ce" else None
         self.per_row: Array | None = None
-        self._sampling = self.size, sample, release
+        self._sampling = self.size, sample
+
+    @property
+    def _stored(self) -> AnyArray:
+        """What is read for the logits: themselves, or hidden states."""
+        return self.logits.hidden if isinstance(self.logits, LinearLogits) else self.logits
+
+    def _rows_of_steps(self, n_rows: int, target: AnyArray) -> int:
+        """Return so many rows, or less, that what the logits' store keeps together is read once."""
+        step = getattr(self._stored, "step", 1) * math.prod(target.shape[1:])
+        return n_rows - n_rows % step if 1 < step <= n_rows else n_rows
 
     def store_rows(self, per_row: Array) -> None:
         """Say where what becomes of each row goes."""
@@ -145,14 +171,21 @@ class Shard:
                 if seen > done:
                     yield box, seen
 
-    def block(self, box: Box) -> tuple[Array, Array]:
-        """Return logits and labels as the kernels take them."""
-        return _native(self.logits[box], self.dtype), _native(self.rows["target"][box])
+    def read(self, box: Box, seen: int) -> Block:
+        """Return a block, of which nothing is left to read."""
+        logits = _native(self._stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
+        rows = {name: _native(array[box]) for name, array in self.rows.items()}
+        return Block(box, seen, logits, rows["target"], rows.get("groups"))
 
-    def stored(self, box: Box) -> dict[str, Array]:
-        """Return what logits (or hidden states), labels and keys are made of, nothing read."""
-        logits = self.logits.hidden if isinstance(self.logits, LinearLogits) else self.logits
-        return {name: array[box] for name, array in {"logits": logits, **self.rows}.items()}
+    def logits_of(self, block: Block) -> Array:
+        """Return the logits of a block."""
+        return self.logits.of(block.logits) if isinstance(self.logits, LinearLogits) else block.logits
+
+    def release(self, box: Box) -> None:
+        """Let go of the memory that was used to read a block."""
+        for array in (self._stored, *self.rows.values()):
+            if isinstance(array, StoredArray):
+                array.release(box)
 
     def described(self, done: int) -> dict[str, Any]:
         """Return what tells the first `done` rows from others, and the whole's shapes and types."""
@@ -179,13 +212,12 @@ class _Fingerprint:
     They are read once. A file may be repaired after the rows done, and its digest stays.
     """
 
-    def __init__(self, array: Array, n_rows: int, sample: int, release: Callable[[], None]) -> None:
-        places = np.unique(np.linspace(0, max(0, array.size - 1), min(array.size, sample)).astype(np.int64))
-        self.elements = np.empty(places.size, array.dtype)
-        for first in range(0, places.size, AT_ONCE):
-            some = slice(first, first + AT_ONCE)
-            self.elements[some] = array[np.unravel_index(places[some], array.shape)]
-            release()  # of a file, what is mapped for one element may be megabytes
+    def __init__(self, array: AnyArray, n_rows: int, sample: int) -> None:
+        if isinstance(array, StoredArray):
+            places, self.elements = array.samples(sample)
+        else:
+            places = far_apart(array.size, sample)
+            self.elements = array[np.unravel_index(places, array.shape)]
         self.rows = places // max(1, array.size // max(1, n_rows))
         self.shape, self.dtype = list(array.shape), array.dtype.str
 
@@ -198,11 +230,11 @@ class _Fingerprint:
 class _LinearFingerprint:
     """That of hidden states and of the layer, which all rows share."""
 
-    def __init__(self, logits: LinearLogits, n_rows: int, sample: int, release: Callable[[], None]) -> None:
-        self.hidden = _Fingerprint(logits.hidden, n_rows, sample, release)
+    def __init__(self, logits: LinearLogits, n_rows: int, sample: int) -> None:
+        self.hidden = _Fingerprint(logits.hidden, n_rows, sample)
         layer = {"weight": logits.weight, "bias": logits.bias}
         self.layer: dict[str, Any] = {
-            name: None if array is None else _Fingerprint(array, 1, sample, release).of(1)
+            name: None if array is None else _Fingerprint(array, 1, sample).of(1)
             for name, array in layer.items()
         }
         self.layer |= {"softcap": logits.softcap, "scale": logits.scale}
@@ -228,24 +260,24 @@ def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[Box]:
             yield slice(i, min(i + step, shape[0])), *whole
 
 
-def floats(name: str, array: Array, dtype: str | None) -> tuple[Array, np.dtype[Any]]:
+def floats(name: str, array: AnyArray, dtype: str | None) -> tuple[AnyArray, np.dtype[Any]]:
     """Return an array under a floating type, nothing copied, and the type to compute in."""
     stored = array.dtype.newbyteorder("=")
     wanted = stored if dtype is None else FLOAT_DTYPES[dtype]
-    if stored in (np.dtype("V2"), np.dtype(np.uint16)):
-        if dtype is None or wanted.itemsize != 2 or not array.dtype.isnative:
-            kind = "two-byte void" if stored.kind == "V" else array.dtype
-            raise DtypeError(name, f"of type {kind}: if that is the bits of floats, say --dtype bf16 or f16")
-        return array.view(wanted), wanted
+    if stored in RAW.get(stored.itemsize, ()):
+        if dtype is None or wanted.itemsize != stored.itemsize or not array.dtype.isnative:
+            size = ("one", "two")[stored.itemsize - 1]
+            kind = f"{size}-byte void" if stored.kind == "V" else array.dtype
+            one, other = (key for key, to in FLOAT_DTYPES.items() if to.itemsize == stored.itemsize)
+            what = f"of type {kind}: if that is the bits of floats, say --dtype {one} or {other}"
+            raise DtypeError(name, what)
+        array, stored = array.view(wanted), wanted
     if stored not in FLOAT_DTYPES.values():
         raise DtypeError(name, f"of type {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     if not np.can_cast(stored, wanted, "safe"):
         raise DtypeError(name, f"of type {stored}, and --dtype {dtype} would lose digits of it")
-    return array, wanted
-
-
-def _stored_bytes(logits: Array | LinearLogits) -> int:
-    return (logits.hidden if isinstance(logits, LinearLogits) else logits).nbytes
+    # eight bits are computed with as sixteen, which have them all
+    return array, FLOAT_DTYPES["bf16"] if wanted.itemsize == 1 else wanted
 
 
 def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
@@ -255,8 +287,8 @@ def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
 
 def _settled(
-    logits: Array | LinearLogits, target: Array, options: Options
-) -> tuple[Array | LinearLogits, np.dtype[Any], int]:
+    logits: AnyArray | LinearLogits, target: AnyArray, options: Options
+) -> tuple[AnyArray | LinearLogits, np.dtype[Any], int]:
     """Return the logits, classes last, the type to compute in, and how many rows a block has at most."""
     if isinstance(logits, LinearLogits):
         _check_linear(logits, target, options)
@@ -271,7 +303,7 @@ def _settled(
     return logits, compute_dtype, max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
-def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
+def _classes_last(logits: AnyArray, target: AnyArray, axis: int | None) -> AnyArray:
     """Check that the target has the rows' shape, and return the logits with the classes last."""
     if target.dtype.kind not in "iu":
         raise DtypeError("target", f"of type {target.dtype}, expected integers: the labels of the classes")
@@ -280,7 +312,8 @@ def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
         raise ShapeError("logits", "of shape (), which has no classes")
     if not -logits.ndim <= place < logits.ndim:
         raise ShapeError("logits", f"of shape {logits.shape}, which has no axis {place}")
-    classes_last = np.moveaxis(logits, place, -1)
+    order = [axis for axis in range(logits.ndim) if axis != place % logits.ndim]
+    classes_last = logits.transpose((*order, place % logits.ndim))
     rows = classes_last.shape[:-1]
     if target.shape != rows:
         hint = ""
@@ -298,7 +331,7 @@ def _classes_last(logits: Array, target: Array, axis: int | None) -> Array:
     return classes_last
 
 
-def _check_linear(logits: LinearLogits, target: Array, options: Options) -> None:
+def _check_linear(logits: LinearLogits, target: AnyArray, options: Options) -> None:
     loss, axis, dtype = options.loss, options.axis, options.dtype
     if loss != "ce":
         raise ShapeError("loss", f"is {loss!r}, but the logits of hidden states are those of classes")
@@ -318,7 +351,7 @@ def _check_linear(logits: LinearLogits, target: Array, options: Options) -> None
         )
 
 
-def _check_binary(logits: Array, target: Array, axis: int | None) -> None:
+def _check_binary(logits: AnyArray, target: AnyArray, axis: int | None) -> None:
     if axis is not None:
         raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
     if target.dtype.kind not in "biuf":

@@ -21,6 +21,7 @@ from logitloss.evaluate.labels import LabelState
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
 from logitloss.evaluate.rows import Rows, rows_of
+from logitloss.evaluate.stores.stored import StoredArray
 
 # Of `to_dict`
 VERSION = 2
@@ -109,7 +110,9 @@ class EvaluationState:
             A ValueError: a row that counts holds NaN or +inf, or nothing but -inf (for "bce": holds NaN).
         """
         target = np.asarray(target)
-        keys = None if groups is None else checked_groups(np.asarray(groups), target.shape)
+        keys = None if groups is None else np.asarray(groups)
+        if keys is not None:
+            check_groups(keys, target.shape)
         options = {"ignore_index": ignore_index, "num_threads": num_threads, "backend": backend}
         self.add(rows_of(np.asarray(logits), target, self.loss, axis, **options), keys)
 
@@ -248,10 +251,9 @@ class EvaluationState:
         )
 
 
-def checked_groups(groups: npt.NDArray[Any], rows: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return keys of groups if there is one for each row."""
+def check_groups(groups: npt.NDArray[Any] | StoredArray, rows: tuple[int, ...]) -> None:
+    """Refuse keys of groups if there is not one for each row."""
     if groups.dtype.kind not in "iubU":
         raise DtypeError("groups", f"of type {groups.dtype}, expected integers, bool or str")
     if groups.shape != rows:
         raise ShapeError("groups", f"of shape {groups.shape}, but the target has {rows}")
-    return groups

@@ -1,27 +1,30 @@
-"""An evaluation of one shard after another, a block of rows at a time; `evaluate` is that of a single one.
+"""An evaluation of one shard after another, a block of rows at a time.
 
 Every shard has a state of its own, which is merged when it is through. So one that turns out bad can be left
 out whole, the figures do not depend on that another was, and what was counted before is never lost.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from functools import partial
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy.typing as npt
 
 from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
-from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.rows import rows_of
-from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Box, Kind, Options, Shard
+from logitloss.evaluate.rows import Rows, rows_of
+from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
+from logitloss.evaluate.stores.stored import Box
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 Progress = Callable[[int, int, int], None]
 
 SAVE_EVERY = 30.0
@@ -64,18 +67,19 @@ class Source:
 
     def open(self, options: Options, sample: int) -> Shard:
         """Return the shard."""
-        return Shard(*self.arrays, options, sample, self.release)
+        return Shard(*self.arrays, options, sample)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
         if self.per_row is not None:
             shard.store_rows(self.per_row)
 
-    def check(self, shard: Shard, box: Box) -> None:
-        """Look whether a block can still be read."""
+    def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
+        """Read blocks, one after the other."""
+        yield from (read() for read in reads)
 
-    def release(self) -> None:
-        """Let go of the memory that was used to read it."""
+    def release(self, shard: Shard, box: Box) -> None:
+        """Let go of the memory that was used to read a block."""
 
     def flush(self) -> None:
         """Bring to the disk what was kept of the rows done."""
@@ -85,90 +89,6 @@ class Source:
 
     def discard(self) -> None:
         """Delete what was kept."""
-
-
-def evaluate(
-    logits: Array | LinearLogits,
-    target: Array,
-    *,
-    loss: Loss = "ce",
-    per_class: bool = False,
-    groups: Array | None = None,
-    per_row: Array | None = None,
-    ignore_index: int = -100,
-    axis: int | None = None,
-    dtype: str | None = None,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    chunk_rows: int | None = None,
-    state_file: str | os.PathLike[str] | None = None,
-    save_every: float = SAVE_EVERY,
-    progress: Progress | None = None,
-) -> EvaluationState:
-    """Evaluate logits against labels, a block of rows at a time.
-
-    Parameters
-    ----------
-    logits : ndarray of float16, bfloat16, float32 or float64, or LinearLogits
-        Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
-        Of hidden states, `LinearLogits` makes a block's at a time, the classes last.
-    target : ndarray
-        Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape.
-    loss : {"ce", "bce"}
-        Softmax cross-entropy or binary cross-entropy.
-    per_class : bool
-        Whether to keep figures of each class, too.
-    groups : ndarray of int, bool or str, optional
-        A key for each row, of the target's shape: each group of rows has a state of its own, too.
-    per_row : ndarray, optional
-        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype, loss)`.
-    ignore_index : int
-        Rows with this label do not count.
-    axis : int, optional
-        Where the classes are: 1 by default, or 0 for one row. Not for "bce".
-    dtype : {"bf16", "f16", "f32", "f64"}, optional
-        Type of the logits: two-byte void or uint16 data is viewed as it, floating data is widened to it.
-    num_threads, backend
-        As in `logitloss.cross_entropy`.
-    chunk_rows : int, optional
-        Rows a block; by default as many as have 64 MiB of logits (48 of hidden states'), and at most 262,144.
-    state_file : path, optional
-        Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
-        evaluation goes on from there, and ends with the same figures to the last bit.
-    save_every : float
-        Seconds between two writes of it.
-    progress : callable, optional
-        Called at the start and after each block with the rows done, the rows there are, and the bytes of
-        logits (or hidden states) read since the start.
-
-    Returns
-    -------
-    EvaluationState
-        Its `compute()` gives the figures; it merges with those of other arrays.
-
-    Raises
-    ------
-    ShapeError, DtypeError, LabelError, LogitError
-        A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in `target`.
-        What was counted until then is in the state file.
-    FileError, StateError
-        The state file cannot be read or written; it is of other inputs.
-    KeyboardInterrupt
-        After Ctrl-C or SIGTERM; with a state file at the end of a block, when that is written.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from logitloss.evaluate import evaluate
-    >>> state = evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7)
-    >>> round(state.compute().perplexity, 9)
-    10.0
-    """
-    source = Source(logits, target, groups, per_row)
-    options = Options(loss, per_class, ignore_index, axis, dtype, num_threads, backend, chunk_rows)
-    return evaluate_shards(
-        [source], options, state_file=state_file, save_every=save_every, progress=progress
-    ).state
 
 
 def evaluate_shards(
@@ -181,7 +101,7 @@ def evaluate_shards(
     save_every: float = SAVE_EVERY,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate shards in their order; see `evaluate` and `evaluate_files`."""
+    """Evaluate shards in their order; see `inputs.evaluate` and `files.evaluate_files`."""
     standing, checkpoint = Standing(EvaluationState(options.loss, options.per_class)), None
     if state_file is not None:
         inputs = {
@@ -224,6 +144,35 @@ def evaluate_shards(
     return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped)
 
 
+def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+    """Read on another thread what comes next, while what came before is worked on; no more than that."""
+    with ThreadPoolExecutor(1, "logitloss-read") as thread:
+        following: Future[T] | None = None
+        for read in reads:
+            this, following = following, thread.submit(read)
+            if this is not None:
+                yield this.result()
+        if following is not None:
+            yield following.result()
+
+
+def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
+    """Return what becomes of some rows of a shard."""
+    try:
+        return rows_of(
+            shard.logits_of(block),
+            block.target,
+            options.loss,
+            None if options.loss == "bce" else -1,
+            ignore_index=options.ignore_index,
+            num_threads=options.num_threads,
+            backend=options.backend,
+        )
+    except EvaluationError as error:
+        error.shift(tuple(part.start for part in block.box))
+        raise
+
+
 class _Run:
     """An evaluation that goes from shard to shard, and what it has read."""
 
@@ -258,23 +207,23 @@ class _Run:
             self.checkpoint.check(then, shard.described(done), source.files.get("logits"))
         else:  # also one of which nothing counts, and which may have been replaced
             self.note(number, shard, done)
-        source.release()
         source.keep_rows(shard, goes_on=done > 0)
         if number < standing.n_through:
             return
-        for box, seen in shard.blocks(done):
-            source.check(shard, box)
-            self.block(shard, box)
-            self.n_rows += seen - done
-            self.n_bytes += (seen - done) * shard.row_bytes
-            done = seen
-            self.note(number, shard, done)
-            if done == shard.size:
-                standing.finish_shard()
-            if self.checkpoint is not None:
-                self.checkpoint.after_block(standing, self.starts[-1], source.flush)
-            source.release()
-            self.show(number, done)
+        reads = (partial(shard.read, box, seen) for box, seen in shard.blocks(done))
+        with closing(source.read(reads)) as blocks:
+            for block in blocks:
+                self.block(shard, block)
+                self.n_rows += block.seen - done
+                self.n_bytes += (block.seen - done) * shard.row_bytes
+                done = block.seen
+                self.note(number, shard, done)
+                if done == shard.size:
+                    standing.finish_shard()
+                if self.checkpoint is not None:
+                    self.checkpoint.after_block(standing, self.starts[-1], source.flush)
+                source.release(shard, block.box)
+                self.show(number, done)
         if number == standing.n_through:  # no row was left
             standing.finish_shard()
 
@@ -282,24 +231,12 @@ class _Run:
         """Put down which shard is begun, and its rows done."""
         self.standing.shards[number:] = [shard.described(done) if self.checkpoint else {}]
 
-    def block(self, shard: Shard, box: Box) -> None:
+    def block(self, shard: Shard, block: Block) -> None:
         """Evaluate some rows."""
-        options = self.options
-        try:
-            found = rows_of(
-                *shard.block(box),
-                options.loss,
-                None if options.loss == "bce" else -1,
-                ignore_index=options.ignore_index,
-                num_threads=options.num_threads,
-                backend=options.backend,
-            )
-        except EvaluationError as error:
-            error.shift(tuple(part.start for part in box))
-            raise
-        self.standing.part.add(found, shard.rows["groups"][box] if "groups" in shard.rows else None)
+        found = rows_of_block(shard, block, self.options)
+        self.standing.part.add(found, block.groups)
         if shard.per_row is not None:
-            found.store(shard.per_row[box])
+            found.store(shard.per_row[block.box])
 
     def skip(self, number: int, error: EvaluationError) -> None:
         """Leave a shard out whole."""

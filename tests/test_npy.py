@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from logitloss.evaluate import EvaluationError, FileError, evaluate, evaluate_files
-from logitloss.evaluate.readers import POPULATE_READ, Mapped, open_array
+from logitloss.evaluate.stores import open_array
+from logitloss.evaluate.stores.mapped import POPULATE_READ, MappedArray
 
 ARRAY = np.arange(60, dtype=np.float32).reshape(12, 5)
 
@@ -104,7 +105,7 @@ def test_what_can_no_longer_be_read_is_told_before_it_is_used(tmp_path, monkeypa
         with pytest.raises(FileError, match=r"large.npy: truncated while it was read: 1048576 of 8388736"):
             mapped.check(part)
     # as if the file were as long as before, and the disk did not give what is in it
-    monkeypatch.setattr(Mapped, "_check_length", lambda self: None)
+    monkeypatch.setattr(MappedArray, "_check_length", lambda self: None)
     try:
         mapped.mapping.madvise(POPULATE_READ, 0, 1)
     except OSError:

@@ -1,0 +1,187 @@
+"""`evaluate`: one call for logits in arrays, in files, and in batches as they come."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
+from logitloss.evaluate.files import evaluate_files
+from logitloss.evaluate.metrics import Loss
+from logitloss.evaluate.shard import Options, Shard
+from logitloss.evaluate.state import EvaluationState
+from logitloss.evaluate.stream import (
+    SAVE_EVERY,
+    Progress,
+    Source,
+    evaluate_shards,
+    read_ahead,
+    rows_of_block,
+)
+from logitloss.linear import LinearLogits
+
+Array = npt.NDArray[Any]
+Path = str | os.PathLike[str]
+
+
+def evaluate(
+    logits: Array | LinearLogits | Path | Iterable[Sequence[Any]],
+    target: Array | Path | None = None,
+    *,
+    loss: Loss = "ce",
+    per_class: bool = False,
+    groups: Array | Path | None = None,
+    per_row: Array | Path | None = None,
+    ignore_index: int = -100,
+    axis: int | None = None,
+    dtype: str | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    chunk_rows: int | None = None,
+    state_file: Path | None = None,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+) -> EvaluationState:
+    """Evaluate logits against labels, a block of rows at a time.
+
+    Parameters
+    ----------
+    logits : ndarray of float8, float16, bfloat16, float32 or float64; LinearLogits; path; or iterable
+        Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
+        Of hidden states, `LinearLogits` makes a block's at a time, the classes last. A path stands for what
+        it does in `evaluate_files`. An iterable gives batches, (logits, target) or (logits, target, groups)
+        each, and is asked for the next one while one is evaluated.
+    target : ndarray or path
+        Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape. Not
+        beside batches, which bring their own.
+    loss : {"ce", "bce"}
+        Softmax cross-entropy or binary cross-entropy.
+    per_class : bool
+        Whether to keep figures of each class, too.
+    groups : ndarray of int, bool or str, or path, optional
+        A key for each row, of the target's shape: each group of rows has a state of its own, too.
+    per_row : ndarray or path, optional
+        Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype, loss)`; of
+        files a file. Not of batches.
+    ignore_index : int
+        Rows with this label do not count.
+    axis : int, optional
+        Where the classes are: 1 by default, or 0 for one row. Not for "bce".
+    dtype : {"bf16", "f16", "f32", "f64"}, optional
+        Type of the logits: two-byte void or uint16 data is viewed as it, floating data is widened to it.
+    num_threads, backend
+        As in `logitloss.cross_entropy`.
+    chunk_rows : int, optional
+        Rows a block; by default as many as have 64 MiB of logits (48 of hidden states'), and at most 262,144.
+    state_file : path, optional
+        Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
+        evaluation goes on from there, and ends with the same figures to the last bit. Not for batches.
+    save_every : float
+        Seconds between two writes of it.
+    progress : callable, optional
+        Called at the start and after each block with the rows done, the rows there are (of batches, have
+        come), and the bytes of logits (or hidden states) read since the start.
+
+    Returns
+    -------
+    EvaluationState
+        Its `compute()` gives the figures; it merges with those of other arrays.
+
+    Raises
+    ------
+    ShapeError, DtypeError, LabelError, LogitError
+        A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in `target`.
+        What was counted until then is in the state file.
+    FileError, StateError
+        The state file cannot be read or written; it is of other inputs.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM; with a state file at the end of a block, when that is written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from logitloss.evaluate import evaluate
+    >>> state = evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7)
+    >>> round(state.compute().perplexity, 9)
+    10.0
+    """
+    options: dict[str, Any] = {
+        "loss": loss,
+        "per_class": per_class,
+        "ignore_index": ignore_index,
+        "axis": axis,
+        "dtype": dtype,
+        "num_threads": num_threads,
+        "backend": backend,
+        "chunk_rows": chunk_rows,
+    }
+    kept: dict[str, Any] = {"state_file": state_file, "save_every": save_every, "progress": progress}
+    if isinstance(logits, str | os.PathLike):
+        paths = _paths(logits=logits, target=target, groups=groups, per_row=per_row)
+        target_path = paths["target"]
+        if target_path is None:
+            raise ShapeError("target", "is missing: files of logits have their labels in others")
+        return evaluate_files(
+            os.fspath(logits),
+            target_path,
+            groups_path=paths["groups"],
+            per_row_path=paths["per_row"],
+            **kept,
+            **options,
+        ).state
+    if target is None:
+        for name, value in {"groups": groups, "per_row": per_row, "state_file": state_file}.items():
+            if value is not None:
+                raise ShapeError(name, "is for arrays and files, and there are batches: the target is None")
+        return evaluate_batches(cast(Iterable[Sequence[Any]], logits), Options(**options), progress)
+    source = Source(*cast(tuple[Any, ...], (logits, target, groups, per_row)))
+    return evaluate_shards([source], Options(**options), **kept).state
+
+
+def _paths(**arguments: Any) -> dict[str, str | None]:
+    """Return paths as strings; beside a path, all is in files."""
+    for name, value in arguments.items():
+        if not (value is None or isinstance(value, str | os.PathLike)):
+            raise DtypeError(name, f"a {type(value).__name__}, expected a path, since logits are one")
+    return {name: None if value is None else os.fspath(value) for name, value in arguments.items()}
+
+
+def evaluate_batches(
+    batches: Iterable[Sequence[Any]], options: Options, progress: Progress | None
+) -> EvaluationState:
+    """Evaluate batches as they come; see `evaluate`."""
+    state, kind = EvaluationState(options.loss, options.per_class), None
+    n_rows = n_bytes = 0
+    end: Any = object()
+    following = partial(next, iter(batches), end)
+    with closing(read_ahead(iter(lambda: following, None))) as coming:
+        for number, batch in enumerate(coming):
+            if batch is end:
+                break
+            try:
+                shard = Shard(*_arrays(batch), options, sample=0)
+                kind = shard.checked_kind(kind)
+                for box, seen in shard.blocks(0):
+                    block = shard.read(box, seen)
+                    state.add(rows_of_block(shard, block, options), block.groups)
+            except EvaluationError as error:
+                error.argument += f" of batch {number}"
+                raise
+            n_rows, n_bytes = n_rows + shard.size, n_bytes + shard.size * shard.row_bytes
+            if progress is not None:
+                progress(n_rows, n_rows, n_bytes)
+    return state
+
+
+def _arrays(batch: Sequence[Any]) -> tuple[Array | LinearLogits, Array, Array | None]:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        what = f"of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ShapeError("arrays", f"expected a tuple of logits, target and maybe groups, not a {what}")
+    logits, target, *groups = batch
+    if not isinstance(logits, LinearLogits):
+        logits = np.asarray(logits)
+    return logits, np.asarray(target), np.asarray(groups[0]) if groups else None

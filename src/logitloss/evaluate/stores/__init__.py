@@ -1,0 +1,67 @@
+"""Arrays in files and stores of several formats, all as a `StoredArray` of which boxes are read.
+
+A format is a module of this package with `open_array(place)`. It is told by the name's ending, and imported
+when the first such file is met; a file of any other name is taken for `.npy` or `.npz`, which say what they
+are.
+"""
+
+import importlib
+import os
+import stat
+from typing import Any
+
+from logitloss.evaluate.errors import FileError
+from logitloss.evaluate.stores.stored import Place, StoredArray
+
+__all__ = ["SUFFIXES", "Place", "StoredArray", "is_store", "open_array", "shape_of", "split"]
+
+# The module of each format, by the ending of its files' names
+SUFFIXES = {".npy": "npy", ".npz": "npy"}
+
+
+def split(path: str) -> Place:
+    """Return the file of a path, and the name in it that may follow (`PATH::name`)."""
+    file, separator, name = path.rpartition("::")
+    return Place(path, file, name) if separator and not os.path.exists(path) else Place(path, path, "")
+
+
+def is_store(folder: str) -> bool:
+    """Whether a directory is a store of one of the formats, not a directory of shards."""
+    return False
+
+
+def open_array(path: str) -> StoredArray:
+    """Open the array at a path; `PATH::name` says which, where there are several.
+
+    Raises
+    ------
+    FileError
+        It is missing, no array, truncated, or one of several and not named.
+    ImportError
+        The library that reads such files is not installed.
+    """
+    opened: StoredArray = _call("open_array", path)
+    return opened
+
+
+def shape_of(path: str) -> tuple[int, ...]:
+    """Return the shape of the array that `open_array` would open, with as little read as can be."""
+    shape: tuple[int, ...] = _call("shape_of", path)
+    return shape
+
+
+def _call(function: str, path: str) -> Any:
+    place = split(path)
+    suffix = os.path.splitext(place.file)[1].lower()
+    module = importlib.import_module(f"{__name__}.{SUFFIXES.get(suffix, 'npy')}")
+    try:
+        # What is no regular file is told before opening: a pipe that nobody writes to would never open.
+        if not stat.S_ISREG(os.stat(place.file).st_mode) and not is_store(place.file):
+            raise FileError(path, "not a regular file")
+        if hasattr(module, function):
+            return getattr(module, function)(place)
+        opened = module.open_array(place)
+        opened.close()
+        return opened.shape
+    except OSError as error:
+        raise FileError(path, error.strerror or str(error)) from None
