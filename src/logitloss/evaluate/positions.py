@@ -64,5 +64,5 @@ def without_masked(labels: Array, mask: Mask | None, ignore_index: int) -> Array
     limits = np.iinfo(labels.dtype)
     if not limits.min <= ignore_index <= limits.max:
         # no label of 2**63 - 1 or more is that of a class
-        labels = np.minimum(labels, np.iinfo(np.int64).max).astype(np.int64)
+        labels = np.minimum(labels, min(limits.max, 2**63 - 1)).astype(np.int64)
     return np.where(mask, labels, labels.dtype.type(ignore_index))

@@ -224,7 +224,8 @@ class _Run:
 
     def _rows_of(self, source: Source) -> int:
         """Return how many rows a shard has."""
-        return math.prod(predicted(source.target_shape, self.options.shift))
+        # a target of no axes is told when it is the shard's turn
+        return math.prod(predicted(source.target_shape or (1,), self.options.shift))
 
     def show(self, number: int, done: int = 0) -> None:
         """Tell the rows done, up to those of the shard of a number."""
