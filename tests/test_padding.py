@@ -180,7 +180,8 @@ def slow(tokens, counted):
             if i == text.size or text[i] != text[first] or not (kept[i] and kept[first]):
                 found.append((first, i))
                 first = i
-        if found == [(0, text.size)]:
+        longest = max(stop - start for start, stop in found)
+        if longest == kept.sum() >= LONG:
             continue
         positions += int(kept.sum())
         for start, stop in found:
@@ -195,8 +196,9 @@ def test_runs_are_those_found_one_by_one(trial):
     rng = rng_for("slow", trial)
     tokens = rng.integers(0, 2, (2, 30, 10 + trial))
     tokens[rng.random(tokens.shape) < 0.1] = 2
-    tokens[0, 3] = 1
     counted = rng.random(tokens.shape) < 0.95
+    tokens[:, 3] = 1
+    counted[0, 3], counted[1, 3] = True, np.arange(10 + trial) < 8
     runs = EndRuns()
     runs.add(tokens, counted)
     assert (runs.positions, runs.runs) == slow(tokens, counted)

@@ -59,7 +59,7 @@ class EndRuns:
     Parameters
     ----------
     positions : int
-        Positions that count, of the sequences that are not one label throughout.
+        Positions that count, without sequences in which these are all of one label.
     runs : dict of Runs
         Those of at least 4 positions that count, by label and place.
 
@@ -92,11 +92,12 @@ each; leave them out with --mask, or with --ignore-index 0 if that label is noth
             is_same[:, 1:] &= counted[:, 1:] & counted[:, :-1]
         first = np.flatnonzero(~is_same)
         lengths = np.diff(first, append=labels.size)
-        n_counted = labels.size if counted is None else int(np.count_nonzero(counted))
-        is_whole = lengths == length
-        self.positions += n_counted - length * int(np.count_nonzero(is_whole))
-        is_long = (lengths >= LONG) & ~is_whole
+        is_long = lengths >= LONG
         first, lengths = first[is_long], lengths[is_long]
+        n_counted = np.full(len(labels), length) if counted is None else np.count_nonzero(counted, axis=1)
+        is_all = lengths == n_counted[first // length]
+        self.positions += int(n_counted.sum() - lengths[is_all].sum())
+        first, lengths = first[~is_all], lengths[~is_all]
         if first.size:
             start = first % length
             place = np.where(start == 0, 0, np.where(start + lengths == length, 1, 2))
@@ -153,10 +154,10 @@ each; leave them out with --mask, or with --ignore-index 0 if that label is noth
           states, in which neighbours are mostly equal, and a background that reaches the edge is no padding.
         - They are at least a thousandth of the positions. Fewer do not spoil the figures.
 
-        Sequences of one label throughout are left out, as are those of a target of one axis, unless `shift`
-        says that it is a text: there, classes in order are usual. So what is missed is padding to a length
-        that all texts fall short of alike, short of 4, or on both sides; what is found and is none, a label
-        that texts of different length repeat at their end and hardly elsewhere.
+        Sequences that count for one label throughout are left out, as are those of a target of one axis,
+        unless `shift` says that it is a text: there, classes in order are usual. So what is missed is padding
+        to a length that all texts fall short of alike, by less than 4, or on both sides; what is found and is
+        none, a label that texts of different length repeat at their end and hardly elsewhere.
         """
         return list(self._warnings())
 
