@@ -98,18 +98,22 @@ def test_shift_of_hidden_states(in_file, chunk_rows, tmp_path):
     rng = rng_for("shifted hidden states")
     hidden, weight = rng.standard_normal((3, 7, 4), np.float32), rng.standard_normal((11, 4), np.float32)
     tokens = rng.integers(0, 11, (3, 7))
-    wanted = evaluate(LinearLogits(hidden[:, :-1], weight), tokens[:, 1:], chunk_rows=chunk_rows, **BACKEND)
+    mask = rng.integers(0, 2, (3, 7))
+    options = {"chunk_rows": chunk_rows, **BACKEND}
+    wanted = evaluate(LinearLogits(hidden[:, :-1], weight), tokens[:, 1:], mask=mask[:, 1:], **options)
+    assert wanted.masked == (mask[:, 1:] == 0).sum()
     wanted.shifted = 3
-    options = {"shift": True, "chunk_rows": chunk_rows, **BACKEND}
+    options["shift"] = True
     if not in_file:
         logits = LinearLogits(hidden, weight)
-        assert evaluate(logits, tokens, **options) == wanted
+        assert evaluate(logits, tokens, mask=mask, **options) == wanted
         assert (logits.hidden is hidden, logits.shape) == (True, (3, 7, 11))
         return
-    for name, array in {"h": hidden, "w": weight, "y": tokens}.items():
+    for name, array in {"h": hidden, "w": weight, "y": tokens, "m": mask}.items():
         np.save(tmp_path / f"{name}.npy", array)
-    paths = [str(tmp_path / f"{name}.npy") for name in "hyw"]
-    assert evaluate_files(*paths[:2], unembedding_path=paths[2], **options).state == wanted
+    hidden_path, target_path, *more = (str(tmp_path / f"{name}.npy") for name in "hywm")
+    options |= {"unembedding_path": more[0], "mask_path": more[1]}
+    assert evaluate_files(hidden_path, target_path, **options).state == wanted
 
 
 @pytest.mark.parametrize(("shape", "shifted"), [((3, 1), 3), ((3, 0), 0), ((0, 4), 0), ((1,), 1), ((0,), 0)])

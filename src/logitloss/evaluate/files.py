@@ -77,7 +77,8 @@ def evaluate_files(
     Returns
     -------
     Evaluation
-        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, and what is `skipped`.
+        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, and what is `skipped`. Where
+        `evaluate` would warn, the figures of the state have `warnings`.
 
     Raises
     ------
