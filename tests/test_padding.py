@@ -116,6 +116,13 @@ def test_runs_that_a_cut_goes_through():
     assert told(stream.reshape(-1, LENGTH)) == []
 
 
+def test_padding_that_hardly_weighs():
+    tokens = texts("many", (1000, LENGTH))
+    tokens[-1, -63:] = EOS
+    assert told(tokens) == []  # 63 of 64,000
+    assert len(told(tokens[500:])) == 1
+
+
 def test_maps_tags_and_states():
     rng = rng_for("maps")
     # an object in an image: background to the edges; and one that always lies to the left
