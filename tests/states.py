@@ -23,7 +23,7 @@ def assert_same_figures(found, wanted, rel=1e-12):
 
 def assert_same_states(found, wanted, rel=1e-12):
     """Compare all figures of two states, and of their groups."""
-    assert found.ignored == wanted.ignored
+    assert (found.ignored, found.masked, found.shifted) == (wanted.ignored, wanted.masked, wanted.shifted)
     assert found.correct == wanted.correct
     assert_same_figures(found.compute().to_dict(), wanted.compute().to_dict(), rel)
     for sums in ("total", "deviations"):

@@ -62,6 +62,20 @@ def sharded(tmp_path):
 
 
 @pytest.fixture
+def texts(tmp_path):
+    """Return one of the same rows as texts, shifted and masked, so that blocks end within them."""
+    x, y = (array.reshape(30, 100, *array.shape[1:]) for array in arrays())
+    y[:, 60:] = 3
+    names = []
+    for name, array in {"x": x, "y": y, "m": rng_for("mask").random(y.shape) < 0.9}.items():
+        names.append(str(tmp_path / f"{name}.npy"))
+        np.save(names[-1], array)
+    more = ["--axis", "-1", "--shift", "--mask", names.pop(), "--per-row", str(tmp_path / "rows" / "all.npy")]
+    (tmp_path / "rows").mkdir()
+    return [*PROGRAM, *names, *OPTIONS, *more]
+
+
+@pytest.fixture
 def kept(tmp_path):
     return ["--state", str(tmp_path / "state.json"), "--save-every", "0"]
 
@@ -126,7 +140,7 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version 1, expected 2"),
+        ({"version": 1}, "version 1, expected 3"),
         ({"loss": "mse"}, "loss 'mse'"),
         ({"correct": -1}, "-1 is no count"),
         ({"correct": 1.5}, "1.5 is no count"),
@@ -147,7 +161,9 @@ def test_what_is_no_state_is_refused(change, message):
 # ---- going on ----
 
 
-@pytest.mark.parametrize(("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2)])
+@pytest.mark.parametrize(
+    ("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2), ("texts", KILLS // 5)]
+)
 def test_killed_at_any_moment_it_ends_with_the_same_figures(of, kills, kept, tmp_path, request):
     command = request.getfixturevalue(of)
     start = time.monotonic()

@@ -26,6 +26,8 @@ SCHEMA = {
     "loss": str,
     "count": int,
     "ignored": int,
+    "masked": int,
+    "shifted": int,
     "infinite": int,
     "nll_nats": float,
     "nll_bits": float,
@@ -49,6 +51,7 @@ SCHEMA = {
     "seconds": float,
     "rows_per_second": float,
     "gigabytes_per_second": float,
+    "warnings": list,
 }
 
 
@@ -105,7 +108,7 @@ def test_json(pair, backend):
     assert document["nll_nats"] == pytest.approx(expected, rel=1e-14)
     assert document["nll_bits"] == pytest.approx(expected / math.log(2), rel=1e-14)
     assert document["perplexity"] == pytest.approx(math.exp(expected), rel=1e-14)
-    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 2]
+    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 3]
     assert (document["count"], document["ignored"], document["infinite"]) == (17, 3, 0)
     assert document["rows_per_second"] == pytest.approx(20 / document["seconds"])
     assert document["gigabytes_per_second"] == pytest.approx(480e-9 / document["seconds"])

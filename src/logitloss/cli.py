@@ -79,6 +79,12 @@ def main() -> None:
     show_default=True,
     help="Rows with this label do not count.",
 )
+@click.option("--mask", metavar="FILE", help="Rows where it is 0 do not count, whatever their label.")
+@click.option(
+    "--shift",
+    is_flag=True,
+    help="Logits at a position are those of the next label, along TARGETS' last axis.",
+)
 @click.option(
     "--axis", type=int, help="Where the classes are: 1 by default, -1 for logits (batch, time, vocabulary)."
 )
@@ -144,6 +150,7 @@ def eval_command(
     unembedding: str | None,
     bias: str | None,
     group_by: str | None,
+    mask: str | None,
     per_row: str | None,
     n_bytes: int | None,
     n_words: int | None,
@@ -159,7 +166,7 @@ def eval_command(
     and TARGETS the class of each row (an integer).
 
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
-    those of LOGITS, TARGETS and --group-by go together by that order.
+    those of LOGITS, TARGETS, --group-by and --mask go together by that order.
 
     Nothing is read whole: memory stays under 256 MiB (and 4 MB a thread) whatever the files' size.
 
@@ -181,6 +188,7 @@ def eval_command(
             unembedding_path=unembedding,
             bias_path=bias,
             groups_path=group_by,
+            mask_path=mask,
             per_row_path=per_row,
             on_error=on_error,
             on_skip=_tell_skipped,
@@ -191,6 +199,8 @@ def eval_command(
         seconds = time.perf_counter() - start
     groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
     metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
+    for line in metrics.warnings:
+        click.echo(f"logitloss: warning: {line}", err=True)
     told = skipped if on_error == "skip" else None
     report = Report(*files, metrics, groups, seconds, n_rows, n_read, told)
     if as_json:

@@ -12,12 +12,14 @@ from logitloss.evaluate.errors import (
     FileError,
     LabelError,
     LogitError,
+    MaskError,
     ShapeError,
     StateError,
 )
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.inputs import evaluate
 from logitloss.evaluate.metrics import Metrics
+from logitloss.evaluate.padding import PaddingWarning
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import Evaluation
 from logitloss.evaluate.vocabulary import VocabularyShards
@@ -30,7 +32,9 @@ __all__ = [
     "FileError",
     "LabelError",
     "LogitError",
+    "MaskError",
     "Metrics",
+    "PaddingWarning",
     "ShapeError",
     "Skipped",
     "StateError",

@@ -57,7 +57,7 @@ class Standing:
     @property
     def done(self) -> int:
         """Rows that are in the states."""
-        return sum(state.count + state.ignored for state in (self.through, self.part))
+        return self.through.n_rows + self.part.n_rows
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -68,9 +68,10 @@ class Standing:
         """Whether the shard of a number is left out."""
         return number < len(self.shards) and isinstance(self.shards[number], Skipped)
 
-    def finish_shard(self) -> None:
-        """Count the shard begun last, as it is through."""
+    def finish_shard(self, shifted: int) -> None:
+        """Count the shard begun last, as it is through, and its positions that no row is of."""
         self.n_through += 1
+        self.part.shifted += shifted
         self.through.merge(self.part)
         self.part = self.through.empty()
 

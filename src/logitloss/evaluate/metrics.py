@@ -33,6 +33,8 @@ class MetricsDict(TypedDict):
     loss: str
     count: int
     ignored: int
+    masked: int
+    shifted: int
     infinite: int
     nll_nats: float
     nll_bits: float
@@ -143,8 +145,10 @@ class Metrics:
         Softmax cross-entropy (a label a row) or binary cross-entropy (a label a logit).
     count : int
         Labels that counted.
-    ignored : int
-        Labels equal to `ignore_index`.
+    ignored, masked, shifted : int
+        Labels that did not: equal to `ignore_index`; left out by the mask, whatever they are; or with no
+        logits before them to predict them, the first of each sequence that is shifted. Each has one reason,
+        the last of these that holds. Of groups, those shifted are not told.
     infinite : int
         Labels that counted and whose loss is infinite: a logit of -inf at the target. One is enough to make
         the mean infinite. Labels without a loss, of rows that hold NaN or +inf, are errors.
@@ -163,11 +167,15 @@ class Metrics:
         For each class, where asked for: how many labels, predictions, mean loss in nats, share of hits.
     n_bytes, n_words : int, optional
         Of the text whose tokens counted; they make figures that do not depend on the tokenizer.
+    warnings : tuple of str
+        What makes the figures doubtful: labels that counted and look like padding.
     """
 
     loss: Loss
     count: int
     ignored: int
+    masked: int
+    shifted: int
     infinite: int
     nll_nats: float
     nll_nats_standard_error: float
@@ -177,6 +185,7 @@ class Metrics:
     per_class: list[ClassLine] | None = None
     n_bytes: int | None = None
     n_words: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def nll_bits(self) -> float:
@@ -223,6 +232,8 @@ class Metrics:
             "loss": self.loss,
             "count": self.count,
             "ignored": self.ignored,
+            "masked": self.masked,
+            "shifted": self.shifted,
             "infinite": self.infinite,
             "nll_nats": self.nll_nats,
             "nll_bits": self.nll_bits,

@@ -15,7 +15,7 @@ from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Lines of the table of classes; where there are more, those that add most to the loss
 MOST_CLASSES = 40
 
@@ -62,10 +62,12 @@ class Report:
     def to_json(self) -> str:
         """One JSON object of names, figures and throughput, of this schema.
 
-        - schema_version: 2.
+        - schema_version: 3.
         - logits, target: the names of the inputs.
         - loss: "ce" or "bce".
-        - count, ignored, infinite: labels that counted, that did not, that counted and cost infinity.
+        - count: labels that counted; infinite: those of them that cost infinity.
+        - ignored, masked, shifted: labels that did not, each for one reason: equal to ignore_index, left out
+          by a mask, or the first of a sequence, which no logits predict (not told of groups).
         - nll_nats, nll_bits, perplexity: mean loss in either unit, and e to the power of the first.
         - accuracy: share of hits.
         - top_k (ce): a list of {k, accuracy, accuracy_standard_error}, the label among the k largest logits.
@@ -78,6 +80,7 @@ class Report:
         - bytes, bits_per_byte, perplexity_per_byte; words, perplexity_per_word: where the numbers are given.
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
         - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
+        - warnings: a list of lines, of what makes the figures doubtful.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
 
@@ -92,6 +95,7 @@ class Report:
             "rows_per_second": self.rows_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
         }
+        document["warnings"] = list(self.metrics.warnings)
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
         if self.skipped is not None:
@@ -144,6 +148,10 @@ class Report:
             table.add_row("average precision", f"{ap:.10g}", f"at most {bound:.1g} off")
         table.add_row("labels counted", f"{metrics.count:,}")
         table.add_row("labels ignored", f"{metrics.ignored:,}")
+        if metrics.masked:
+            table.add_row("labels masked", f"{metrics.masked:,}")
+        if metrics.shifted:
+            table.add_row("labels not predicted", f"{metrics.shifted:,}")
         if metrics.infinite:
             table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
         if self.skipped is not None:

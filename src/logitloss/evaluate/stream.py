@@ -4,6 +4,7 @@ Every shard has a state of its own, which is merged when it is through. So one t
 out whole, the figures do not depend on that another was, and what was counted before is never lost.
 """
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +13,16 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
+from logitloss.evaluate.fingerprint import LEAST_SAMPLE, SAMPLE
+from logitloss.evaluate.positions import predicted
 from logitloss.evaluate.rows import Rows, rows_of
-from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Block, Kind, Options, Shard
+from logitloss.evaluate.shard import Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stores.stored import Box
 from logitloss.linear import LinearLogits
@@ -54,25 +58,38 @@ class Source:
 
     Parameters
     ----------
-    logits, target, groups, per_row
+    logits, target, groups, per_row, mask
         As in `evaluate`.
+
+    Attributes
+    ----------
+    target_shape : tuple of int
+        Of which follows how many rows there are, before the shard is opened.
     """
 
     files: Mapping[str, str] = {}
 
     def __init__(
-        self, logits: Array | LinearLogits, target: Array, groups: Array | None, per_row: Array | None
+        self,
+        logits: Array | LinearLogits,
+        target: Array,
+        groups: Array | None,
+        per_row: Array | None,
+        mask: Array | None = None,
     ) -> None:
-        self.arrays, self.per_row, self.n_rows = (logits, target, groups), per_row, target.size
+        self.arrays, self.mask, self.per_row = (logits, target, groups), mask, per_row
+        self.target_shape: tuple[int, ...] = target.shape
 
     def open(self, options: Options, sample: int) -> Shard:
         """Return the shard."""
-        return Shard(*self.arrays, options, sample)
+        return Shard(*self.arrays, options, sample, self.mask)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
         if self.per_row is not None:
             shard.store_rows(self.per_row)
+            if shard.is_shifted:
+                self.per_row[..., :1] = np.zeros((), shard.row_dtype)
 
     def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
         """Read blocks, one after the other."""
@@ -109,6 +126,7 @@ def evaluate_shards(
                 "loss": options.loss,
                 "per_class": options.per_class,
                 "ignore_index": options.ignore_index,
+                "shift": options.shift,
                 "dtype": options.dtype,
             },
             "backend": _backends.get(options.backend).name,
@@ -123,7 +141,7 @@ def evaluate_shards(
             )
     run = _Run(sources, options, standing, checkpoint, progress)
     with checkpoint.kept() if checkpoint else nullcontext():
-        run.show(standing.n_through, standing.part.count + standing.part.ignored)
+        run.show(standing.n_through, standing.part.n_rows)
         for number, source in enumerate(sources):
             if not standing.is_skipped(number):
                 try:
@@ -164,13 +182,26 @@ def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
             block.target,
             options.loss,
             None if options.loss == "bce" else -1,
+            block.mask,
             ignore_index=options.ignore_index,
             num_threads=options.num_threads,
             backend=options.backend,
         )
     except EvaluationError as error:
-        error.shift(tuple(part.start for part in block.box))
+        *outer, last = (part.start for part in block.box)
+        # in the array that the error names: a label's row is the one before
+        is_after = shard.is_shifted and error.argument != "logits"
+        error.shift((*outer, last + is_after))
         raise
+
+
+def add_block(state: EvaluationState, shard: Shard, block: Block, options: Options) -> Rows:
+    """Take some rows of a shard into a state, and return what becomes of them."""
+    rows = rows_of_block(shard, block, options)
+    state.add(rows, block.groups)
+    if block.sequences is not None:
+        state.end_runs.add(*block.sequences)
+    return rows
 
 
 class _Run:
@@ -187,9 +218,14 @@ class _Run:
         self.sources, self.options = sources, options
         self.standing, self.checkpoint, self.progress = standing, checkpoint, progress
         self.n_rows = self.n_bytes = 0
-        self.starts = [0, *accumulate(source.n_rows for source in sources)]
+        self.starts = [0, *accumulate(self._rows_of(source) for source in sources)]
         self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
         self.kind: Kind | None = None
+
+    def _rows_of(self, source: Source) -> int:
+        """Return how many rows a shard has."""
+        # a target of no axes is told when it is the shard's turn
+        return math.prod(predicted(source.target_shape or (1,), self.options.shift))
 
     def show(self, number: int, done: int = 0) -> None:
         """Tell the rows done, up to those of the shard of a number."""
@@ -219,13 +255,13 @@ class _Run:
                 done = block.seen
                 self.note(number, shard, done)
                 if done == shard.size:
-                    standing.finish_shard()
+                    standing.finish_shard(shard.shifted)
                 if self.checkpoint is not None:
                     self.checkpoint.after_block(standing, self.starts[-1], source.flush)
                 source.release(shard, block.box)
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
-            standing.finish_shard()
+            standing.finish_shard(shard.shifted)
 
     def note(self, number: int, shard: Shard, done: int) -> None:
         """Put down which shard is begun, and its rows done."""
@@ -233,8 +269,7 @@ class _Run:
 
     def block(self, shard: Shard, block: Block) -> None:
         """Evaluate some rows."""
-        found = rows_of_block(shard, block, self.options)
-        self.standing.part.add(found, block.groups)
+        found = add_block(self.standing.part, shard, block, self.options)
         if shard.per_row is not None:
             found.store(shard.per_row[block.box])
 

@@ -98,7 +98,7 @@ class MappedArray(StoredArray):
         """Return elements far apart, and where they are in C order."""
         places = far_apart(self.size, most)
         elements = np.empty(places.size, self.dtype)
-        array = self.array.view(self.dtype).transpose(self._axes)
+        array = self.array.view(self.dtype)[self._seen].transpose(self._axes)
         for first in range(0, places.size, AT_ONCE):
             some = slice(first, first + AT_ONCE)
             elements[some] = array[np.unravel_index(places[some], array.shape)]

@@ -1,8 +1,8 @@
 """An array in a store, of which boxes are read: what an evaluation uses of an ndarray, and no more.
 
-A format says how a box is read, as it lies in the store; which axes it is seen along, and under which type,
-is the same for all and stands here. What a format's library raises on a file that is not as it should be
-becomes one line with the file's name.
+A format says how a box is read, as it lies in the store; which part of it is seen, along which axes and under
+which type, is the same for all and stands here. What a format's library raises on a file that is not as it
+should be becomes one line with the file's name.
 """
 
 import copy
@@ -77,6 +77,7 @@ class StoredArray(ABC):
     def __init__(self, path: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.path, self._shape, self.dtype = path, shape, np.dtype(dtype)
         self._axes = tuple(range(len(shape)))
+        self._seen = tuple(slice(0, size) for size in shape)  # in the store's order of axes
 
     @abstractmethod
     def _read(self, box: Box) -> Array:
@@ -91,7 +92,7 @@ class StoredArray(ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes."""
-        return tuple(self._shape[axis] for axis in self._axes)
+        return tuple(self._seen[axis].stop - self._seen[axis].start for axis in self._axes)
 
     @property
     def ndim(self) -> int:
@@ -101,7 +102,7 @@ class StoredArray(ABC):
     @property
     def size(self) -> int:
         """How many elements there are."""
-        return math.prod(self._shape)
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +113,14 @@ class StoredArray(ABC):
         """Return the same with its axes in another order."""
         other = copy.copy(self)
         other._axes = tuple(self._axes[axis] for axis in axes)
+        return other
+
+    def part(self, axis: int, start: int, stop: int) -> Self:
+        """Return the same without what lies before `start` and from `stop` on along an axis."""
+        other, place = copy.copy(self), self._axes[axis]
+        first = self._seen[place].start
+        kept = slice(first + start, first + stop)
+        other._seen = *self._seen[:place], kept, *self._seen[place + 1 :]
         return other
 
     def view(self, dtype: npt.DTypeLike) -> Self:
@@ -128,8 +137,11 @@ class StoredArray(ABC):
     def _stored(self, box: Box) -> Box:
         """Return a box in the store's order of axes."""
         parts = dict(zip(self._axes, box, strict=False))
-        every = (parts.get(axis, slice(None)).indices(size) for axis, size in enumerate(self._shape))
-        return tuple(slice(start, end) for start, end, _ in every)
+        stored = []
+        for axis, seen in enumerate(self._seen):
+            start, end, _ = parts.get(axis, slice(None)).indices(seen.stop - seen.start)
+            stored.append(slice(seen.start + start, seen.start + end))
+        return tuple(stored)
 
     def samples(self, most: int) -> tuple[npt.NDArray[np.int64], Array]:
         """Return elements far apart, and where they are in C order."""
@@ -138,6 +150,16 @@ class StoredArray(ABC):
         for number, index in enumerate(np.stack(np.unravel_index(places, self.shape), -1).tolist()):
             elements[number] = self[tuple(slice(i, i + 1) for i in index)].ravel()[0]
         return places, elements
+
+
+AnyArray = Array | StoredArray
+
+
+def part(array: AnyArray, axis: int, start: int, stop: int) -> AnyArray:
+    """Return an array without what lies before `start` and from `stop` on along an axis, as a view."""
+    if isinstance(array, StoredArray):
+        return array.part(axis, start, stop)
+    return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def far_apart(size: int, number: int) -> npt.NDArray[np.int64]:
