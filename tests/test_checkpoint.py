@@ -126,7 +126,9 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version 1, expected 2"),
+        ({"version": 2}, "version 2, expected 3"),
+        ({"histogram": [0] * 123}, "histogram of more than 122 bins"),
+        ({"histogram": [-1]}, "or of counts below 0"),
         ({"loss": "mse"}, "loss 'mse'"),
         ({"correct": -1}, "-1 is no count"),
         ({"correct": 1.5}, "1.5 is no count"),

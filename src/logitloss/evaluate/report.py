@@ -15,7 +15,7 @@ from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Lines of the table of classes; where there are more, those that add most to the loss
 MOST_CLASSES = 40
 
@@ -62,13 +62,15 @@ class Report:
     def to_json(self) -> str:
         """One JSON object of names, figures and throughput, of this schema.
 
-        - schema_version: 2.
+        - schema_version: 3.
         - logits, target: the names of the inputs.
         - loss: "ce" or "bce".
         - count, ignored, infinite: labels that counted, that did not, that counted and cost infinity.
         - nll_nats, nll_bits, perplexity: mean loss in either unit, and e to the power of the first.
+        - nll_histogram: bins of the loss that hold something, a list of {low, high, count}, bounds in nats.
         - accuracy: share of hits.
         - top_k (ce): a list of {k, accuracy, accuracy_standard_error}, the label among the k largest logits.
+        - accuracy_by_rank (ce): that for k = 1, 2, ... up to the number of classes or 100, a list.
         - mean_reciprocal_rank (ce): mean of 1 / rank of the label.
         - brier: mean of the squared error, over classes summed.
         - entropy_nats, confidence (ce): means of the entropy and of the largest probability.
@@ -77,6 +79,8 @@ class Report:
         - roc_auc, average_precision (bce), and each with _error_bound: how far it may be off at most.
         - bytes, bits_per_byte, perplexity_per_byte; words, perplexity_per_word: where the numbers are given.
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
+        - confusions (beside per_class, of up to 1024 classes): a list of {label, predicted, count}, the 100
+          pairs of a label and another class that was predicted which came up most.
         - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.

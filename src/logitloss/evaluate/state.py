@@ -17,6 +17,7 @@ import numpy.typing as npt
 from logitloss.evaluate.binary import BinaryState
 from logitloss.evaluate.classes import N_RANKS, TOP_K, ClassState
 from logitloss.evaluate.errors import DtypeError, ShapeError
+from logitloss.evaluate.histogram import LossHistogram
 from logitloss.evaluate.labels import LabelState
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
@@ -24,7 +25,7 @@ from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.stores.stored import StoredArray
 
 # Of `to_dict`
-VERSION = 2
+VERSION = 3
 Group = int | bool | str
 
 
@@ -60,6 +61,7 @@ class EvaluationState:
     ignored: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    histogram: LossHistogram = field(default_factory=LossHistogram)
     classes: ClassState = field(default_factory=ClassState)
     labels: LabelState = field(default_factory=LabelState)
     binary: BinaryState = field(default_factory=BinaryState)
@@ -125,6 +127,7 @@ class EvaluationState:
         if losses.size and losses.max() == np.inf:
             finite = losses[losses != np.inf]
         self.finite.merge(Moments.of(finite))
+        self.histogram.add(losses)
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
@@ -149,6 +152,7 @@ class EvaluationState:
         if self.per_class != other.per_class:
             raise ValueError("one of the states has figures of each class, the other has not")
         self.finite.merge(other.finite)
+        self.histogram.merge(other.histogram)
         self.infinite += other.infinite
         self.correct += other.correct
         self.ignored += other.ignored
@@ -171,6 +175,7 @@ class EvaluationState:
             "ignored": self.ignored,
             "infinite": self.infinite,
             "finite": self.finite.to_dict(),
+            "histogram": self.histogram.to_list(),
             "classes": self.classes.to_dict() if self.loss == "ce" else None,
             "labels": self.labels.to_dict() if self.per_class else None,
             "binary": self.binary.to_dict() if self.loss == "bce" else None,
@@ -194,6 +199,7 @@ class EvaluationState:
             counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
             finite = Moments.from_dict(saved["finite"])
+            histogram = LossHistogram.from_list(saved["histogram"])
             classes, labels, binary = ClassState(), LabelState(), BinaryState()
             if saved["loss"] == "bce":
                 binary = BinaryState.from_dict(saved["binary"])
@@ -206,6 +212,7 @@ class EvaluationState:
                 loss=saved["loss"],
                 per_class=per_class,
                 finite=finite,
+                histogram=histogram,
                 classes=classes,
                 labels=labels,
                 binary=binary,
@@ -242,9 +249,11 @@ class EvaluationState:
             infinite=self.infinite,
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
+            nll_histogram=self.histogram.table(),
             accuracy=self.correct / self.count if self.count else math.nan,
             classes=self.classes.compute(top_k) if has_figures else None,
             per_class=self.labels.compute() if self.per_class else None,
+            confusions=self.labels.most_confused() if self.per_class else None,
             binary=self.binary.compute() if self.loss == "bce" else None,
             n_bytes=n_bytes,
             n_words=n_words,
