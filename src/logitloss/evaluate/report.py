@@ -1,16 +1,17 @@
-"""An evaluation shown: a table for people, JSON for programs.
+"""An evaluation shown: a table for people, JSON for programs, and the document that `page` draws.
 
 JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from logitloss.evaluate.checkpoint import Skipped
+from logitloss.evaluate.figures import counts, figures
 from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
@@ -36,6 +37,10 @@ class Report:
         Time it took, reading included.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
+    run : dict
+        Where the figures come from, as `provenance` has it.
+    per_row : str, optional
+        The file of what becomes of each row.
     skipped : list of Skipped, optional
         Shards of which no row counts; None if none may be left out.
     """
@@ -47,6 +52,8 @@ class Report:
     seconds: float
     n_rows: int
     n_bytes: int
+    run: dict[str, Any] = field(default_factory=dict)
+    per_row: str | None = None
     skipped: list[Skipped] | None = None
 
     @property
@@ -84,9 +91,22 @@ class Report:
         - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
+        - per_row (where asked for): the name of the file, or directory, of what becomes of each row.
+        - run: where the figures come from, an object of
+
+          - date: when the evaluation began, in UTC.
+          - options: those that were set, by name: loss, ignore_index, axis, dtype, chunk_rows, softcap,
+            logit_scale, per_class, on_error, state_file, save_every.
+          - inputs: a list of {role, file, shape, dtype, fingerprint}, with a fingerprint of a few elements.
+          - backend, instruction_set (null but for C), threads: what the kernels ran on.
+          - system; versions: those of python, logitloss, numpy, ml_dtypes, numba.
 
         Means have their standard errors beside them, with _standard_error after their names.
         """
+        return json.dumps(_as_json(self.document()), indent=2, allow_nan=False)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `to_json` writes."""
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "logits": self.logits,
@@ -100,56 +120,19 @@ class Report:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
         if self.skipped is not None:
             document["skipped"] = [one._asdict() for one in self.skipped]
-        return json.dumps(_as_json(document), indent=2, allow_nan=False)
+        if self.per_row is not None:
+            document["per_row"] = self.per_row
+        document["run"] = self.run
+        return document
 
     def print_table(self) -> None:
         """Print the figures on stdout."""
-        metrics = self.metrics
+        document = self.document()
         table = _table("", "value", "standard error")
-        # Digits beyond the tenth are noise of the data many times over, and are in the JSON.
-        nll, nll_error = metrics.nll_nats, metrics.nll_nats_standard_error
-        bits, bits_error = metrics.nll_bits, metrics.nll_bits_standard_error
-        table.add_row("negative log-likelihood, nats", f"{nll:.10g}", f"{nll_error:.2g}")
-        table.add_row("negative log-likelihood, bits", f"{bits:.10g}", f"{bits_error:.2g}")
-        table.add_row("perplexity", f"{metrics.perplexity:.10g}")
-        if metrics.n_bytes is not None:
-            table.add_row("bits per byte", f"{metrics.bits_per_byte:.10g}")
-            table.add_row("perplexity per byte", f"{metrics.perplexity_per_byte:.10g}")
-        if metrics.n_words is not None:
-            table.add_row("perplexity per word", f"{metrics.perplexity_per_word:.10g}")
-        table.add_row("accuracy", f"{metrics.accuracy:.4%}", f"{metrics.accuracy_standard_error:.2%}")
-        classes, binary = metrics.classes, metrics.binary
-        if classes is not None:
-            for line in classes.top_k:
-                if line["k"] > 1:
-                    share, error = line["accuracy"], line["accuracy_standard_error"]
-                    table.add_row(f"top-{line['k']} accuracy", f"{share:.4%}", f"{error:.2%}")
-            means = {
-                "mean reciprocal rank": (
-                    classes.mean_reciprocal_rank,
-                    classes.mean_reciprocal_rank_standard_error,
-                ),
-                "entropy, nats": (classes.entropy_nats, classes.entropy_nats_standard_error),
-                "confidence": (classes.confidence, classes.confidence_standard_error),
-            }
-            for name, (mean, error) in means.items():
-                table.add_row(name, f"{mean:.10g}", f"{error:.2g}")
-        probabilities = classes or binary
-        if probabilities is not None:
-            table.add_row(
-                "Brier score", f"{probabilities.brier:.10g}", f"{probabilities.brier_standard_error:.2g}"
-            )
-            table.add_row("expected calibration error", f"{probabilities.expected_calibration_error:.10g}")
-            table.add_row("largest calibration error", f"{probabilities.maximum_calibration_error:.10g}")
-        if binary is not None:
-            auc, bound = binary.roc_auc, binary.roc_auc_error_bound
-            table.add_row("ROC AUC", f"{auc:.10g}", f"at most {bound:.1g} off")
-            ap, bound = binary.average_precision, binary.average_precision_error_bound
-            table.add_row("average precision", f"{ap:.10g}", f"at most {bound:.1g} off")
-        table.add_row("labels counted", f"{metrics.count:,}")
-        table.add_row("labels ignored", f"{metrics.ignored:,}")
-        if metrics.infinite:
-            table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
+        for figure in figures(document):
+            table.add_row(figure.kind.label, *figure.texts)
+        for label, count in counts(document):
+            table.add_row(label, f"{count:,}")
         if self.skipped is not None:
             table.add_row("shards skipped", f"{len(self.skipped):,}")
         table.add_row("seconds", f"{self.seconds:.3g}")
@@ -157,9 +140,9 @@ class Report:
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
         console = Console(markup=False, highlight=False)
         console.print(table)
-        if metrics.per_class is not None:
+        if self.metrics.per_class is not None:
             console.print()
-            console.print(_table_of_classes(metrics.per_class))
+            console.print(_table_of_classes(self.metrics.per_class))
         if self.groups:
             console.print()
             console.print(self._table_of_groups())

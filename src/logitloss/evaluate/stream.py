@@ -17,6 +17,7 @@ import numpy.typing as npt
 from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
+from logitloss.evaluate.provenance import inputs_of
 from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
@@ -41,12 +42,15 @@ class Evaluation(NamedTuple):
         Rows, and bytes of logits (or hidden states), read: without those that a state file has seen before.
     skipped : list of Skipped
         Shards of which no row counts, with `file` and `reason`.
+    inputs : list of dict
+        Arrays of files, with `role`, `file`, `shape`, `dtype` and `fingerprint`, where they are described.
     """
 
     state: EvaluationState
     n_rows: int
     n_bytes: int
     skipped: list[Skipped]
+    inputs: list[dict[str, Any]]
 
 
 class Source:
@@ -99,6 +103,7 @@ def evaluate_shards(
     on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
+    describe: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate shards in their order; see `inputs.evaluate` and `files.evaluate_files`."""
@@ -121,7 +126,7 @@ def evaluate_shards(
             raise StateError(
                 str(state_file), f"has skipped {file} ({reason}), and goes on with --on-error skip"
             )
-    run = _Run(sources, options, standing, checkpoint, progress)
+    run = _Run(sources, options, standing, checkpoint, describe, progress)
     with checkpoint.kept() if checkpoint else nullcontext():
         run.show(standing.n_through, standing.part.count + standing.part.ignored)
         for number, source in enumerate(sources):
@@ -141,7 +146,12 @@ def evaluate_shards(
                 source.discard()
                 if on_skip is not None:
                     on_skip(cast(Skipped, standing.shards[number]))
-    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped)
+    described = (
+        (source.files, shard)
+        for source, shard in zip(sources, standing.shards, strict=True)
+        if not isinstance(shard, Skipped)
+    )
+    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped, inputs_of(described))
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
@@ -182,10 +192,12 @@ class _Run:
         options: Options,
         standing: Standing,
         checkpoint: Checkpoint | None,
+        describe: bool,
         progress: Progress | None,
     ) -> None:
         self.sources, self.options = sources, options
         self.standing, self.checkpoint, self.progress = standing, checkpoint, progress
+        self.describe = describe
         self.n_rows = self.n_bytes = 0
         self.starts = [0, *accumulate(source.n_rows for source in sources)]
         self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
@@ -229,7 +241,8 @@ class _Run:
 
     def note(self, number: int, shard: Shard, done: int) -> None:
         """Put down which shard is begun, and its rows done."""
-        self.standing.shards[number:] = [shard.described(done) if self.checkpoint else {}]
+        is_described = self.checkpoint is not None or (self.describe and done == shard.size)
+        self.standing.shards[number:] = [shard.described(done) if is_described else {}]
 
     def block(self, shard: Shard, block: Block) -> None:
         """Evaluate some rows."""
