@@ -51,6 +51,7 @@ SCHEMA = {
     "seconds": float,
     "rows_per_second": float,
     "gigabytes_per_second": float,
+    "run": dict,
 }
 
 

@@ -22,7 +22,8 @@ from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import N_RANKS, TOP_K
-from logitloss.evaluate.page import report_page, write_page
+from logitloss.evaluate.compare import compare
+from logitloss.evaluate.page import comparison_page, report_page, write_page
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.provenance import provenance
 from logitloss.evaluate.report import Report
@@ -240,6 +241,37 @@ def eval_command(
 def _tell_skipped(one: Skipped) -> None:
     # click would write past the progress bar, into its line
     print(f"logitloss: skipped {one.file}: {one.reason}", file=sys.stderr)
+
+
+@main.command("compare")
+@click.argument("a", metavar="A.json")
+@click.argument("b", metavar="B.json")
+@click.option(
+    "--rows",
+    nargs=2,
+    metavar="A B",
+    help="What --per-row wrote of both; by default what the JSON of both names.",
+)
+@click.option("--unpaired", is_flag=True, help="Do without rows: take the runs as independent samples.")
+@report_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
+def compare_command(
+    a: str, b: str, rows: tuple[str, str] | None, unpaired: bool, report_file: str | None, as_json: bool
+) -> None:
+    """Compare two runs by their JSON, as `logitloss eval --json` printed it: differences B - A.
+
+    Each has a 95 % confidence interval by the normal approximation. If both were run with --per-row, it is
+    that of row-wise differences, which is the narrower; else the runs are taken as independent samples.
+    """
+    if rows is not None and unpaired:
+        raise click.UsageError("--rows and --unpaired exclude each other")
+    comparison = compare(a, b, rows=rows, is_paired=not unpaired)
+    if report_file is not None:
+        write_page(report_file, comparison_page(comparison))
+    if as_json:
+        click.echo(comparison.to_json())
+    else:
+        comparison.print_table()
 
 
 @main.command()

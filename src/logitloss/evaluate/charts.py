@@ -101,20 +101,19 @@ class Panel:
         """Draw a bar between two numbers, as high as a third."""
         left, right, top = self.x.at(low), self.x.at(high), self.y.at(value)
         place = {"x": _px(left), "y": _px(top), "width": _px(right - left), "height": _px(self.y.start - top)}
-        self._mark("rect", f"bar {class_}", tip, place | data)
+        self.drawn.append(element("rect", element("title", tip), class_=f"bar {class_}", **place, **data))
 
     def point(self, x: float, y: float, class_: str, tip: str, size: float = 3.5, **data: Any) -> None:
-        """Draw a point: a disc of the first series, a square of the second."""
-        left, top = self.x.at(x), self.y.at(y)
-        if class_ == CLASSES[0]:
-            name, place = "circle", {"cx": _px(left), "cy": _px(top), "r": size}
-        else:
-            name = "rect"
-            place = {"x": _px(left - size), "y": _px(top - size), "width": 2 * size, "height": 2 * size}
-        self._mark(name, f"point {class_}", tip, place | data)
+        """Draw a point."""
+        self.drawn.append(shape(self.x.at(x), self.y.at(y), class_, size, element("title", tip), **data))
 
-    def _mark(self, name: str, class_: str, tip: str, attributes: dict[str, Any]) -> None:
-        self.drawn.append(element(name, element("title", tip), class_=class_, **attributes))
+
+def shape(x: float, y: float, class_: str, size: float, *tip: Element, **data: Any) -> Element:
+    """Return a point: a disc of the first series, a square of the second."""
+    if class_ == CLASSES[0]:
+        return element("circle", *tip, class_=f"point {class_}", cx=_px(x), cy=_px(y), r=size, **data)
+    place = {"x": _px(x - size), "y": _px(y - size), "width": 2 * size, "height": 2 * size}
+    return element("rect", *tip, class_=f"point {class_}", **place, **data)
 
 
 def figure(

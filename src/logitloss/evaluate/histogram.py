@@ -5,8 +5,10 @@ of its bits, exact on any machine, and counts merge exactly. They reach from 2**
 beyond has a bin at either end.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,15 @@ class LossBin(TypedDict):
     low: float
     high: float
     count: int
+
+
+class Bar(NamedTuple):
+    """A bin as it is drawn over the logarithm of the loss: its area is the share of labels."""
+
+    start: float
+    end: float
+    height: float
+    bin: LossBin
 
 
 def _place(loss: float) -> int:
@@ -90,3 +101,24 @@ class LossHistogram:
             {"low": edges[i], "high": edges[i + 1], "count": int(self.count[i])}
             for i in np.flatnonzero(self.count).tolist()
         ]
+
+
+def bars(bins: Iterable[LossBin], total: int, *, is_fine: bool = True) -> list[Bar]:
+    """Return what to draw of a `table`: heights are shares of the labels, by each doubling of the loss.
+
+    Those at the ends are drawn a doubling wide. Unless `is_fine`, a power of two is one bar.
+    """
+    merged: dict[float, LossBin] = {}
+    for line in bins:
+        low, high, count = float(line["low"]), float(line["high"]), line["count"]
+        if not is_fine and LEAST <= low < MOST:
+            low = 2.0 ** math.floor(math.log2(low))
+            high = 2 * low
+        count += merged[low]["count"] if low in merged else 0
+        merged[low] = {"low": low, "high": high, "count": count}
+    found = []
+    for line in merged.values():
+        start = line["low"] or line["high"] / 2
+        end = min(line["high"], 2 * start)
+        found.append(Bar(start, end, line["count"] / total / math.log2(end / start), line))
+    return found

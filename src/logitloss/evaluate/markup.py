@@ -37,7 +37,7 @@ def table(head: list[str], rows: list[list[Any]], **attributes: Any) -> Element:
         for cells in rows
     ]
     whole = element("table", element("thead", columns), element("tbody", *lines), **attributes)
-    return element("div", whole, class_="scrolls")
+    return element("div", whole, class_="scrolls", tabindex="0")
 
 
 def written(root: Element) -> str:

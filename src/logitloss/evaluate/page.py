@@ -12,7 +12,8 @@ from importlib import resources
 from typing import Any
 
 from logitloss.evaluate.atomic import replacing
-from logitloss.evaluate.charts import CLASSES
+from logitloss.evaluate.charts import CLASSES, shape
+from logitloss.evaluate.compare import Comparison
 from logitloss.evaluate.figures import Figure, counts, figures
 from logitloss.evaluate.markup import Element, element, table, written
 from logitloss.evaluate.pictures import (
@@ -56,6 +57,44 @@ def report_page(document: Document) -> str:
         _section("provenance", "Where this comes from", _provenance(document)),
     ]
     return _page("Evaluation", title, document["run"].get("date", ""), parts)
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """Return the page of two evaluations, side by side."""
+    documents = comparison.documents
+    lines = [[one.kind.label, *one.texts, one.verdict] for one in comparison.differences]
+    verdicts = [
+        element("li", element("strong", f"{one.kind.label}: "), one.verdict)
+        for one in comparison.differences
+        if one.kind.key in HEADLINES
+    ]
+    names = zip(CLASSES, (comparison.a, comparison.b), strict=True)
+    parts = [
+        _section(
+            "figures",
+            "Differences",
+            _legend(dict(names)),
+            element("ul", *verdicts, class_="verdicts"),
+            table(["", *CLASSES, "b - a", "95 % interval", "verdict"], lines, class_="numbers compared"),
+            element("p", comparison.method, class_="note"),
+        ),
+        _section("pictures", "Pictures", _pictures(documents)),
+        _section("counts", "What counted", *_counts(documents)),
+        *(
+            _section(f"provenance-{class_}", f"Where {class_} comes from", _provenance(document))
+            for class_, document in zip(CLASSES, documents, strict=True)
+        ),
+    ]
+    return _page("Comparison", f"{comparison.b} compared with {comparison.a}", "", parts)
+
+
+def _legend(names: Mapping[str, str]) -> Element:
+    """Return which colour and shape is which run."""
+    lines = []
+    for class_, name in names.items():
+        mark = element("svg", shape(7, 7, class_, 5), viewBox="0 0 14 14", aria_hidden="true")
+        lines.append(element("li", mark, f"{class_}: {name}"))
+    return element("ul", *lines, class_="legend")
 
 
 def spelled(figure: Figure) -> tuple[str, str]:

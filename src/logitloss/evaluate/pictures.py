@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from logitloss.evaluate.charts import CLASSES, LEFT, RIGHT, Panel, Scale, figure, ranked
-from logitloss.evaluate.histogram import LEAST, MOST, LossBin
+from logitloss.evaluate.histogram import bars
 from logitloss.evaluate.markup import Element
 
 Document = Mapping[str, Any]
@@ -75,13 +75,13 @@ def reliability(documents: Sequence[Document]) -> Element | None:
 def loss_histogram(documents: Sequence[Document]) -> Element | None:
     """Draw the share of labels by their loss, for each doubling of it: what counts is a bar's area."""
     is_fine = min(document["count"] for document in documents) >= FEW
-    bins = [_drawn_bins(document, is_fine) for document in documents]
-    if not any(bins):
+    drawn = [bars(document["nll_histogram"], document["count"], is_fine=is_fine) for document in documents]
+    every = [bar for of_one in drawn for bar in of_one]
+    if not every:
         return None
-    low = min(start for drawn in bins for start, *_ in drawn)
-    high = max(end for drawn in bins for _, end, *_ in drawn)
+    low, high = min(bar.start for bar in every), max(bar.end for bar in every)
     across = Scale(low, max(high, 8 * low), LEFT, RIGHT, is_log=True)
-    most = max(height for drawn in bins for _, _, height, _ in drawn)
+    most = max(bar.height for bar in every)
     panel = Panel(
         across,
         Scale(0, most, 232, 24),
@@ -91,14 +91,13 @@ def loss_histogram(documents: Sequence[Document]) -> Element | None:
         y_text=_percent,
     )
     rows = []
-    for document, class_, drawn in zip(documents, CLASSES, bins, strict=False):
-        for start, end, height, line in drawn:
+    for document, class_, of_one in zip(documents, CLASSES, drawn, strict=False):
+        for start, end, height, line in of_one:
             bounds = f"{line['low']:.4g} to {line['high']:.4g}"
             share = _percent(line["count"] / document["count"])
             tip = f"{bounds} nats: {line['count']:,} labels, {share}"
-            panel.bar(
-                start, end, height, class_, tip, **{f"data_{key}": value for key, value in line.items()}
-            )
+            data = {f"data_{key}": value for key, value in line.items()}
+            panel.bar(start, end, height, class_, tip, **data)
             rows.append([*_name(documents, class_), bounds, f"{line['count']:,}", share])
         mean = float(document["nll_nats"])
         if low < mean < high:
@@ -106,23 +105,6 @@ def loss_histogram(documents: Sequence[Document]) -> Element | None:
     summary = "How the loss is spread over the labels; the dashed line is at the mean."
     head = [*_run(documents), "nats", "labels", "share"]
     return figure("nll-histogram", "Negative log-likelihood", summary, [panel.drawn], 276, head, rows)
-
-
-def _drawn_bins(document: Document, is_fine: bool) -> list[tuple[float, float, float, LossBin]]:
-    """Return each bin's bounds (of the outermost a doubling apart), its share by doubling, and itself."""
-    bins: dict[float, LossBin] = {}
-    for line in document["nll_histogram"]:
-        low, high, count = float(line["low"]), float(line["high"]), line["count"]
-        if not is_fine and LEAST <= low < MOST:
-            low = 2.0 ** math.floor(math.log2(low))
-            high = 2 * low
-        count += bins[low]["count"] if low in bins else 0
-        bins[low] = {"low": low, "high": high, "count": count}
-    found = []
-    for line in bins.values():
-        start, end = line["low"] or line["high"] / 2, min(line["high"], 2 * (line["low"] or math.inf))
-        found.append((start, end, line["count"] / document["count"] / math.log2(end / start), line))
-    return found
 
 
 def accuracy_by_rank(documents: Sequence[Document]) -> Element | None:
@@ -168,10 +150,10 @@ def costly_classes(lines: Sequence[Mapping[str, Any]]) -> Element:
         math.fsum(cost for cost, _ in costs) if all(math.isfinite(cost) for cost, _ in costs) else math.inf
     )
     worst = sorted(costs, key=lambda pair: -pair[0])[:MOST_BARS]
-    bars, rows = [], []
+    lengths, rows = [], []
     for cost, line in worst:
         share = cost / total if 0 < total < math.inf else float(cost == math.inf)
-        bars.append((f"class {line['class']}", share, _percent(share)))
+        lengths.append((f"class {line['class']}", share, _percent(share)))
         rows.append(
             [
                 str(line["class"]),
@@ -184,19 +166,19 @@ def costly_classes(lines: Sequence[Mapping[str, Any]]) -> Element:
         )
     summary = f"The share of the whole loss that the labels of a class make up; of {len(lines):,} classes."
     head = ["class", "labels", "predicted", "nats", "accuracy", "share of loss"]
-    return ranked("costly-classes", "Classes that cost most", summary, bars, head, rows)
+    return ranked("costly-classes", "Classes that cost most", summary, lengths, head, rows)
 
 
 def confusions(pairs: Sequence[Mapping[str, Any]]) -> Element:
     """Draw the pairs of a label and another class predicted for it that came up most."""
-    bars = [
+    lengths = [
         (f"{pair['label']} as {pair['predicted']}", float(pair["count"]), f"{pair['count']:,}")
         for pair in pairs[:MOST_BARS]
     ]
     rows = [[str(pair["label"]), str(pair["predicted"]), f"{pair['count']:,}"] for pair in pairs]
     summary = "How many labels of one class were taken for another, most first."
     head = ["label", "predicted", "labels"]
-    return ranked("confusions", "Most confused pairs", summary, bars, head, rows)
+    return ranked("confusions", "Most confused pairs", summary, lengths, head, rows)
 
 
 def _run(documents: Sequence[Document]) -> list[str]:

@@ -128,7 +128,7 @@ class Report:
     def print_table(self) -> None:
         """Print the figures on stdout."""
         document = self.document()
-        table = _table("", "value", "standard error")
+        table = plain_table("", "value", "standard error")
         for figure in figures(document):
             table.add_row(figure.kind.label, *figure.texts)
         for label, count in counts(document):
@@ -153,7 +153,9 @@ class Report:
                 console.print(f"skipped {file}: {reason}", soft_wrap=True)
 
     def _table_of_groups(self) -> Table:
-        table = _table("group", "labels", "nats", "error", "perplexity", "accuracy", "Brier", "calibration")
+        table = plain_table(
+            "group", "labels", "nats", "error", "perplexity", "accuracy", "Brier", "calibration"
+        )
         for key, metrics in self.groups.items():
             probabilities = metrics.classes or metrics.binary
             table.add_row(
@@ -169,7 +171,7 @@ class Report:
         return table
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """Return a table of names, and numbers to the right."""
     table = Table(*columns, box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -178,7 +180,7 @@ def _table(*columns: str) -> Table:
 
 
 def _table_of_classes(lines: list[ClassLine]) -> Table:
-    table = _table("class", "labels", "predicted", "nats", "accuracy")
+    table = plain_table("class", "labels", "predicted", "nats", "accuracy")
     lines = [line for line in lines if line["count"] or line["predicted"]]
     shown = lines
     if len(lines) > MOST_CLASSES:
