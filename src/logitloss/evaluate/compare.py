@@ -77,7 +77,7 @@ class Difference(NamedTuple):
             return "cannot be told"
         if self.difference == 0:
             return "the same"
-        is_sure, told = True, ""
+        is_sure, told = False, ", no interval"
         if self.interval is not None and not math.isnan(self.interval[0]):
             is_sure = not self.interval[0] <= 0 <= self.interval[1]
             told = f", the interval {'excludes' if is_sure else 'includes'} 0"

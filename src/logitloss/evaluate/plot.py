@@ -1,7 +1,7 @@
 """Pictures of an evaluation for matplotlib: each draws `Metrics` on an `Axes`, and returns it.
 
-matplotlib is imported when the first one is drawn (`pip install 'logitloss[plot]'`). What a page of `--report`
-shows is drawn in `pictures`.
+matplotlib is imported when the first one is drawn (`pip install 'logitloss[plot]'`). A page of `--report`
+is drawn in `pictures`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def nll_histogram(metrics: Metrics, ax: Axes | None = None) -> Axes:
     >>> from logitloss.evaluate import evaluate
     >>> from logitloss.evaluate.plot import nll_histogram
     >>> ax = nll_histogram(evaluate(np.zeros((8, 4)), np.arange(8) % 4).compute())
-    >>> [(bar.get_x(), bar.get_width()) for bar in ax.patches]
+    >>> [(float(bar.get_x()), float(bar.get_width())) for bar in ax.patches]
     [(1.25, 0.25)]
     """
     ax = _axes(ax)
