@@ -139,14 +139,15 @@ class Comparison:
         """Print the differences on stdout."""
         lines = plain_table("", "a", "b", "b - a", "95 % interval", "")
         for one in self.differences:
-            lines.add_row(one.kind.label, *one.texts, one.verdict)
+            lines.add_row(one.kind.label, *one.texts, one.verdict.partition(",")[0])
         for column in lines.columns[1:-1]:
             column.no_wrap = True
         lines.columns[-1].justify = "left"
         console = Console(markup=False, highlight=False)
         console.print(f"a: {self.a}\nb: {self.b}\n", soft_wrap=True)
         console.print(lines)
-        console.print(f"\n{self.method}", soft_wrap=True)
+        console.print("\nbetter: the interval excludes 0; ahead: it includes 0, or there is none")
+        console.print(self.method, soft_wrap=True)
 
     @property
     def method(self) -> str:
