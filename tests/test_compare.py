@@ -306,7 +306,13 @@ def test_runs_of_another_loss_or_schema(small):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"[]", "is no report"), (b"{}", "is no report")],
+    [
+        (b'{"schema_version": 3, "loss": "ce"}', "is no report"),
+        (b"{", "is no JSON"),
+        (b"\xff\xfe", "is no JSON"),
+        (b"[]", "is no report"),
+        (b"{}", "is no report"),
+    ],
 )
 def test_what_is_no_report(small, content, message):
     (small.folder / "b.json").write_bytes(content)

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from logitloss.evaluate.errors import DtypeError, FileError, ShapeError
-from logitloss.evaluate.figures import Figure, Kind, figures
+from logitloss.evaluate.figures import Figure, Kind, counts, figures
 from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.moments import PLAIN, Moments, json_number
 from logitloss.evaluate.report import SCHEMA_VERSION, plain_table
@@ -26,8 +25,10 @@ from logitloss.evaluate.stores.mapped import MappedArray
 
 Array = npt.NDArray[Any]
 Document = Mapping[str, Any]
-# Standard errors to either side of an interval
-Z = NormalDist().inv_cdf(0.975)
+# Standard errors to either side of an interval: of the normal distribution 95 % are in between
+Z = 1.959963984540054
+# What any report has
+ALWAYS = {"schema_version", "logits", "target", "loss", "nll_nats", "nll_histogram", "seconds", "run"}
 
 
 class Difference(NamedTuple):
@@ -54,21 +55,10 @@ class Difference(NamedTuple):
     @property
     def texts(self) -> tuple[str, str, str, str]:
         """Both figures, the difference, and its interval, in digits that mean something."""
-        percent = 100 if self.kind.is_share else 1
-        unit = "%" if self.kind.is_share else ""
-        scale = self.difference if self.error is None or not self.error > 0 else self.error
-        decimals = 4
-        if math.isfinite(scale) and scale:
-            decimals = min(12, max(0, 1 - math.floor(math.log10(abs(scale) * percent))))
-        a, b, difference, *ends = (
-            f"{value * percent:{sign}.{decimals}f}{unit}"
-            for value, sign in (
-                (self.a.value, ""),
-                (self.b.value, ""),
-                *((value, "+") for value in (self.difference, *(self.interval or ()))),
-            )
-        )
-        return a, b, difference, " to ".join(ends)
+        error, text = self.error or abs(self.difference), self.kind.text
+        ends = [text(end, error, "+") for end in self.interval or ()]
+        difference = text(self.difference, error, "+")
+        return text(self.a.value, error), text(self.b.value, error), difference, " to ".join(ends)
 
     @property
     def verdict(self) -> str:
@@ -205,12 +195,17 @@ def read_report(path: str) -> Document:
         raise FileError(path, error.strerror or str(error)) from None
     except ValueError:
         raise FileError(path, "is no JSON; expected what logitloss eval --json printed") from None
-    if not isinstance(document, dict) or not {"schema_version", "loss", "count", "run"} <= set(document):
-        raise FileError(path, "is no report; expected what logitloss eval --json printed")
-    version = document["schema_version"]
-    if version != SCHEMA_VERSION:
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
         raise FileError(path, f"of schema_version {version}, expected {SCHEMA_VERSION}: evaluate anew")
-    return document
+    try:
+        missing = ALWAYS - document.keys()
+        figures(document), counts(document)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        missing = ALWAYS
+    if missing:
+        raise FileError(path, "is no report; expected what logitloss eval --json printed")
+    return cast(Document, document)
 
 
 def _difference(a: Figure, b: Figure, paired: Moments | None) -> Difference:

@@ -4,6 +4,7 @@ One list for all who show them: the table, the page and the comparison take what
 `Report.document` has, be it fresh or read from JSON.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,14 @@ class Kind(NamedTuple):
     label: str
     better: int
     is_share: bool = False
+
+    def text(self, value: float, error: float, sign: str = "") -> str:
+        """Return a value with the decimals that mean something beside an error: two digits of that."""
+        percent, unit = (100, "%") if self.is_share else (1, "")
+        decimals = 4
+        if 0 < error < math.inf:
+            decimals = min(12, max(0, 1 - math.floor(math.log10(error * percent))))
+        return f"{value * percent:{sign}.{decimals}f}{unit}"
 
 
 KINDS = (

@@ -104,10 +104,7 @@ def spelled(figure: Figure) -> tuple[str, str]:
         if figure.bound is not None or not math.isfinite(figure.value):
             return value, sure
         return (f"{figure.value:.2%}" if figure.kind.is_share else f"{figure.value:.4g}"), sure
-    percent = 100 if figure.kind.is_share else 1
-    decimals = max(0, 1 - math.floor(math.log10(figure.error * percent)))
-    unit = "%" if figure.kind.is_share else ""
-    return tuple(f"{number * percent:.{decimals}f}{unit}" for number in (figure.value, figure.error))  # type: ignore[return-value]
+    return figure.kind.text(figure.value, figure.error), figure.kind.text(figure.error, figure.error)
 
 
 def _page(kind: str, title: str, date: str, sections: Sequence[Element]) -> str:
@@ -123,7 +120,7 @@ def _page(kind: str, title: str, date: str, sections: Sequence[Element]) -> str:
         element("style", style),
     )
     links = [
-        element("li", element("a", section.find("h2").text, href=f"#{section.get('id')}"))  # type: ignore[union-attr]
+        element("li", element("a", section.findtext("h2"), href=f"#{section.get('id')}"))
         for section in sections
     ]
     body = element(
