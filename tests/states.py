@@ -29,6 +29,8 @@ def assert_same_states(found, wanted, rel=1e-12):
     for sums in ("total", "deviations"):
         assert_same_figures(getattr(found.finite, sums).value, getattr(wanted.finite, sums).value, rel)
     assert found.classes.ranks.tolist() == wanted.classes.ranks.tolist()
+    assert found.histogram == wanted.histogram
+    assert found.labels.confusions.tolist() == wanted.labels.confusions.tolist()
     assert found.groups.keys() == wanted.groups.keys()
     for key, group in found.groups.items():
         assert_same_states(group, wanted.groups[key], rel)

@@ -33,10 +33,12 @@ SCHEMA = {
     "nll_bits": float,
     "nll_nats_standard_error": float,
     "nll_bits_standard_error": float,
+    "nll_histogram": list,
     "perplexity": float,
     "accuracy": float,
     "accuracy_standard_error": float,
     "top_k": list,
+    "accuracy_by_rank": list,
     "mean_reciprocal_rank": float,
     "mean_reciprocal_rank_standard_error": float,
     "brier": float,
@@ -52,6 +54,7 @@ SCHEMA = {
     "rows_per_second": float,
     "gigabytes_per_second": float,
     "warnings": list,
+    "run": dict,
 }
 
 

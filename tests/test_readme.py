@@ -46,7 +46,11 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
                 folder = folder / words[1]
             else:
                 assert words[0] == "logitloss"
-                outputs[" ".join(words[1:])] = printed([*PROGRAM, *words[1:]], folder)
+                *words, file = words if ">" in words else (*words, None)
+                output = printed([*PROGRAM, *(word for word in words[1:] if word != ">")], folder)
+                if file:
+                    (folder / file).write_text(output)
+                outputs[" ".join(words[1:])] = output
     perplexities = {
         figure(output, "perplexity")
         for command, output in outputs.items()
@@ -77,3 +81,9 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     assert {name: int(figure(masked, f"labels {name}")) for name in reasons} == reasons
     assert len(os.listdir(folder / "shards" / "rows")) == 12
     assert {"run.json", "rows.npy", "odd.npy"} < set(os.listdir(folder))
+    assert {"reliability.png", "losses.png", "ranks.png"} < set(os.listdir(folder))
+    comparison = outputs["compare a.json b.json --report comparison.html"]
+    assert re.search(r"(a|b) is (better|ahead)", comparison)
+    assert "of row-wise differences (a.npy, b.npy)" in comparison
+    for page in ("report.html", "comparison.html"):
+        assert (folder / page).read_text(encoding="utf-8").startswith("<!doctype html>")

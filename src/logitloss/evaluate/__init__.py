@@ -2,7 +2,8 @@
 
 `evaluate` (of all these) and `evaluate_files` (with hidden states, shards that may fail and what was read) go
 over everything once, a block at a time; `EvaluationState` is what they add up in; `Metrics` is what comes
-out. Reports are in `report`, and the formats of files in `stores`.
+out. Reports are in `report`, their pages in `page`, how two of them differ in `compare`, pictures for
+matplotlib in `plot`, and the formats of files in `stores`.
 """
 
 from logitloss.evaluate.checkpoint import Skipped

@@ -42,6 +42,7 @@ def evaluate_files(
     on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
+    describe: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -71,14 +72,16 @@ def evaluate_files(
     state_file, save_every
         As in `evaluate`; if there is a state, the rows that it has seen are in the file of `per_row_path`.
         What failed goes on after its rows not yet done were repaired, or with `on_error="skip"`.
+    describe : bool
+        Whether to tell the `inputs`, of each array a few elements read once more; told with a state, too.
     progress, **options
         As in `evaluate`; `dtype` is for hidden states, weight and bias, too, whose type says nothing.
 
     Returns
     -------
     Evaluation
-        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, and what is `skipped`. Where
-        `evaluate` would warn, the figures of the state have `warnings`.
+        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, what is `skipped`, and the
+        `inputs`. Where `evaluate` would warn, the figures of the state have `warnings`.
 
     Raises
     ------
@@ -109,6 +112,7 @@ def evaluate_files(
         on_skip=on_skip,
         state_file=state_file,
         save_every=save_every,
+        describe=describe,
         progress=progress,
     )
     if len(evaluation.skipped) == n_shards:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from logitloss.evaluate.binary import BinaryState
 from logitloss.evaluate.classes import N_RANKS, TOP_K, ClassState
 from logitloss.evaluate.errors import DtypeError, ShapeError
+from logitloss.evaluate.histogram import LossHistogram
 from logitloss.evaluate.labels import LabelState
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
@@ -67,6 +68,7 @@ class EvaluationState:
     shifted: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    histogram: LossHistogram = field(default_factory=LossHistogram)
     classes: ClassState = field(default_factory=ClassState)
     labels: LabelState = field(default_factory=LabelState)
     binary: BinaryState = field(default_factory=BinaryState)
@@ -143,6 +145,7 @@ class EvaluationState:
         if losses.size and losses.max() == np.inf:
             finite = losses[losses != np.inf]
         self.finite.merge(Moments.of(finite))
+        self.histogram.add(losses)
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
@@ -170,6 +173,7 @@ class EvaluationState:
         self.finite.merge(other.finite)
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.histogram.merge(other.histogram)
         self.classes.merge(other.classes)
         self.labels.merge(other.labels)
         self.binary.merge(other.binary)
@@ -188,6 +192,7 @@ class EvaluationState:
             "loss": self.loss,
             **{name: getattr(self, name) for name in COUNTS},
             "finite": self.finite.to_dict(),
+            "histogram": self.histogram.to_list(),
             "classes": self.classes.to_dict() if self.loss == "ce" else None,
             "labels": self.labels.to_dict() if self.per_class else None,
             "binary": self.binary.to_dict() if self.loss == "bce" else None,
@@ -213,6 +218,7 @@ class EvaluationState:
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
             end_runs = EndRuns.from_dict(saved["end_runs"])
             finite = Moments.from_dict(saved["finite"])
+            histogram = LossHistogram.from_list(saved["histogram"])
             classes, labels, binary = ClassState(), LabelState(), BinaryState()
             if saved["loss"] == "bce":
                 binary = BinaryState.from_dict(saved["binary"])
@@ -225,6 +231,7 @@ class EvaluationState:
                 loss=saved["loss"],
                 per_class=per_class,
                 finite=finite,
+                histogram=histogram,
                 classes=classes,
                 labels=labels,
                 binary=binary,
@@ -269,9 +276,11 @@ class EvaluationState:
             infinite=self.infinite,
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
+            nll_histogram=self.histogram.table(),
             accuracy=self.correct / self.count if self.count else math.nan,
             classes=self.classes.compute(top_k) if has_figures else None,
             per_class=self.labels.compute() if self.per_class else None,
+            confusions=self.labels.most_confused() if self.per_class else None,
             binary=self.binary.compute() if self.loss == "bce" else None,
             n_bytes=n_bytes,
             n_words=n_words,

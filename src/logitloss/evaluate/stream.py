@@ -21,6 +21,7 @@ from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
 from logitloss.evaluate.fingerprint import LEAST_SAMPLE, SAMPLE
 from logitloss.evaluate.positions import predicted
+from logitloss.evaluate.provenance import inputs_of
 from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.shard import Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
@@ -45,12 +46,15 @@ class Evaluation(NamedTuple):
         Rows, and bytes of logits (or hidden states), read: without those that a state file has seen before.
     skipped : list of Skipped
         Shards of which no row counts, with `file` and `reason`.
+    inputs : list of dict
+        Arrays of files, with `role`, `file`, `shape`, `dtype` and `fingerprint`, where they are described.
     """
 
     state: EvaluationState
     n_rows: int
     n_bytes: int
     skipped: list[Skipped]
+    inputs: list[dict[str, Any]]
 
 
 class Source:
@@ -116,6 +120,7 @@ def evaluate_shards(
     on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
+    describe: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate shards in their order; see `inputs.evaluate` and `files.evaluate_files`."""
@@ -139,7 +144,7 @@ def evaluate_shards(
             raise StateError(
                 str(state_file), f"has skipped {file} ({reason}), and goes on with --on-error skip"
             )
-    run = _Run(sources, options, standing, checkpoint, progress)
+    run = _Run(sources, options, standing, checkpoint, describe, progress)
     with checkpoint.kept() if checkpoint else nullcontext():
         run.show(standing.n_through, standing.part.n_rows)
         for number, source in enumerate(sources):
@@ -159,7 +164,12 @@ def evaluate_shards(
                 source.discard()
                 if on_skip is not None:
                     on_skip(cast(Skipped, standing.shards[number]))
-    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped)
+    described = (
+        (source.files, shard)
+        for source, shard in zip(sources, standing.shards, strict=True)
+        if source.files and not isinstance(shard, Skipped)
+    )
+    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped, inputs_of(described))
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
@@ -213,10 +223,12 @@ class _Run:
         options: Options,
         standing: Standing,
         checkpoint: Checkpoint | None,
+        describe: bool,
         progress: Progress | None,
     ) -> None:
         self.sources, self.options = sources, options
         self.standing, self.checkpoint, self.progress = standing, checkpoint, progress
+        self.describe = describe
         self.n_rows = self.n_bytes = 0
         self.starts = [0, *accumulate(self._rows_of(source) for source in sources)]
         self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
@@ -265,7 +277,8 @@ class _Run:
 
     def note(self, number: int, shard: Shard, done: int) -> None:
         """Put down which shard is begun, and its rows done."""
-        self.standing.shards[number:] = [shard.described(done) if self.checkpoint else {}]
+        is_described = self.checkpoint is not None or (self.describe and done == shard.size)
+        self.standing.shards[number:] = [shard.described(done) if is_described else {}]
 
     def block(self, shard: Shard, block: Block) -> None:
         """Evaluate some rows."""
