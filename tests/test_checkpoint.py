@@ -19,8 +19,7 @@ from logitloss.evaluate import EvaluationState, FileError, LabelError, StateErro
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
 N_ROWS, N_CLASSES, CHUNK_ROWS = 3000, 10, 7
 KILLS = 50
-# of an evaluation's JSON
-# What differs from run to run; "run" has the date and the options
+# Of an evaluation's JSON, what differs from run to run; "run" has the date and the options
 TIMES = {"seconds", "rows_per_second", "gigabytes_per_second", "run"}
 
 

@@ -149,7 +149,7 @@ def evaluate_shards(
     described = (
         (source.files, shard)
         for source, shard in zip(sources, standing.shards, strict=True)
-        if not isinstance(shard, Skipped)
+        if source.files and not isinstance(shard, Skipped)
     )
     return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped, inputs_of(described))
 
