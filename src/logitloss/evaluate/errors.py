@@ -69,3 +69,7 @@ class LogitError(EvaluationError, ValueError):
 
 class OutputError(FileError):
     """A file that cannot be written, or not be written on."""
+
+
+class FileWarning(UserWarning):
+    """What a file lacks, and is evaluated without."""

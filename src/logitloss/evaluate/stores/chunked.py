@@ -1,0 +1,191 @@
+"""Arrays whose store keeps them in chunks, each packed apart: a chunk is unpacked once, in bounded memory.
+
+A format says how a box of whole chunks is decoded. Blocks are cut where chunks end (`step`), so that most are
+decoded straight into place, some chunks at a time. Where that cannot be, because all chunks side by side are
+more than a block or another array cuts the blocks, a row of chunks is unpacked into a file that has no name,
+and blocks are copied out of it.
+
+Chunks that the store does not have count as its fill value, by the formats' rules. Of labels and keys that is
+told in a warning, as writers leave such chunks out. Of logits it is an error: they would be evaluated as if a
+model had said the same of every class.
+"""
+
+import itertools
+import math
+import os
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from logitloss.evaluate.errors import FileError, FileWarning
+from logitloss.evaluate.stores.mapped import MappedArray
+from logitloss.evaluate.stores.stored import Array, Box, StoredArray, one_line
+
+# What is decoded at once, where a chunk is not larger: decoders hold it packed, unpacked and in place
+PIECE_BYTES = 16 << 20
+# What a text whose length is not known yet is taken for
+TEXT_BYTES = 64
+
+
+class ChunkedArray(StoredArray):
+    """An array in chunks.
+
+    Parameters
+    ----------
+    path : str
+        For errors.
+    shape, dtype
+        As in the store; of texts (fixed or any length, in bytes or not) any, they are decoded to "U".
+    chunks : tuple of int
+        The shape of a chunk: ones where any box can be read for itself.
+    """
+
+    def __init__(
+        self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Sequence[int]
+    ) -> None:
+        super().__init__(path, shape, dtype)
+        self.chunks = tuple(chunks)
+        self._unpacked: tuple[Box, MappedArray] | None = None
+        self._step_along_first()
+        if dtype.kind in "OT":
+            self.dtype = np.dtype(f"V{TEXT_BYTES}")
+            pieces = self._pieces(self._stored(()))
+            self.dtype = max((_text(self._decode(piece)).dtype for piece in pieces), default=np.dtype("U1"))
+        elif dtype.kind == "S":
+            self.dtype = np.dtype(f"U{dtype.itemsize}")
+        self._decoded_dtype = self.dtype
+
+    @abstractmethod
+    def _decode(self, box: Box) -> Array:
+        """Return what the store has in a box."""
+
+    @property
+    @abstractmethod
+    def absent(self) -> str:
+        """Which chunks were found to be missing, in words; empty if none."""
+
+    def transpose(self, axes: Sequence[int]) -> Self:
+        """Return the same with its axes in another order."""
+        other = super().transpose(axes)
+        other._step_along_first()
+        return other
+
+    def _step_along_first(self) -> None:
+        self.step = self.chunks[self._axes[0]] if self._axes else 1
+
+    def _read(self, box: Box) -> Array:
+        with one_line(self.path, "damaged"):
+            found = self._decode(box)
+            if self._decoded_dtype.kind == "U":
+                found = _text(found)
+            found = np.asarray(found, self._decoded_dtype)
+        if self.absent and self.dtype.kind not in "iubU":
+            what = f"not written or lost: {self.absent}; the fill value there would count as logits"
+            raise FileError(self.path, what)
+        return found
+
+    def close(self) -> None:
+        """Let go of the store, and warn of chunks that it does not have."""
+        self._unpacked = None
+        if self.absent:
+            what = f"{self.path}: not written or lost: {self.absent}, which count as the fill value"
+            warnings.warn(what, FileWarning, stacklevel=2)
+
+    def _block(self, box: Box) -> Array:
+        block = np.empty([part.stop - part.start for part in box], self.dtype)
+        for part in self._ends_and_middle(box):
+            place = block[_within(part, box)]
+            if self._is_whole(part):
+                self._unpack(part, place)
+            else:
+                around, mapped = self._unpacked_around(part)
+                place[...] = mapped.array[_within(part, around)]
+                mapped.release()
+        return block
+
+    def _is_whole(self, box: Box) -> bool:
+        """Whether a box is of whole chunks."""
+        ends = zip(box, self.chunks, self._shape, strict=True)
+        return all(
+            part.start % chunk == 0 and (part.stop % chunk == 0 or part.stop == size)
+            for part, chunk, size in ends
+        )
+
+    def _ends_and_middle(self, box: Box) -> Iterator[Box]:
+        """Cut a box along the first axis, so that the middle is of whole chunks."""
+        if not box:
+            yield box
+            return
+        axis = self._axes[0]
+        start, stop = box[axis].start, box[axis].stop
+        first = min(stop, -(-start // self.step) * self.step)
+        last = stop if stop == self._shape[axis] else max(first, stop // self.step * self.step)
+        for low, high in itertools.pairwise((start, first, last, stop)):
+            if low < high:
+                yield *box[:axis], slice(low, high), *box[axis + 1 :]
+
+    def _unpacked_around(self, part: Box) -> tuple[Box, MappedArray]:
+        """Return the row of chunks that a box is in, and where it is unpacked."""
+        axis = self._axes[0]
+        low, high = (part[axis].start // self.step, -(-part[axis].stop // self.step))
+        row = slice(low * self.step, min(high * self.step, self._shape[axis]))
+        around = tuple(row if i == axis else slice(0, size) for i, size in enumerate(self._shape))
+        if self._unpacked is None or self._unpacked[0] != around:
+            self._unpacked = None  # its disk space, first
+            mapped = _temporary(self.path, [box.stop - box.start for box in around], self.dtype)
+            self._unpack(around, mapped.array, mapped.release)
+            self._unpacked = around, mapped
+        return self._unpacked
+
+    def _unpack(self, box: Box, out: Array, after_piece: Callable[[], None] = lambda: None) -> None:
+        """Write what is in a box, some chunks at a time."""
+        for piece in self._pieces(box):
+            out[_within(piece, box)] = self._read(piece).view(self.dtype)
+            after_piece()
+
+    def _pieces(self, box: Box) -> Iterator[Box]:
+        """Cut a box where chunks end, into pieces of PIECE_BYTES, or a chunk if that is larger."""
+        sizes = [max(1, min(chunk, size)) for chunk, size in zip(self.chunks, self._shape, strict=True)]
+        for axis in reversed(range(len(sizes))):
+            others = math.prod(sizes) // sizes[axis] * self.dtype.itemsize
+            most = min(PIECE_BYTES // others, self._shape[axis])
+            sizes[axis] = max(sizes[axis], most // self.chunks[axis] * self.chunks[axis])
+        return itertools.product(*(_cut(part, size) for part, size in zip(box, sizes, strict=True)))
+
+
+def _cut(part: slice, size: int) -> list[slice]:
+    """Cut where multiples of a size are."""
+    ends = range(part.start - part.start % size + size, part.stop, size)
+    return [
+        slice(low, high) for low, high in itertools.pairwise((part.start, *ends, part.stop)) if low < high
+    ]
+
+
+def _within(part: Box, box: Box) -> Box:
+    """Return where a part of a box is in it."""
+    both = zip(part, box, strict=True)
+    return tuple(slice(inner.start - outer.start, inner.stop - outer.start) for inner, outer in both)
+
+
+def _text(array: Array) -> Array:
+    """Return texts that may be bytes, as UTF-8, as an array of fixed width."""
+    if array.dtype.kind == "O":
+        texts = [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel().tolist()]
+        return np.array(texts, "U").reshape(array.shape)
+    return np.strings.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype("U")
+
+
+def _temporary(path: str, shape: Sequence[int], dtype: np.dtype[Any]) -> MappedArray:
+    """Map an array in a file that has no name, and goes away with the mapping."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    what = f"{n_bytes} bytes for a row of its chunks cannot be had in {tempfile.gettempdir()}"
+    with one_line(path, what), tempfile.TemporaryFile(prefix="logitloss-") as file:
+        file.truncate(n_bytes)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and ends the process later
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        array: Any = np.memmap(file, dtype, "r+", shape=tuple(shape))
+        return MappedArray(path, array._mmap, array)
