@@ -12,21 +12,20 @@ model had said the same of every class.
 
 import itertools
 import math
-import os
 import tempfile
 import warnings
+import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from logitloss.evaluate.errors import FileError, FileWarning
-from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import Array, Box, StoredArray, one_line
 
 # What is decoded at once, where a chunk is not larger: decoders hold it packed, unpacked and in place
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 4 << 20
 # What a text whose length is not known yet is taken for
 TEXT_BYTES = 64
 
@@ -49,7 +48,7 @@ class ChunkedArray(StoredArray):
     ) -> None:
         super().__init__(path, shape, dtype)
         self.chunks = tuple(chunks)
-        self._unpacked: tuple[Box, MappedArray] | None = None
+        self._unpacked: _Unpacked | None = None
         self._step_along_first()
         if dtype.kind in "OT":
             self.dtype = np.dtype(f"V{TEXT_BYTES}")
@@ -98,13 +97,13 @@ class ChunkedArray(StoredArray):
     def _block(self, box: Box) -> Array:
         block = np.empty([part.stop - part.start for part in box], self.dtype)
         for part in self._ends_and_middle(box):
-            place = block[_within(part, box)]
+            within: Any = (*_within(part, box), ...)
+            place = block[within]
             if self._is_whole(part):
-                self._unpack(part, place)
+                for piece in self._pieces(part):
+                    place[_within(piece, part)] = self._read(piece).view(self.dtype)
             else:
-                around, mapped = self._unpacked_around(part)
-                place[...] = mapped.array[_within(part, around)]
-                mapped.release()
+                self._unpacked_around(part).copy(part, place.view(self._decoded_dtype))
         return block
 
     def _is_whole(self, box: Box) -> bool:
@@ -128,24 +127,19 @@ class ChunkedArray(StoredArray):
             if low < high:
                 yield *box[:axis], slice(low, high), *box[axis + 1 :]
 
-    def _unpacked_around(self, part: Box) -> tuple[Box, MappedArray]:
-        """Return the row of chunks that a box is in, and where it is unpacked."""
+    def _unpacked_around(self, part: Box) -> "_Unpacked":
+        """Return the row of chunks that a box is in, unpacked."""
         axis = self._axes[0]
-        low, high = (part[axis].start // self.step, -(-part[axis].stop // self.step))
+        low, high = part[axis].start // self.step, -(-part[axis].stop // self.step)
         row = slice(low * self.step, min(high * self.step, self._shape[axis]))
         around = tuple(row if i == axis else slice(0, size) for i, size in enumerate(self._shape))
-        if self._unpacked is None or self._unpacked[0] != around:
+        if self._unpacked is None or self._unpacked.box != around:
             self._unpacked = None  # its disk space, first
-            mapped = _temporary(self.path, [box.stop - box.start for box in around], self.dtype)
-            self._unpack(around, mapped.array, mapped.release)
-            self._unpacked = around, mapped
+            unpacked = _Unpacked(self.path, around, axis, self._decoded_dtype)
+            for piece in self._pieces(around):
+                unpacked.append(piece, self._read(piece))
+            self._unpacked = unpacked
         return self._unpacked
-
-    def _unpack(self, box: Box, out: Array, after_piece: Callable[[], None] = lambda: None) -> None:
-        """Write what is in a box, some chunks at a time."""
-        for piece in self._pieces(box):
-            out[_within(piece, box)] = self._read(piece).view(self.dtype)
-            after_piece()
 
     def _pieces(self, box: Box) -> Iterator[Box]:
         """Cut a box where chunks end, into pieces of PIECE_BYTES, or a chunk if that is larger."""
@@ -173,19 +167,40 @@ def _within(part: Box, box: Box) -> Box:
 
 def _text(array: Array) -> Array:
     """Return texts that may be bytes, as UTF-8, as an array of fixed width."""
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OT":
         texts = [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel().tolist()]
         return np.array(texts, "U").reshape(array.shape)
     return np.strings.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype("U")
 
 
-def _temporary(path: str, shape: Sequence[int], dtype: np.dtype[Any]) -> MappedArray:
-    """Map an array in a file that has no name, and goes away with the mapping."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    what = f"{n_bytes} bytes for a row of its chunks cannot be had in {tempfile.gettempdir()}"
-    with one_line(path, what), tempfile.TemporaryFile(prefix="logitloss-") as file:
-        file.truncate(n_bytes)
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and ends the process later
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
-        array: Any = np.memmap(file, dtype, "r+", shape=tuple(shape))
-        return MappedArray(path, array._mmap, array)
+class _Unpacked:
+    """A box of an array, a piece after the other in a file that has no name; of each, rows are contiguous."""
+
+    def __init__(self, path: str, box: Box, axis: int, dtype: np.dtype[Any]) -> None:
+        self.path, self.box, self.axis, self.dtype = path, box, axis, dtype
+        self.pieces: list[tuple[Box, int]] = []
+        self.file = tempfile.TemporaryFile(prefix="logitloss-")  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
+
+    def append(self, piece: Box, array: Array) -> None:
+        """Put a piece behind those before."""
+        self.pieces.append((piece, self.file.tell()))
+        rows_first = np.ascontiguousarray(np.moveaxis(array, self.axis, 0))
+        with one_line(self.path, f"a row of its chunks does not fit into {tempfile.gettempdir()}"):
+            self.file.write(rows_first.reshape(-1).view(np.uint8).data)
+            self.file.flush()
+
+    def copy(self, part: Box, out: Array) -> None:
+        """Write a part of the box to an array of its shape."""
+        for piece, place in self.pieces:
+            ends = zip(piece, part, strict=True)
+            both = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in ends)
+            if any(one.start >= one.stop for one in both):
+                continue
+            rows = tuple(both[i] if i == self.axis else one for i, one in enumerate(piece))
+            shape = [one.stop - one.start for one in rows]
+            shape.insert(0, shape.pop(self.axis))
+            row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+            self.file.seek(place + (rows[self.axis].start - piece[self.axis].start) * row_bytes)
+            found = np.frombuffer(self.file.read(shape[0] * row_bytes), self.dtype).reshape(shape)
+            out[_within(both, part)] = np.moveaxis(found, 0, self.axis)[_within(both, rows)]
