@@ -164,6 +164,9 @@ def test_absent_chunks_are_an_error_of_logits_and_a_warning_of_labels():
     assert raw[()].sum() == 0
     with pytest.raises(FileError, match="count as logits"):
         raw.view(np.float16)[()]
+    raw.close()  # no word more
+    labels = ListedChunks(array.astype(np.uint16), (2, 4), "chunk 3")
+    assert labels[()].sum() == 0
     with pytest.warns(FileWarning, match=r"^listed: not written or lost: chunk 3, which count as the fill"):
-        raw.close()
+        labels.close()
     ListedChunks(array, (2, 4)).close()

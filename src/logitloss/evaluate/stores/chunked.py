@@ -49,6 +49,7 @@ class ChunkedArray(StoredArray):
         super().__init__(path, shape, dtype)
         self.chunks = tuple(chunks)
         self._unpacked: _Unpacked | None = None
+        self._refused: set[str] = set()  # of all views of the array
         self._step_along_first()
         if dtype.kind in "OT":
             self.dtype = np.dtype(f"V{TEXT_BYTES}")
@@ -83,14 +84,15 @@ class ChunkedArray(StoredArray):
                 found = _text(found)
             found = np.asarray(found, self._decoded_dtype)
         if self.absent and self.dtype.kind not in "iubU":
+            self._refused.add(self.absent)
             what = f"not written or lost: {self.absent}; the fill value there would count as logits"
             raise FileError(self.path, what)
         return found
 
     def close(self) -> None:
-        """Let go of the store, and warn of chunks that it does not have."""
+        """Let go of the store, and warn of chunks that it does not have, if they were let through."""
         self._unpacked = None
-        if self.absent:
+        if self.absent and not self._refused:
             what = f"{self.path}: not written or lost: {self.absent}, which count as the fill value"
             warnings.warn(what, FileWarning, stacklevel=2)
 
