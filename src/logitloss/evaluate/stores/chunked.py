@@ -5,9 +5,9 @@ decoded straight into place, some chunks at a time. Where that cannot be, becaus
 more than a block or another array cuts the blocks, a row of chunks is unpacked into a file that has no name,
 and blocks are copied out of it.
 
-Chunks that the store does not have count as its fill value, by the formats' rules. Of labels and keys that is
-told in a warning, as writers leave such chunks out. Of logits it is an error: they would be evaluated as if a
-model had said the same of every class.
+Chunks that the store does not have count as its fill value, by the formats' rules. Of integers that is told
+in a warning, as writers leave out chunks of labels that are all 0. Of floats it is an error: they would be
+evaluated as if a model had said the same of every class. So it is of texts.
 """
 
 import itertools
@@ -54,7 +54,7 @@ class ChunkedArray(StoredArray):
         if dtype.kind in "OT":
             self.dtype = np.dtype(f"V{TEXT_BYTES}")
             pieces = self._pieces(self._stored(()))
-            self.dtype = max((_text(self._decode(piece)).dtype for piece in pieces), default=np.dtype("U1"))
+            self.dtype = max((self._text(piece).dtype for piece in pieces), default=np.dtype("U1"))
         elif dtype.kind == "S":
             self.dtype = np.dtype(f"U{dtype.itemsize}")
         self._decoded_dtype = self.dtype
@@ -79,15 +79,24 @@ class ChunkedArray(StoredArray):
 
     def _read(self, box: Box) -> Array:
         with one_line(self.path, "damaged"):
-            found = self._decode(box)
-            if self._decoded_dtype.kind == "U":
-                found = _text(found)
-            found = np.asarray(found, self._decoded_dtype)
-        if self.absent and self.dtype.kind not in "iubU":
+            found = self._text(box) if self._decoded_dtype.kind == "U" else self._decode(box)
+            self._check_absent()
+            return np.asarray(found, self._decoded_dtype)
+
+    def _text(self, box: Box) -> Array:
+        """Return texts that may be bytes, as UTF-8, of one width."""
+        found = np.asarray(self._decode(box))
+        self._check_absent()
+        if found.dtype.kind in "OT":
+            texts = [one.decode() if isinstance(one, bytes) else str(one) for one in found.ravel().tolist()]
+            return np.array(texts, "U").reshape(found.shape)
+        return np.strings.decode(found, "utf-8") if found.dtype.kind == "S" else found.astype("U")
+
+    def _check_absent(self) -> None:
+        if self.absent and self.dtype.kind not in "iub":
             self._refused.add(self.absent)
-            what = f"not written or lost: {self.absent}; the fill value there would count as logits"
+            what = f"not written or lost: {self.absent}; what would be read is the fill value"
             raise FileError(self.path, what)
-        return found
 
     def close(self) -> None:
         """Let go of the store, and warn of chunks that it does not have, if they were let through."""
@@ -150,29 +159,24 @@ class ChunkedArray(StoredArray):
             others = math.prod(sizes) // sizes[axis] * self.dtype.itemsize
             most = min(PIECE_BYTES // others, self._shape[axis])
             sizes[axis] = max(sizes[axis], most // self.chunks[axis] * self.chunks[axis])
-        return itertools.product(*(_cut(part, size) for part, size in zip(box, sizes, strict=True)))
+        return _cut(box, sizes)
 
 
-def _cut(part: slice, size: int) -> list[slice]:
-    """Cut where multiples of a size are."""
-    ends = range(part.start - part.start % size + size, part.stop, size)
-    return [
-        slice(low, high) for low, high in itertools.pairwise((part.start, *ends, part.stop)) if low < high
-    ]
+def _cut(box: Box, sizes: Sequence[int]) -> Iterator[Box]:
+    """Cut a box where multiples of sizes are."""
+    if not box:
+        yield ()
+        return
+    (first, *others), (size, *other_sizes) = box, sizes
+    for low in range(first.start - first.start % size, first.stop, size):
+        part = slice(max(low, first.start), min(low + size, first.stop))
+        yield from ((part, *rest) for rest in _cut(tuple(others), other_sizes))
 
 
 def _within(part: Box, box: Box) -> Box:
     """Return where a part of a box is in it."""
     both = zip(part, box, strict=True)
     return tuple(slice(inner.start - outer.start, inner.stop - outer.start) for inner, outer in both)
-
-
-def _text(array: Array) -> Array:
-    """Return texts that may be bytes, as UTF-8, as an array of fixed width."""
-    if array.dtype.kind in "OT":
-        texts = [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel().tolist()]
-        return np.array(texts, "U").reshape(array.shape)
-    return np.strings.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype("U")
 
 
 class _Unpacked:

@@ -24,13 +24,14 @@ def open_array(place: Place) -> StoredArray:
         file = stack.enter_context(h5py.File(place.file, "r", locking=False))
         dataset = _chosen(place, file)
         _check(place.path, file, dataset)
-        if dataset.dtype.kind == "O":
+        if dataset.dtype.kind == "O" and dataset.size:
             return unpack_texts(place, dataset.name, dataset.shape)
         offset = _offset(dataset)
         if offset is not None:
             return _mapped(place, dataset, offset)
+        stored = Hdf5Array(place.path, file, dataset)
         stack.pop_all()
-        return Hdf5Array(place.path, file, dataset)
+        return stored
 
 
 def _chosen(place: Place, file: Any) -> Any:

@@ -18,10 +18,10 @@ from logitloss.evaluate.errors import EvaluationError, FileError
 from logitloss.evaluate.stores.mapped import MappedArray, map_array
 from logitloss.evaluate.stores.stored import Array, Box, Place
 
-# How long a piece may take: a quarter of a million texts, of a file that may be far away
+# How long a piece (some 65,536 texts) may take, of a file that may be far away
 SECONDS = 60.0
-# Texts at once
-N_TEXTS = 1 << 18
+# Texts that are written at once
+N_TEXTS = 1 << 14
 
 
 def unpack_texts(place: Place, name: str, shape: tuple[int, ...]) -> MappedArray:
