@@ -81,6 +81,11 @@ def evaluate_files(
     ------
     EvaluationError
         Named for the file it is about; also if every shard is left out.
+
+    Warns
+    -----
+    FileWarning
+        Chunks of integers are not in a Zarr or HDF5 store, and count as its fill value.
     """
     paths = {"logits": logits_path, "target": target_path}
     if groups_path is not None:

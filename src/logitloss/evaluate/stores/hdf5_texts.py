@@ -1,13 +1,13 @@
-"""Texts of any length in an HDF5 file, read by a process of its own, which may hang or end.
+"""Texts of any length in an HDF5 file, read by a process of its own, which may hang or crash.
 
-They lie in heaps, and the HDF5 library does not check these: a damaged one makes it loop for ever (2.0.0, an
-object of size 0), or take gigabytes. So `python -m logitloss.evaluate.stores.hdf5_texts FILE NAME` writes
-them, of one width, to a file that has no name, and a dot to stderr for each piece; where none comes for a
-while, it is ended.
+They lie in heaps, and the HDF5 library does not check these: damaged ones make it loop for ever, take
+gigabytes or crash (seen of 2.0.0). So `python -m logitloss.evaluate.stores.hdf5_texts FILE NAME SECONDS`
+writes the texts of a dataset, of one width, to a file that has no name. An alarm ends it where a piece takes
+longer than that.
 """
 
 import os
-import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,46 +19,38 @@ from logitloss.evaluate.stores.mapped import MappedArray, map_array
 from logitloss.evaluate.stores.stored import Array, Box, Place
 
 # How long a piece (some 65,536 texts) may take, of a file that may be far away
-SECONDS = 60.0
+SECONDS = 60
 # Texts that are written at once
 N_TEXTS = 1 << 14
 
 
 def unpack_texts(place: Place, name: str, shape: tuple[int, ...]) -> MappedArray:
-    """Map the texts of a dataset."""
-    command = [sys.executable, "-m", __name__, place.file, name]
-    with (
-        tempfile.TemporaryFile(prefix="logitloss-") as unpacked,
-        subprocess.Popen(command, stdout=unpacked, stderr=subprocess.PIPE) as child,
-    ):
-        assert child.stderr is not None
-        said = part = b"."
-        while part:
-            if not select.select([child.stderr], [], [], SECONDS)[0]:
-                child.kill()
-                raise FileError(place.path, f"damaged: {SECONDS:.0f} seconds did not do to read texts")
-            part = os.read(child.stderr.fileno(), 1 << 12)
-            said += part
-        if child.wait():
-            why = said.decode(errors="replace").strip(".\n").rpartition("\n")[2]
-            raise FileError(place.path, f"damaged ({why or f'reading ended with {child.returncode}'})")
+    """Map the texts of a dataset that is not empty."""
+    command = [sys.executable, "-m", __name__, place.file, name, str(SECONDS)]
+    with tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
+        done = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
+        if done.returncode == -signal.SIGALRM:
+            raise FileError(place.path, f"damaged: {SECONDS} seconds did not do to read some texts")
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise FileError(place.path, f"damaged ({said or f'reading ended with {done.returncode}'})")
         n_bytes = os.fstat(unpacked.fileno()).st_size
-        width = max(1, n_bytes // max(1, int(np.prod(shape, dtype=object))) // 4)
+        width = n_bytes // int(np.prod(shape, dtype=object)) // np.dtype("U1").itemsize
         return map_array(place.path, unpacked, 0, None, shape, np.dtype(f"U{width}"))
 
 
-def _write(file: str, name: str) -> None:
+def _write(file: str, name: str, seconds: str) -> None:
     """Write the texts of a dataset to stdout."""
     from logitloss.evaluate.shard import blocks
     from logitloss.evaluate.stores.hdf5 import Hdf5Array, h5py
 
-    class Telling(Hdf5Array):
+    class Timed(Hdf5Array):
         def _decode(self, box: Box) -> Array:
-            print(end=".", file=sys.stderr, flush=True)
+            signal.alarm(int(seconds))
             return super()._decode(box)
 
     with h5py.File(file, "r", locking=False) as opened:
-        texts = Telling(file, opened, opened[name])
+        texts = Timed(file, opened, opened[name])
         for box in blocks(texts.shape, N_TEXTS):
             texts[box].tofile(sys.stdout.buffer)
 
@@ -66,6 +58,6 @@ def _write(file: str, name: str) -> None:
 if __name__ == "__main__":
     try:
         _write(*sys.argv[1:])
-    except Exception as error:
+    except Exception as error:  # a damaged file may raise anything
         reason = error.reason if isinstance(error, EvaluationError) else str(error)
-        sys.exit("\n" + (reason.partition("\n")[0] or type(error).__name__))
+        sys.exit(reason.partition("\n")[0] or type(error).__name__)
