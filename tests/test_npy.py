@@ -223,7 +223,7 @@ def test_archives_of_nothing_and_of_names_without_archive(tmp_path):
 
 
 def test_archive_of_something_else(tmp_path):
-    path = tmp_path / "a.zip"
+    path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "nothing to see")
     raises(path, "neither a .npy nor a .npz file")

@@ -9,6 +9,7 @@ import shlex
 import sys
 import tempfile
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,9 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _tell  # type: ignore[assignment]
+                return super().invoke(ctx)
         except BrokenPipeError:
             # click's own: whoever read the output has heard enough
             raise
@@ -63,6 +66,11 @@ def _is_page(context: click.Context, option: click.Parameter, path: str | None) 
     if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
         raise click.BadParameter(f"there is no directory for {path}")
     return path
+
+
+def _tell(what: object, *where_warned: object) -> None:
+    """Print a line, or a warning in a line, on stderr; click would write past the progress bar, into it."""
+    print(f"logitloss: {what}", file=sys.stderr)
 
 
 backend_option = click.option(
@@ -187,8 +195,8 @@ def eval_command(
 ) -> None:
     """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy, calibration and more.
 
-    Both are .npy or .npz files; PATH::NAME picks one array of a .npz file. LOGITS has the classes on --axis,
-    and TARGETS the class of each row (an integer).
+    Both are .npy, .npz, HDF5 or Zarr; PATH::NAME picks one of several arrays in there. LOGITS has the classes
+    on --axis, and TARGETS the class of each row (an integer).
 
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
     those of LOGITS, TARGETS, --group-by and --mask go together by that order.
@@ -250,8 +258,7 @@ def eval_command(
 
 
 def _tell_skipped(one: Skipped) -> None:
-    # click would write past the progress bar, into its line
-    print(f"logitloss: skipped {one.file}: {one.reason}", file=sys.stderr)
+    _tell(f"skipped {one.file}: {one.reason}")
 
 
 @main.command("compare")

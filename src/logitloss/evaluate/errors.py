@@ -73,3 +73,7 @@ class MaskError(EvaluationError, ValueError):
 
 class OutputError(FileError):
     """A file that cannot be written, or not be written on."""
+
+
+class FileWarning(UserWarning):
+    """What a file lacks, and is evaluated without."""

@@ -1,7 +1,8 @@
 """An evaluation of files: logits, or hidden states and the last layer's weight, against labels.
 
-A path may stand for shards: a directory's `.npy` and `.npz` files, or those that match a pattern. They are
-paired by their natural order, and opened one pair after the other. What is wrong has its file's name.
+A path may stand for shards: a directory's files of the formats in `stores`, or those that match a pattern.
+They are paired by their natural order, and opened one pair after the other. What is wrong has its file's
+name.
 """
 
 import glob
@@ -46,13 +47,13 @@ def evaluate_files(
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Evaluate logits in files against labels in others, `.npy` or `.npz`.
+    """Evaluate logits in files against labels in others, of any format in `stores`.
 
     Parameters
     ----------
     logits_path, target_path : str
         A file each; or shards: a directory of files, or a pattern (`"logits-*.npy"`), in natural order (2
-        before 10). `PATH::name` for one array of several in a `.npz` file.
+        before 10). `PATH::name` for one array of several in a file.
     unembedding_path, bias_path : str, optional
         The files of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale
@@ -87,6 +88,11 @@ def evaluate_files(
     ------
     EvaluationError
         Named for the file it is about; also if every shard is left out.
+
+    Warns
+    -----
+    FileWarning
+        Chunks of integers are not in a Zarr or HDF5 store, and count as its fill value.
     """
     paths = {"logits": logits_path, "target": target_path}
     paths |= {} if groups_path is None else {"groups": groups_path}

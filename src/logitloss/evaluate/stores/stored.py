@@ -6,6 +6,7 @@ should be becomes one line with the file's name.
 """
 
 import copy
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,15 @@ def one_line(path: str, what: str) -> Iterator[None]:
         raise FileError(path, f"{what} ({reason})") from None
 
 
+def library(name: str, extra: str) -> Any:
+    """Return an optional library, or raise ImportError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        command = f"pip install 'logitloss[{extra}]'"
+        raise ImportError(f"{name} reads such files and cannot be imported ({error}): {command}") from None
+
+
 class StoredArray(ABC):
     """An array of which boxes are read.
 
@@ -82,6 +92,10 @@ class StoredArray(ABC):
     @abstractmethod
     def _read(self, box: Box) -> Array:
         """Return a box in the store's own order of axes; its slices have a start, an end and no step."""
+
+    def _block(self, box: Box) -> Array:
+        """Return a box that more follow after, where that is read otherwise."""
+        return self._read(box)
 
     def release(self, box: Box = ()) -> None:  # noqa: B027
         """Let go of the memory that was used to read a box, by default any."""
@@ -131,7 +145,7 @@ class StoredArray(ABC):
 
     def __getitem__(self, box: Box) -> Array:
         """Read a box: slices of the leading axes, all of the others."""
-        block = self._read(self._stored(box))
+        block = self._block(self._stored(box))
         return block.view(self.dtype).transpose(self._axes)
 
     def _stored(self, box: Box) -> Box:
@@ -148,7 +162,8 @@ class StoredArray(ABC):
         places = far_apart(self.size, min(most, self.MOST_SAMPLES))
         elements = np.empty(places.size, self.dtype)
         for number, index in enumerate(np.stack(np.unravel_index(places, self.shape), -1).tolist()):
-            elements[number] = self[tuple(slice(i, i + 1) for i in index)].ravel()[0]
+            element = self._read(self._stored(tuple(slice(i, i + 1) for i in index)))
+            elements[number] = element.view(self.dtype).ravel()[0]
         return places, elements
 
 
