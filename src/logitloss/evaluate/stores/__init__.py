@@ -16,7 +16,15 @@ from logitloss.evaluate.stores.stored import Place, StoredArray
 __all__ = ["SUFFIXES", "Place", "StoredArray", "is_store", "open_array", "shape_of", "split"]
 
 # The module of each format, by the ending of its files' names
-SUFFIXES = {".npy": "npy", ".npz": "npy", ".safetensors": "safetensors"}
+SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npy",
+    ".safetensors": "safetensors",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".parquet": "parquet",
+}
 
 
 def split(path: str) -> Place:

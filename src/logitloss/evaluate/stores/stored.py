@@ -6,6 +6,7 @@ becomes one line with the file's name.
 """
 
 import copy
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,15 @@ def one_line(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileError(path, f"{what} ({reason})") from None
+
+
+def library(name: str, extra: str) -> Any:
+    """Return an optional library, or raise ImportError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        command = f"pip install 'logitloss[{extra}]'"
+        raise ImportError(f"{name} reads such files and cannot be imported ({error}): {command}") from None
 
 
 class StoredArray(ABC):
