@@ -65,7 +65,7 @@ class Column(StoredArray):
         self.name, self.entries = field.name, entries
         self.cursors: list[Cursor] = []  # at most one; the list is shared by all that are views of this
         self.lengths: list[int] = []  # of the lists on each level
-        self._flat(next(self._arrays(0, min(1, n_rows)), (pa.array([], field.type), 0)))
+        self._flat(next(self._arrays(0, min(1, n_rows)), (pa.nulls(0, field.type), 0)))
         self.cursors.clear()
         if dtype.kind == "U":
             dtype = np.dtype(f"U{self._longest_string()}")

@@ -1,0 +1,563 @@
+"""Columns of Arrow and Parquet files: any box of any type comes back, and one line about each that cannot."""
+
+import os
+import re
+import sys
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cases import rng_for
+from children import run_child
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitloss.evaluate import FileError, StateError, evaluate, evaluate_files
+from logitloss.evaluate.stores import open_array, parquet
+
+# rows of a batch or row group
+BATCH = 13
+
+
+def write_arrow(path, table, new=pa.ipc.new_file, compression=None):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with new(path, table.schema, options=options) as writer:
+        for batch in table.to_batches(max_chunksize=BATCH):
+            writer.write_batch(batch)
+
+
+def write_stream(path, table, compression=None):
+    write_arrow(path, table, pa.ipc.new_stream, compression)
+
+
+def write_parquet(path, table, compression="snappy", **options):
+    pq.write_table(table, path, row_group_size=BATCH, compression=compression, **options)
+
+
+WRITERS = {
+    "file": ("arrow", write_arrow, {}),
+    "file-lz4": ("arrow", write_arrow, {"compression": "lz4"}),
+    "stream": ("arrow", write_stream, {}),
+    "stream-zstd": ("arrow", write_stream, {"compression": "zstd"}),
+    "feather": ("feather", write_arrow, {"compression": "zstd"}),
+    "parquet": ("parquet", write_parquet, {}),
+    "parquet-plain": ("parquet", write_parquet, {"compression": "none", "use_dictionary": False}),
+    "parquet-v2": ("parquet", write_parquet, {"data_page_version": "2.0", "data_page_size": 64}),
+    "parquet-crc": ("parquet", write_parquet, {"write_page_checksum": True, "store_schema": False}),
+}
+
+
+@pytest.fixture(params=WRITERS)
+def write(request, tmp_path):
+    """Return a function that writes columns to a file, and returns its path."""
+    suffix, writer, options = WRITERS[request.param]
+
+    def write(name="t", **columns):
+        path = str(tmp_path / f"{name}.{suffix}")
+        writer(path, pa.table(columns), **options)
+        return path
+
+    return write
+
+
+def fixed(array):
+    """Return an array as fixed-size lists, one in the other."""
+    column = pa.array(np.ascontiguousarray(array).ravel())
+    for size in array.shape[:0:-1]:
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
+
+
+def lists(array, kind=pa.ListArray, offset=np.int32):
+    """Return an array as lists, one in the other."""
+    column = pa.array(np.ascontiguousarray(array).ravel())
+    for axis in range(array.ndim - 1, 0, -1):
+        n_lists = int(np.prod(array.shape[:axis]))
+        column = kind.from_arrays(pa.array(np.arange(n_lists + 1, dtype=offset) * array.shape[axis]), column)
+    return column
+
+
+def large_lists(array):
+    return lists(array, pa.LargeListArray, np.int64)
+
+
+def check(path, array, dtype=None):
+    """Assert that a column is an array, in whole and in boxes."""
+    stored = open_array(path)
+    assert (stored.shape, stored.dtype) == (array.shape, dtype or array.dtype)
+    assert np.array_equal(stored[()], array)
+    rng = rng_for(path.rpartition("/")[2])
+    for _ in range(20):
+        box = tuple(slice(*sorted(rng.integers(0, size + 1, 2).tolist())) for size in array.shape)
+        for part in (box, box[:1]):
+            assert np.array_equal(stored[part], array[part])
+    stored.close()
+
+
+# ---- what can be read ----
+
+
+def test_numbers_of_every_type(write):
+    rng = rng_for("numbers")
+    columns = {}
+    for dtype in ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]:
+        raw = rng.standard_normal(50) * 30
+        columns[dtype] = np.abs(raw).astype(dtype) if dtype[0] == "u" else raw.astype(dtype)
+    columns["bool"] = columns["f4"] > 0
+    path = write(**columns)
+    for name, array in columns.items():
+        check(f"{path}::{name}", array)
+
+
+@pytest.mark.parametrize("make", [fixed, lists, large_lists])
+@pytest.mark.parametrize("shape", [(40, 5), (30, 3, 2), (14, 2, 1, 3), (1, 4)])
+def test_lists_are_axes(write, make, shape):
+    for dtype in (np.float32, np.float16, np.uint16):
+        array = (100 * rng_for("lists").random(shape)).astype(dtype)
+        check(f"{write(x=make(array))}::x", array)
+
+
+def test_tensors(tmp_path):
+    array = rng_for("tensors").standard_normal((40, 2, 3), np.float32)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+    for suffix, writer in (("arrow", write_arrow), ("parquet", write_parquet)):
+        path = str(tmp_path / f"t.{suffix}")
+        writer(path, pa.table({"x": column}))
+        check(path, array)
+        turned = pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float32(), [2, 3], permutation=[1, 0]), column.storage
+        )
+        writer(path, pa.table({"x": turned}))
+        with pytest.raises(FileError, match=r"column 'x' holds extension<arrow.fixed_shape_tensor"):
+            open_array(path)
+
+
+def test_strings_and_dictionaries(write):
+    words = np.array(["a", "", "été", "a longer one", "\N{GRINNING FACE}"])[
+        rng_for("words").integers(0, 5, 60)
+    ]
+    numbers = pa.array(np.arange(60) % 7).dictionary_encode()
+    path = write(
+        plain=words.tolist(),
+        large=pa.array(words.tolist(), pa.large_string()),
+        dictionary=pa.array(words.tolist()).dictionary_encode(),
+        numbers=numbers,
+        nested=fixed(np.arange(120).reshape(60, 2)),
+    )
+    for name in ("plain", "large", "dictionary"):
+        check(f"{path}::{name}", words, "<U12")
+    check(f"{path}::numbers", np.arange(60) % 7)
+
+
+def test_views_of_strings_and_dictionaries_that_grow(tmp_path):
+    path = str(tmp_path / "x.arrow")
+    words = ["a", "b"] * 20 + ["a much longer one", "c"] * 5
+    write_arrow(path, pa.table({"x": pa.array(words, pa.string_view())}))
+    check(path, np.array(words))
+    schema = pa.schema([("x", pa.dictionary(pa.int8(), pa.string()))])
+    for new, options in (
+        (pa.ipc.new_stream, {}),
+        (pa.ipc.new_stream, {"emit_dictionary_deltas": True}),
+        (pa.ipc.new_file, {"emit_dictionary_deltas": True}),
+    ):
+        with new(path, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+            for some, known in ((words[:40], ["a", "b"]), (words[40:], ["a", "b", "a much longer one", "c"])):
+                codes = pa.array([known.index(word) for word in some], pa.int8())
+                column = pa.DictionaryArray.from_arrays(codes, pa.array(known))
+                writer.write_batch(pa.record_batch([column], schema=schema))
+        check(path, np.array(words))
+
+
+def test_bits_of_floats(write):
+    rng = rng_for("bits")
+    logits, target = rng.standard_normal((50, 6), np.float32), rng.integers(0, 6, 50)
+    half, eighth = logits.astype(ml_dtypes.bfloat16), logits.astype(ml_dtypes.float8_e4m3fn)
+    raw = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2), half.size, [None, pa.py_buffer(half.tobytes())])
+    path = write(
+        words=fixed(half.view(np.uint16)),
+        bytes=pa.FixedSizeListArray.from_arrays(raw, 6),
+        eighth=lists(eighth.view(np.uint8)),
+        y=target,
+    )
+    assert open_array(f"{path}::bytes").dtype == "V2"
+    for name, array, dtype in (
+        ("words", half, "bf16"),
+        ("bytes", half, "bf16"),
+        ("eighth", eighth, "f8_e4m3"),
+    ):
+        found = evaluate(f"{path}::{name}", f"{path}::y", dtype=dtype, chunk_rows=20)
+        assert found == evaluate(array, target, chunk_rows=20)
+
+
+@pytest.mark.parametrize("make", [fixed, lists])
+def test_slices_are_those_of_the_values(write, make):
+    """Offsets of a parent that its children do not know."""
+    array = rng_for("slices").standard_normal((40, 3, 2), np.float32)
+    keys = pa.array([f"k{i % 5}" for i in range(40)]).dictionary_encode()
+    path = write(x=make(array)[7:33], key=keys[7:33], flag=pa.array(array[:, 0, 0] > 0)[7:33])
+    check(f"{path}::x", array[7:33])
+    check(f"{path}::key", np.array([f"k{i % 5}" for i in range(7, 33)]))
+    check(f"{path}::flag", array[7:33, 0, 0] > 0)
+
+
+def test_no_rows_and_empty_batches(tmp_path):
+    schema = pa.schema([("x", pa.list_(pa.float32(), 3)), ("l", pa.list_(pa.float32())), ("s", pa.string())])
+    empty = schema.empty_table()
+    array = rng_for("empty").standard_normal((5, 3), np.float32)
+    some = pa.table({"x": fixed(array), "l": lists(array), "s": list("abcde")}, schema=schema)
+    for number, parts in enumerate([[empty], [], [empty, some, empty, empty, some, empty]]):
+        arrow, stream, table = (str(tmp_path / f"{number}.{name}") for name in ("arrow", "ipc", "parquet"))
+        for path, new in ((arrow, pa.ipc.new_file), (stream, pa.ipc.new_stream)):
+            with new(path, schema) as writer:
+                for part in parts:
+                    for batch in part.to_batches() or [pa.RecordBatch.from_pylist([], schema)]:
+                        writer.write_batch(batch)
+        with pq.ParquetWriter(table, schema) as writer:
+            for part in parts:
+                writer.write_table(part)
+        for path in (arrow, stream, table):
+            full = number == 2
+            assert open_array(f"{path}::l").shape == ((10, 3) if full else (0, 0))
+            check(f"{path}::x", np.concatenate([array, array]) if full else np.zeros((0, 3), np.float32))
+            check(f"{path}::s", np.array(list("abcde") * 2 if full else [], "U1"))
+
+
+def test_nulls_that_are_allowed_but_not_there(write):
+    array = rng_for("nullable").standard_normal((30, 4), np.float32)
+    masked = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel(), mask=np.zeros(120, bool)), 4)
+    check(f"{write(x=masked, y=pa.array([1, 2] * 15))}::x", array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_box_in_any_order_of_reading(tmp_path_factory, data):
+    n_rows, batch = data.draw(st.integers(0, 60)), data.draw(st.integers(1, 25))
+    inner = data.draw(st.sampled_from([(), (3,), (2, 3)]))
+    array = np.arange(n_rows * int(np.prod(inner)), dtype=np.float32).reshape(n_rows, *inner)
+    make = data.draw(st.sampled_from([fixed, lists]))
+    table = pa.table({"x": make(array)})
+    folder = tmp_path_factory.mktemp("boxes")
+    paths = [str(folder / name) for name in ("f.arrow", "s.arrow", "p.parquet")]
+    for path, new in zip(paths, (pa.ipc.new_file, pa.ipc.new_stream), strict=False):
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=batch)
+    pq.write_table(table, paths[2], row_group_size=batch)
+    known = n_rows or make is fixed  # lists of which there is none have no length
+    order = data.draw(st.permutations(range(array.ndim)))
+    for path in paths if known else ():
+        stored, plain = open_array(path).transpose(order), array.transpose(order)
+        assert stored.shape == plain.shape
+        for _ in range(4):
+            ends = [sorted(data.draw(st.tuples(*2 * [st.integers(0, size)]))) for size in plain.shape]
+            box = tuple(slice(*pair) for pair in ends)
+            assert np.array_equal(stored[box], plain[box])
+        places, elements = stored.samples(50)
+        assert np.array_equal(elements, plain.ravel()[places])
+        assert (np.diff(places) > 0).all()
+
+
+# ---- how it is read ----
+
+
+def test_one_batch_of_arrow_is_a_view_of_the_file(tmp_path):
+    array = rng_for("views").standard_normal((40, 6), np.float32)
+    for new in (pa.ipc.new_file, pa.ipc.new_stream):
+        path = str(tmp_path / "x.arrow")
+        table = pa.table(
+            {"pad": np.arange(40, dtype=np.int8), "x": fixed(array), "l": lists(array), "h": array[:, 0]}
+        )
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=20)
+        for name in "xlh":
+            stored = open_array(f"{path}::{name}")
+            for rows in (slice(20, 31), slice(3, 20)):
+                assert np.shares_memory(stored[rows,], stored.mapped.array)
+                stored.release((rows,))
+            assert not np.shares_memory(stored[slice(15, 25),], stored.mapped.array)
+            assert len(stored.lent) == 1
+
+
+def test_blocks_in_order_go_on_where_the_last_ended(write):
+    array = np.arange(200, dtype=np.float32).reshape(100, 2)
+    stored = open_array(f"{write(x=fixed(array))}::x")
+    begun, begin = [], stored._batches
+    stored._batches = lambda entry, n_rows: begun.append(entry) or begin(entry, n_rows)
+    for first in range(0, 100, 7):
+        assert np.array_equal(stored[slice(first, first + 7),], array[first : first + 7])
+    assert begun == [0]
+    assert np.array_equal(stored[slice(3, 5),], array[3:5])
+    assert np.array_equal(stored[slice(80, 90),], array[80:90])
+    # what can be entered in the middle is
+    assert begun == ([0, 0] if stored.entries == [0] else [0, 0, 80 // BATCH])
+
+
+def test_files_evaluate_like_their_arrays(write, tmp_path):
+    rng = rng_for("files")
+    logits, target = 3 * rng.standard_normal((100, 7), np.float32), rng.integers(0, 7, 100)
+    keys = np.array(["even", "odd"])[target % 2]
+    path = write(logits=fixed(logits), label=target, key=keys.tolist())
+    for chunk_rows in (10, 33, None):
+        found = evaluate(f"{path}::logits", f"{path}::label", groups=f"{path}::key", chunk_rows=chunk_rows)
+        assert found == evaluate(logits, target, groups=keys, chunk_rows=chunk_rows)
+    hit = (logits > 0).astype(np.uint8)
+    path = write(logits=fixed(logits), hit=lists(hit))
+    found = evaluate(f"{path}::logits", f"{path}::hit", loss="bce", chunk_rows=20)
+    assert found == evaluate(logits, hit, loss="bce", chunk_rows=20)
+
+
+def test_images_of_more_positions_than_a_block(write):
+    rng = rng_for("images")
+    logits, target = rng.standard_normal((30, 3, 4, 5), np.float32), rng.integers(0, 3, (30, 4, 5))
+    path = write(x=fixed(logits), y=lists(target))
+    for chunk_rows in (8, 20, 70):
+        found = evaluate(f"{path}::x", f"{path}::y", chunk_rows=chunk_rows)
+        assert found == evaluate(logits, target, chunk_rows=chunk_rows)
+
+
+def test_shards_of_tables_and_of_other_formats_together(write, tmp_path):
+    rng = rng_for("shards of tables")
+    logits, target = rng.standard_normal((90, 4), np.float32), rng.integers(0, 4, 90)
+    paths = []
+    for number, rows in enumerate((slice(0, 40), slice(40, 41), slice(41, 90))):
+        path = write(f"part-{number}", logits=fixed(logits[rows]), label=target[rows])
+        paths.append(path)
+    wanted = evaluate(logits[:40], target[:40], chunk_rows=20)
+    for rows in (slice(40, 41), slice(41, 90)):
+        wanted.merge(evaluate(logits[rows], target[rows], chunk_rows=20))
+    pattern = re.sub(r"part-0", "part-*", paths[0])
+    for shards in (str(tmp_path), pattern):
+        assert evaluate(f"{shards}::logits", f"{shards}::label", chunk_rows=20) == wanted
+    np.savez(tmp_path / "part-1.npz", logits=logits[40:41], label=target[40:41])
+    os.unlink(paths[1])
+    assert evaluate(f"{tmp_path}::logits", f"{tmp_path}::label", chunk_rows=20) == wanted
+
+
+def test_a_stopped_evaluation_goes_on_and_knows_its_rows(write, tmp_path):
+    rng = rng_for("states")
+    logits, target = rng.standard_normal((100, 7), np.float32), rng.integers(0, 7, 100)
+    options = {"chunk_rows": 20, "state_file": str(tmp_path / "state.json"), "save_every": 0}
+
+    def stop(done, total, n_bytes):
+        if done == 60:
+            raise KeyboardInterrupt
+
+    path = write(x=fixed(logits), y=target)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(f"{path}::x", f"{path}::y", progress=stop, **options)
+    target[0] += 1
+    write(x=fixed(logits), y=target)
+    with pytest.raises(StateError, match="with target of"):
+        evaluate(f"{path}::x", f"{path}::y", **options)
+    target[0] -= 1
+    write(x=fixed(logits), y=target)
+    found = evaluate_files(f"{path}::x", f"{path}::y", **options)
+    assert found.n_rows == 40
+    assert found.state == evaluate(logits, target, chunk_rows=20)
+
+
+def test_samples_of_parquet_are_of_its_first_rows(tmp_path, monkeypatch):
+    """Not from all over a row group, each of which would have to be unpacked."""
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 5 * 8)
+    path = str(tmp_path / "x.parquet")
+    write_parquet(path, pa.table({"x": np.arange(100)}))
+    places, elements = open_array(path).samples(64)
+    assert np.array_equal(places, elements)
+    assert set((places % BATCH).tolist()) == set(range(5))
+    assert set((places // BATCH).tolist()) == set(range(8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
+@pytest.mark.parametrize("form", ["one row group", "small batches", "one batch"])
+def test_memory_does_not_grow_with_the_file(tmp_path, form):
+    """Two times the bound of an evaluation, 256 MiB, read whole would be seen."""
+    n_rows, n_classes = 540_000, 250
+    part = fixed(np.zeros((2000, n_classes), np.float32))
+    y = pa.table({"y": pa.chunked_array(270 * [np.zeros(2000, np.int32)])})
+    pq.write_table(y, tmp_path / "y.parquet")
+    path = str(tmp_path / ("x.parquet" if form == "one row group" else "x.arrow"))
+    table = pa.table({"x": pa.chunked_array(270 * [part])})
+    if form == "one row group":
+        pq.write_table(table, path, row_group_size=n_rows)
+        assert pq.ParquetFile(path).num_row_groups == 1
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table.combine_chunks() if form == "one batch" else table)
+    program = (
+        "import test_memory\n"
+        "from logitloss.evaluate import evaluate\n"
+        "print(evaluate(*sys.argv[1:], num_threads=2).count, test_memory.peak())"
+    )
+    count, peak = map(int, run_child(program, path, str(tmp_path / "y.parquet")).split())
+    os.unlink(path)
+    assert count == n_rows
+    assert peak < 256 << 10
+
+
+# ---- what cannot be ----
+
+
+def refused(path, *messages):
+    with pytest.raises(FileError) as caught:
+        open_array(path)[()]
+    line = str(caught.value)
+    assert line.startswith(path)
+    assert "\n" not in line
+    assert any(message in line for message in messages), line
+
+
+def test_nulls_are_named_by_their_row(write):
+    rng = rng_for("nulls")
+    array = rng.standard_normal((40, 3, 2), np.float32)
+    gap = np.zeros(40, bool)
+    gap[29] = True
+    deep = pa.array(array.ravel(), mask=np.repeat(gap, 6) & (np.arange(240) % 6 == 4))
+    rows = [None if null else row for null, row in zip(gap, array.tolist(), strict=True)]
+    path = write(
+        number=pa.array(array[:, 0, 0], mask=gap),
+        string=pa.array(["a"] * 40, mask=gap),
+        key=pa.array(["a"] * 40, mask=gap).dictionary_encode(),
+        lists=pa.array(rows, pa.list_(pa.list_(pa.float32()))),
+        fixed=pa.array(rows, pa.list_(pa.list_(pa.float32(), 2), 3)),
+        deep=pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(deep, 2), 3),
+        nothing=pa.nulls(40, pa.list_(pa.float32())),
+    )
+    for name in ("number", "string", "key", "lists", "fixed", "deep"):
+        refused(f"{path}::{name}", f"{path}::{name}: row 29: column {name!r} holds a null")
+    refused(f"{path}::nothing", "row 0: column 'nothing' holds a null")
+
+
+def test_nulls_in_a_dictionary(tmp_path):
+    path = str(tmp_path / "x.arrow")
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1]), pa.array(["a", None]))
+    write_arrow(path, pa.table({"x": column}))
+    refused(path, "column 'x' holds a null in its dictionary")
+
+
+def test_ragged_lists_are_named_by_their_row(write):
+    rows = [[[1.0, 2.0], [3.0, 4.0]] for _ in range(40)]
+    short, deep = list(rows), list(rows)
+    short[17], deep[31] = rows[0][:1], [[1.0, 2.0], [3.0]]
+    path = write(short=pa.array(short), deep=pa.array(deep))
+    refused(f"{path}::short", "row 17: column 'short' holds a list of 1, others are of 2")
+    refused(f"{path}::deep", "row 31: column 'deep' holds a list of 1, others are of 2")
+
+
+def test_a_null_after_some_blocks_ends_the_evaluation_there(write):
+    logits = [[0.0, 1.0]] * 50
+    logits[44] = None
+    path = write(x=pa.array(logits, pa.list_(pa.float32(), 2)), y=[0] * 50)
+    seen = []
+    with pytest.raises(FileError, match="row 44: column 'x' holds a null"):
+        evaluate(f"{path}::x", f"{path}::y", chunk_rows=10, progress=lambda done, *_: seen.append(done))
+    assert seen[-1] == 40
+
+
+def test_types_that_are_no_numbers(write):
+    path = write(
+        time=pa.array([0, 1], pa.timestamp("us")),
+        struct=[{"a": 1}, {"a": 2}],
+        binary=[b"ab", b"c"],
+        wide=pa.array([b"abc", b"def"], pa.binary(3)),
+        decimal=pa.array([1, 2]).cast(pa.decimal128(25, 2)),
+        null=pa.nulls(2),
+    )
+    for name in ("time", "struct", "binary", "wide", "decimal", "null"):
+        refused(f"{path}::{name}", f"{path}::{name}: column {name!r} holds ")
+    refused(path, "holds several arrays (time, struct, binary, wide, decimal, null): name one, as in")
+    refused(f"{path}::x", "no array named 'x'; there are: time, struct")
+
+
+def test_names_that_are_there_twice_or_have_dots(tmp_path, write):
+    path = write(**{"a": [1, 2], "a.b": [3, 4]})
+    check(f"{path}::a", np.array([1, 2]))
+    check(f"{path}::a.b", np.array([3, 4]))
+    path = str(tmp_path / "x.arrow")
+    write_arrow(path, pa.table([[1], [2]], names=["a", "a"]))
+    refused(f"{path}::a", "holds several columns named 'a'")
+
+
+def test_files_that_end_early(tmp_path):
+    """Also between two record batches, where nothing else tells."""
+    table = pa.table({"x": np.arange(40)})
+    file, stream, parquet_file = (str(tmp_path / name) for name in ("f.arrow", "s.arrow", "p.parquet"))
+    write_arrow(file, table)
+    write_stream(stream, table)
+    write_parquet(parquet_file, table)
+    for path in (file, stream, parquet_file):
+        with open(path, "rb") as opened:
+            whole = opened.read()
+        for end in (0, 1, 8, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1):
+            with open(path, "wb") as opened:
+                opened.write(whole[:end])
+            refused(path, "the file is empty" if end == 0 else "truncated", "damaged or unsupported")
+    write_stream(stream, table)
+    with open(stream, "r+b") as opened:
+        opened.truncate(os.path.getsize(stream) - 8)
+    refused(stream, "truncated: there is no end of the stream")
+
+
+def test_a_footer_that_does_not_know_all_batches(tmp_path):
+    table = pa.table({"x": np.arange(40)})
+    files = []
+    for rows in (40, 26):
+        write_arrow(str(tmp_path / "x.arrow"), table[:rows])
+        files.append((tmp_path / "x.arrow").read_bytes())
+    long, short = files
+    footer = short[short.rindex(b"\xff\xff\xff\xff\0\0\0\0") + 8 :]
+    body = long[: long.rindex(b"\xff\xff\xff\xff\0\0\0\0") + 8]
+    (tmp_path / "x.arrow").write_bytes(body + footer)
+    refused(str(tmp_path / "x.arrow"), "damaged: 4 record batches, 2 by the footer")
+
+
+def test_files_of_other_kinds(tmp_path):
+    for suffix in ("arrow", "parquet"):
+        path = tmp_path / f"x.{suffix}"
+        for content in (b"1.0 2.0\n" * 50, b"PAR1", b"ARROW1\0\0", b"\0" * 100, b"\xff" * 100):
+            path.write_bytes(content)
+            refused(str(path), "damaged or unsupported", "truncated")
+    (tmp_path / "x.arrow").write_bytes(b"FEA1" + bytes(100))
+    refused(str(tmp_path / "x.arrow"), "a Feather file of version 1, expected version 2")
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+    numbers = rng_for("cut").integers(0, 2**60, 1_000_000)
+    table = pa.table({"x": numbers})
+    arrow, parquet_file = str(tmp_path / "x.arrow"), str(tmp_path / "x.parquet")
+    with pa.ipc.new_file(arrow, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100_000)
+    pq.write_table(table, parquet_file)
+    for path, message in ((arrow, "truncated while it was read: 1000 of 8"), (parquet_file, "damaged or")):
+        stored = open_array(path)
+        assert np.array_equal(stored[slice(0, 5),], numbers[:5])
+        os.truncate(path, 1000)
+        with pytest.raises(FileError, match=re.escape(f"{path}: {message}")):
+            stored[slice(990_000, 999_999),]
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_a_missing_library_is_named_with_what_installs_it(tmp_path, suffix):
+    (tmp_path / f"x.{suffix}").write_bytes(b"x")
+    printed = run_child(
+        "sys.modules['pyarrow'] = None\n"
+        "from logitloss.evaluate.stores import open_array\n"
+        "try:\n"
+        "    open_array(sys.argv[1])\n"
+        "except ImportError as error:\n"
+        "    print(error)",
+        str(tmp_path / f"x.{suffix}"),
+    )
+    assert printed.startswith("pyarrow reads such files and cannot be imported (")
+    assert printed.endswith("): pip install 'logitloss[arrow]'\n")
+
+
+def test_no_library_is_imported_that_is_not_needed(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 2)), y=np.zeros(2, int))
+    printed = run_child(
+        "from logitloss.evaluate import evaluate\n"
+        "evaluate(sys.argv[1] + '::x', sys.argv[1] + '::y', backend='reference')\n"
+        "print({'pyarrow', 'safetensors', 'h5py', 'zarr', 'dask'} & set(sys.modules))",
+        str(tmp_path / "x.npz"),
+    )
+    assert printed == "set()\n"
