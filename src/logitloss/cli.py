@@ -155,8 +155,9 @@ def eval_command(
 ) -> None:
     """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy, calibration and more.
 
-    Both are .npy or .npz files; PATH::NAME picks one array of a .npz file. LOGITS has the classes on --axis,
-    and TARGETS the class of each row (an integer).
+    Both are files of arrays (.npy, .npz, .safetensors) or of tables (.arrow, .feather, .ipc, .parquet);
+    PATH::NAME picks one array or column of several. LOGITS has the classes on --axis, and TARGETS the class
+    of each row (an integer).
 
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
     those of LOGITS, TARGETS and --group-by go together by that order.

@@ -1,7 +1,7 @@
 """An evaluation of files: logits, or hidden states and the last layer's weight, against labels.
 
-A path may stand for shards: a directory's `.npy` and `.npz` files, or those that match a pattern. They are
-paired by their natural order, and opened one pair after the other. What is wrong has its file's name.
+A path may stand for shards: a directory's files of arrays, or those that match a pattern. They are paired by
+their natural order, and opened one pair after the other. What is wrong has its file's name.
 """
 
 import glob
@@ -44,13 +44,13 @@ def evaluate_files(
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Evaluate logits in files against labels in others, `.npy` or `.npz`.
+    """Evaluate logits in files against labels in others, of any format in `stores.SUFFIXES`.
 
     Parameters
     ----------
     logits_path, target_path : str
         A file each; or shards: a directory of files, or a pattern (`"logits-*.npy"`), in natural order (2
-        before 10). `PATH::name` for one array of several in a `.npz` file.
+        before 10). `PATH::name` for one array, tensor or column of several in a file.
     unembedding_path, bias_path : str, optional
         The files of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale

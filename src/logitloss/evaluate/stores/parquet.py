@@ -19,7 +19,7 @@ from logitloss.evaluate.stores.stored import Array, Place, far_apart, library, o
 pq: Any = library("pyarrow.parquet", "arrow")
 
 # Bytes of a file read at once, and of numbers unpacked at once: more is no faster
-BUFFER_BYTES = BATCH_BYTES = 1 << 20
+BUFFER_BYTES = BATCH_BYTES = 1 << 18
 # What a string is taken for in these, while it is not known how long they are
 STRING_BYTES = 64
 
