@@ -14,7 +14,7 @@ from children import run_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitloss.evaluate import FileError, StateError, evaluate, evaluate_files
+from logitloss.evaluate import FileError, ShapeError, StateError, evaluate, evaluate_files
 from logitloss.evaluate.stores import open_array, parquet
 
 # rows of a batch or row group
@@ -276,7 +276,7 @@ def test_one_batch_of_arrow_is_a_view_of_the_file(tmp_path):
                 assert np.shares_memory(stored[rows,], stored.mapped.array)
                 stored.release((rows,))
             assert not np.shares_memory(stored[slice(15, 25),], stored.mapped.array)
-            assert len(stored.lent) == 1
+            assert not stored.lent
 
 
 def test_blocks_in_order_go_on_where_the_last_ended(write):
@@ -332,6 +332,20 @@ def test_shards_of_tables_and_of_other_formats_together(write, tmp_path):
     np.savez(tmp_path / "part-1.npz", logits=logits[40:41], label=target[40:41])
     os.unlink(paths[1])
     assert evaluate(f"{tmp_path}::logits", f"{tmp_path}::label", chunk_rows=20) == wanted
+
+
+def test_a_shard_without_rows_does_not_tell_its_classes(tmp_path):
+    rng = rng_for("a shard without rows")
+    logits, target = rng.standard_normal((50, 4), np.float32), rng.integers(0, 4, 50)
+    wanted = evaluate(logits[:30], target[:30])
+    wanted.merge(evaluate(logits[30:], target[30:]))
+    for number, rows in enumerate((slice(0, 0), slice(0, 30), slice(30, 30), slice(30, 50))):
+        table = pa.table({"x": lists(logits[rows]), "y": target[rows]})
+        write_parquet(str(tmp_path / f"{number}.parquet"), table)
+    assert evaluate(f"{tmp_path}::x", f"{tmp_path}::y") == wanted
+    write_parquet(str(tmp_path / "4.parquet"), pa.table({"x": lists(logits[:, :3]), "y": target % 3}))
+    with pytest.raises(ShapeError, match=r"4.parquet::x: of 3 classes, but shards before have 4"):
+        evaluate(f"{tmp_path}::x", f"{tmp_path}::y")
 
 
 def test_a_stopped_evaluation_goes_on_and_knows_its_rows(write, tmp_path):

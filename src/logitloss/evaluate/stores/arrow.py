@@ -102,7 +102,8 @@ class ArrowColumn(Column):
     def _read(self, box: Box) -> Array:
         self.mapped.check(self.mapped.array[:0])
         block = super()._read(box)
-        self.lent[_corner(box)] = block
+        if np.may_share_memory(block, self.mapped.array):
+            self.lent[_corner(box)] = block
         return block
 
     def _use(self, part: Array) -> None:
@@ -113,7 +114,7 @@ class ArrowColumn(Column):
 
     def release(self, box: Box = ()) -> None:
         """Let go of the pages that a box was read from."""
-        self.mapped.let_go(self.lent.pop(_corner(self._stored(box)), None))
+        self.mapped.let_go(self.lent.pop(_corner(self._stored(box)), None) if box else None)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -160,16 +160,17 @@ class Column(StoredArray):
                     what = f"column {self.name!r} holds a list of {lengths[place]}, others are of {length}"
                     raise FileError(self.path, what, (first + place // per_row,))
             else:
-                return array
+                break
             if level == len(self.lengths):
                 self.lengths.append(length)
             level, per_row, array = level + 1, per_row * max(1, length), array.flatten()
+        if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+            raise FileError(self.path, f"column {self.name!r} holds a null in its dictionary")
+        return array
 
     def _strings(self, flat: Any) -> tuple[Array, list[str]]:
         """Return strings as indices into different ones."""
         encoded = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
-        if encoded.dictionary.null_count:
-            raise FileError(self.path, f"column {self.name!r} holds a null in its dictionary")
         return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
 
     def _longest_string(self) -> int:
@@ -177,6 +178,7 @@ class Column(StoredArray):
         for start in range(0, n_rows, AT_ONCE):
             for rows in self._arrays(start, min(start + AT_ONCE, n_rows)):
                 longest = max(longest, *map(len, self._strings(self._flat(rows))[1]))
+            self.release()
         return longest
 
 
@@ -204,10 +206,8 @@ def _plain(flat: Any, dtype: np.dtype[Any]) -> Array:
 def _element(type_: Any) -> Any:
     """Return the type of the elements of lists and tensors; of tensors in another order their own."""
     while True:
-        if isinstance(type_, pa.FixedShapeTensorType) and type_.permutation not in (
-            None,
-            sorted(type_.permutation),
-        ):
+        order = getattr(type_, "permutation", None)
+        if order is not None and order != sorted(order):
             return type_
         if isinstance(type_, pa.BaseExtensionType):
             type_ = type_.storage_type
@@ -244,7 +244,9 @@ def _dtype(type_: Any) -> np.dtype[Any] | None:
         return np.dtype("U")
     if types.is_fixed_size_binary(type_) and type_.byte_width in (1, 2):
         return np.dtype(f"V{type_.byte_width}")
-    if types.is_boolean(type_) or types.is_integer(type_) or types.is_floating(type_):
-        dtype: np.dtype[Any] = np.dtype(type_.to_pandas_dtype())
-        return dtype
+    if types.is_boolean(type_):
+        return np.dtype(np.bool_)
+    if types.is_floating(type_) or types.is_integer(type_):
+        kind = "f" if types.is_floating(type_) else "u" if types.is_unsigned_integer(type_) else "i"
+        return np.dtype(f"{kind}{type_.bit_width // 8}")
     return None
