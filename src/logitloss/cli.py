@@ -195,8 +195,9 @@ def eval_command(
 ) -> None:
     """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy, calibration and more.
 
-    Both are .npy, .npz, HDF5 or Zarr; PATH::NAME picks one of several arrays in there. LOGITS has the classes
-    on --axis, and TARGETS the class of each row (an integer).
+    Both are files of arrays (.npy, .npz, .safetensors, HDF5, Zarr) or of tables (.arrow, .feather, .ipc,
+    .parquet); PATH::NAME picks one array or column of several. LOGITS has the classes on --axis, and TARGETS
+    the class of each row (an integer).
 
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
     those of LOGITS, TARGETS, --group-by and --mask go together by that order.

@@ -53,7 +53,7 @@ def evaluate_files(
     ----------
     logits_path, target_path : str
         A file each; or shards: a directory of files, or a pattern (`"logits-*.npy"`), in natural order (2
-        before 10). `PATH::name` for one array of several in a file.
+        before 10). `PATH::name` for one array, tensor or column of several in a file.
     unembedding_path, bias_path : str, optional
         The files of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale

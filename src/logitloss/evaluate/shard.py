@@ -188,7 +188,10 @@ class Shard:
         """Return the kind, if it is that of the shards before: others would not add up."""
         groups = self.rows.get("groups")
         kind = Kind(self.n_classes, None if groups is None else groups.dtype.kind.replace("u", "i"))
-        if before is not None and kind.n_classes != before.n_classes:
+        if before is not None and not kind.n_classes:
+            # lists of which there is none have no length that would tell the classes
+            kind = kind._replace(n_classes=before.n_classes)
+        if before is not None and before.n_classes and kind.n_classes != before.n_classes:
             raise ShapeError(
                 "logits", f"of {kind.n_classes} classes, but shards before have {before.n_classes}"
             )

@@ -271,6 +271,7 @@ class _Run:
                 if self.checkpoint is not None:
                     self.checkpoint.after_block(standing, self.starts[-1], source.flush)
                 source.release(shard, block.box)
+                del block  # its memory is free before the next one is waited for
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
             standing.finish_shard(shard.shifted)

@@ -16,7 +16,19 @@ from logitloss.evaluate.stores.stored import Place, StoredArray
 __all__ = ["SUFFIXES", "Place", "StoredArray", "is_store", "open_array", "shape_of", "split"]
 
 # The module of each format, by the ending of its files' names
-SUFFIXES = {".npy": "npy", ".npz": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr", ".zip": "zarr"}
+SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npy",
+    ".safetensors": "safetensors",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".parquet": "parquet",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".zarr": "zarr",
+    ".zip": "zarr",
+}
 # Files that make a directory a Zarr store, of version 3 or 2
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 

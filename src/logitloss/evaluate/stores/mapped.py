@@ -44,8 +44,12 @@ class MappedArray(StoredArray):
 
     def release(self, box: Box = ()) -> None:
         """Let go of the pages of a box; the system's file cache keeps them, the process does not."""
+        self.let_go(self.array[self._stored(box)] if box else None)
+
+    def let_go(self, part: Array | None) -> None:
+        """Let go of the pages of a part of the array; of all, if it is none or scattered."""
         if hasattr(self.mapping, "madvise"):
-            start, end = self._span(self.array[self._stored(box)]) if box else (0, 0)
+            start, end = (0, 0) if part is None else self._span(part)
             if end:
                 start = start + -start % mmap.PAGESIZE
                 if start < end:
