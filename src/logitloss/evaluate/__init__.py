@@ -20,7 +20,7 @@ from logitloss.evaluate.inputs import evaluate
 from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import Evaluation
-from logitloss.evaluate.vocabulary import VocabularyShards
+from logitloss.evaluate.vocabulary import VocabularyShards, target_logits
 
 __all__ = [
     "DtypeError",
@@ -37,4 +37,5 @@ __all__ = [
     "VocabularyShards",
     "evaluate",
     "evaluate_files",
+    "target_logits",
 ]
