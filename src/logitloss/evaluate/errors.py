@@ -67,5 +67,9 @@ class LogitError(EvaluationError, ValueError):
     """A row that counts and has no loss: it holds NaN, +inf, or nothing but -inf."""
 
 
+class ClusterError(EvaluationError):
+    """A scheduler that is not there, or workers that died too often."""
+
+
 class OutputError(FileError):
     """A file that cannot be written, or not be written on."""

@@ -1,5 +1,6 @@
 """`evaluate`: one call for logits in arrays, in files, and in batches as they come."""
 
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -12,15 +13,15 @@ import numpy.typing as npt
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
-from logitloss.evaluate.shard import Options, Shard
+from logitloss.evaluate.shard import Options
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
     Source,
+    evaluate_blocks,
     evaluate_shards,
     read_ahead,
-    rows_of_block,
 )
 from logitloss.linear import LinearLogits
 
@@ -54,7 +55,8 @@ def evaluate(
         Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
         Of hidden states, `LinearLogits` makes a block's at a time, the classes last. A path stands for what
         it does in `evaluate_files`. An iterable gives batches, (logits, target) or (logits, target, groups)
-        each, and is asked for the next one while one is evaluated.
+        each, and is asked for the next one while one is evaluated. Dask arrays are evaluated where their
+        chunks are, see `logitloss.evaluate.dask.evaluate`.
     target : ndarray or path
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape. Not
         beside batches, which bring their own.
@@ -133,6 +135,12 @@ def evaluate(
             **kept,
             **options,
         ).state
+    if any(hasattr(array, "__dask_graph__") for array in (logits, target, groups)):
+        for name, value in {"per_row": per_row, "state_file": state_file, "progress": progress}.items():
+            if value is not None:
+                raise ShapeError(name, "is not for Dask arrays")
+        on_dask = importlib.import_module("logitloss.evaluate.dask")
+        return cast(EvaluationState, on_dask.evaluate(logits, target, groups=groups, **options))
     if target is None:
         for name, value in {"groups": groups, "per_row": per_row, "state_file": state_file}.items():
             if value is not None:
@@ -163,15 +171,15 @@ def evaluate_batches(
             if batch is end:
                 break
             try:
-                shard = Shard(*_arrays(batch), options, sample=0)
+                source = Source(*_arrays(batch), None)
+                shard = source.open(options, sample=0)
                 kind = shard.checked_kind(kind)
-                for box, seen in shard.blocks(0):
-                    block = shard.read(box, seen)
-                    state.add(rows_of_block(shard, block, options), block.groups)
+                part = evaluate_blocks(source, shard, options)
             except EvaluationError as error:
                 error.argument += f" of batch {number}"
                 raise
-            n_rows, n_bytes = n_rows + shard.size, n_bytes + shard.size * shard.row_bytes
+            state.merge(part.state)
+            n_rows, n_bytes = n_rows + part.n_rows, n_bytes + part.n_bytes
             if progress is not None:
                 progress(n_rows, n_rows, n_bytes)
     return state

@@ -173,8 +173,8 @@ class Shard:
 
     def read(self, box: Box, seen: int) -> Block:
         """Return a block, of which nothing is left to read."""
-        logits = _native(self._stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
-        rows = {name: _native(array[box]) for name, array in self.rows.items()}
+        logits = native(self._stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
+        rows = {name: native(array[box]) for name, array in self.rows.items()}
         return Block(box, seen, logits, rows["target"], rows.get("groups"))
 
     def logits_of(self, block: Block) -> Array:
@@ -280,7 +280,28 @@ def floats(name: str, array: AnyArray, dtype: str | None) -> tuple[AnyArray, np.
     return array, FLOAT_DTYPES["bf16"] if wanted.itemsize == 1 else wanted
 
 
-def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
+def linear(
+    hidden: Any, dtype: np.dtype[Any], weight: Any, bias: Any, softcap: float | None, logit_scale: float
+) -> LinearLogits:
+    """Return the logits of hidden states that are still to be read, checked as if they were there.
+
+    A layer that is no ndarray has its shapes and types checked alone.
+    """
+    stand_in = np.broadcast_to(np.zeros((), dtype), hidden.shape)
+    layer: list[Any] = [
+        one if one is None or isinstance(one, np.ndarray) else np.broadcast_to(one.dtype.type(0), one.shape)
+        for one in (weight, bias)
+    ]
+    try:
+        logits = LinearLogits(stand_in, layer[0], layer[1], softcap, logit_scale)
+    except (TypeError, ValueError) as error:  # which start with what they are about
+        name, _, what = str(error).partition(" ")
+        raise ShapeError("logits" if name == "hidden" else name, what) from None
+    logits.hidden = hidden  # of which nothing but boxes is wanted
+    return logits
+
+
+def native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return the block as the kernels take it: a copy only if it is of another type or unaligned."""
     native = block.astype(dtype or block.dtype.newbyteorder("="), copy=False)
     return native if native.flags.aligned else native.copy()

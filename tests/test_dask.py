@@ -1,0 +1,228 @@
+"""Evaluation on Dask: of arrays however chunked, and of files on a cluster that may lose a worker."""
+
+import itertools
+import re
+import sys
+
+import dask
+import dask.array as da
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import rng_for
+from children import run_child
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import assert_same_states
+
+from logitloss import LinearLogits
+from logitloss.evaluate import (
+    DtypeError,
+    LabelError,
+    LogitError,
+    ShapeError,
+    evaluate,
+)
+from logitloss.evaluate import dask as on_dask
+
+N_CLASSES = 12
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tasks in their order in this thread, but where a cluster is asked for."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def problem(rows=(7, 9), dtype=np.float64, seed="dask"):
+    rng = rng_for(seed)
+    logits = (3 * rng.standard_normal((*rows, N_CLASSES))).astype(dtype)
+    target = np.where(rng.random(rows) < 0.2, -100, rng.integers(0, N_CLASSES, rows))
+    return logits, target, rng.choice(["a", "b"], rows)
+
+
+@st.composite
+def chunks_of(draw, size):
+    cuts = draw(st.sets(st.integers(1, size - 1), max_size=3)) if size > 1 else set()
+    return tuple(end - first for first, end in itertools.pairwise([0, *sorted(cuts), size]))
+
+
+# ---- arrays ----
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.data())
+def test_any_chunks_come_to_the_figures_of_one_process(data):
+    axis = data.draw(st.integers(0, 2))
+    logits, target, groups = problem()
+    logits[2, 3, target[2, 3]] = -np.inf
+    options = {"axis": axis, "backend": "reference", "per_class": True}
+    moved = np.moveaxis(logits, -1, axis)
+    wanted = evaluate(moved, target, groups=groups, **options)
+    x = da.from_array(moved, chunks=tuple(data.draw(chunks_of(size)) for size in moved.shape))
+    rows = [
+        da.from_array(one, chunks=tuple(data.draw(chunks_of(size)) for size in one.shape))
+        for one in (target, groups)
+    ]
+    found = evaluate(x, rows[0], groups=rows[1], chunk_rows=data.draw(st.sampled_from([None, 5])), **options)
+    assert_same_states(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_whole_rows_have_the_very_figures_of_one_process(dtype):
+    logits, target, groups = problem((40,), dtype)
+    found = evaluate(da.from_array(logits, chunks=(7, -1)), target, groups=groups, backend="reference")
+    assert_same_states(found, evaluate(logits, target, groups=groups, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_narrow_logits_cut_among_the_classes(dtype):
+    logits, target, _ = problem((40,), dtype)
+    found = evaluate(da.from_array(logits, chunks=(7, 5)), target, backend="reference")
+    assert_same_states(found, evaluate(logits, target, backend="reference"), rel=2e-7)
+
+
+def test_binary_labels():
+    rng = rng_for("dask bce")
+    logits, target = rng.standard_normal((30, 4)), rng.random((30, 4)) < 0.5
+    found = evaluate(da.from_array(logits, chunks=(7, 3)), target, loss="bce", backend="reference")
+    assert_same_states(found, evaluate(logits, target, loss="bce", backend="reference"))
+
+
+@pytest.mark.parametrize("bits", [np.uint16, np.uint8])
+def test_bits_of_floats(bits):
+    logits, target, _ = problem((20,))
+    dtype, name = {2: (ml_dtypes.bfloat16, "bf16"), 1: (ml_dtypes.float8_e4m3fn, "f8_e4m3")}[bits().itemsize]
+    stored = logits.astype(dtype).view(bits)
+    wanted = evaluate(stored, target, dtype=name, backend="reference")
+    for chunks, rel in (((6, -1), 1e-12), ((6, 5), 2e-7)):
+        x = da.from_array(stored, chunks=chunks)
+        assert_same_states(evaluate(x, target, dtype=name, backend="reference"), wanted, rel)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.float8_e4m3fn])
+def test_hidden_states_of_one_layer(dtype):
+    rng = rng_for("dask hidden")
+    hidden = rng.standard_normal((3, 20, 8)).astype(dtype)
+    weight, bias = rng.standard_normal((N_CLASSES, 8), np.float32), rng.standard_normal(N_CLASSES, np.float32)
+    target = rng.integers(0, N_CLASSES, (3, 20))
+    made = {"softcap": 5.0, "logit_scale": 0.5}
+    wide = hidden.astype(np.float32)
+    wanted = evaluate(LinearLogits(wide, weight, bias, **made), target, backend="reference")
+    for layer in ((weight, bias), (da.from_array(weight, chunks=5), da.from_array(bias))):
+        x = da.from_array(hidden, chunks=(2, 7, 5))
+        found = on_dask.evaluate(
+            x, target, weight=layer[0], bias=layer[1], chunk_rows=3, backend="reference", **made
+        )
+        assert_same_states(found, wanted, rel=1e-5)
+
+
+def test_nothing_is_put_together_along_the_classes():
+    seen = []
+
+    def chunk(block):
+        seen.append(block.shape)
+        return block
+
+    logits, target, _ = problem((30,))
+    x = da.from_array(logits, chunks=(10, 5)).map_blocks(chunk, dtype=logits.dtype, meta=logits[:0, :0])
+    with dask.config.set({"optimization.fuse.active": False}):
+        evaluate(x, target, backend="reference")
+    assert sorted(seen) == sorted([(10, 5), (10, 5), (10, 2)] * 3)
+
+
+def test_chunks_of_nothing():
+    logits, target, _ = problem((20,))
+    wanted = evaluate(logits, target, backend="reference")
+    x = da.concatenate([da.zeros((0, N_CLASSES)), da.from_array(logits, chunks=(6, 5))])
+    assert_same_states(evaluate(x, target, backend="reference"), wanted)
+    nothing = evaluate(da.zeros((0, 5)), np.zeros(0, int))
+    assert nothing.count == 0
+
+
+@pytest.mark.parametrize("chunks", [(3, 4, -1), (3, 4, 5)])
+def test_errors_count_rows_over_the_whole_array(chunks):
+    logits, target, _ = problem()
+    x = da.from_array(logits, chunks=chunks)
+    bad = target.copy()
+    bad[5, 6] = N_CLASSES
+    with pytest.raises(LabelError) as there:
+        evaluate(logits, bad, axis=-1, backend="reference")
+    with pytest.raises(LabelError, match=f"^{re.escape(str(there.value))}$"):
+        evaluate(x, bad, axis=-1, backend="reference")
+    target[5, 6], logits[5, 6, 2] = 0, np.nan
+    with pytest.raises(LogitError, match=r"logits: row \[5, 6\]: (the|a) logit (of class 2 )?is nan"):
+        evaluate(da.from_array(logits, chunks=chunks), target, axis=-1, backend="reference")
+
+
+def test_what_does_not_go_together_is_told_before_anything_runs():
+    def never(block):
+        raise AssertionError("a task ran")
+
+    logits, target, _ = problem((20,))
+    x = da.from_array(logits, chunks=(6, -1)).map_blocks(never, dtype=logits.dtype, meta=logits[:0])
+    y = da.from_array(target, chunks=5)
+    weight = np.zeros((4, N_CLASSES))
+    for error, message, arguments, options in [
+        (ShapeError, "target: of shape (19,)", (x, y[:19]), {}),
+        (DtypeError, "target: of type float64", (x, y * 1.0), {}),
+        (DtypeError, "logits: a ndarray, expected a dask.array", (logits, y), {}),
+        (ShapeError, "logits: has chunks of unknown sizes", (x[x[:, 0] > 0], y), {}),
+        (ShapeError, "target: of shape (), and one row needs no Dask", (x[0], y[0]), {}),
+        (ShapeError, "groups: of shape (3,)", (x, y), {"groups": np.arange(3)}),
+        (ShapeError, "state_file: is not for Dask arrays", (x, y), {"state_file": "x.json"}),
+        (ShapeError, "chunk_rows: is 0", (x, y), {"chunk_rows": 0}),
+    ]:
+        with pytest.raises(error, match=re.escape(message)):
+            evaluate(*arguments, **options)
+    with pytest.raises(ShapeError, match="loss: is 'bce', but"):
+        on_dask.evaluate(x, y, weight=weight, loss="bce")
+    with pytest.raises(ShapeError, match=r"logits: of shape \(20, 12\)"):
+        on_dask.evaluate(x, y, weight=weight[:, 1:])
+
+
+# ---- threads ----
+
+THREADS = """
+import os
+os.environ["OMP_NUM_THREADS"] = "1"  # as Dask has it in its workers
+import dask, dask.array as da, numpy as np
+import test_threads as t
+from logitloss.evaluate import evaluate
+x, y = np.zeros((30_000, 10), np.float32), np.zeros(30_000, int)
+with dask.config.set(scheduler="synchronous"):
+    for chunks in ((-1, -1), (-1, 5)):
+        evaluate(da.from_array(x, chunks=chunks), y)
+    before = t.n_tasks()
+    evaluate(da.from_array(x, chunks=-1), y)
+    print(t.n_tasks() - before)
+    evaluate(da.from_array(x, chunks=(-1, 5)), y, num_threads=3)
+    print(t.n_tasks() - before)
+    evaluate(da.from_array(x, chunks=-1), y, num_threads=4)
+    print(t.n_tasks() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_task_has_one_thread_or_what_is_asked_for():
+    from logitloss._kernels.cython_cpu import build_info
+
+    teams = [int(line) for line in run_child(THREADS).split()]
+    assert teams == ([0, 2, 3] if build_info()["openmp"] else [0, 0, 0])
+
+
+# ---- files ----
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers, each a process of its own."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
