@@ -1,11 +1,18 @@
 """Evaluation on Dask: of arrays however chunked, and of files on a cluster that may lose a worker."""
 
 import itertools
+import json
+import math
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import dask
 import dask.array as da
+import distributed
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,15 +20,19 @@ from cases import rng_for
 from children import run_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import assert_same_states
+from shards import SIZES
+from states import assert_same_figures, assert_same_states
 
 from logitloss import LinearLogits
 from logitloss.evaluate import (
     DtypeError,
+    EvaluationError,
     LabelError,
     LogitError,
     ShapeError,
+    cluster,
     evaluate,
+    evaluate_files,
 )
 from logitloss.evaluate import dask as on_dask
 
@@ -212,17 +223,146 @@ def test_a_task_has_one_thread_or_what_is_asked_for():
     assert teams == ([0, 2, 3] if build_info()["openmp"] else [0, 0, 0])
 
 
-# ---- files ----
+# ---- files on a cluster ----
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two workers, each a process of its own."""
-    distributed = pytest.importorskip("distributed")
+def client():
+    """Return a client of two workers, each a process of its own."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        distributed.LocalCluster(**options) as workers,
+        distributed.Client(workers, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(cluster, "PIECE_BYTES", 600)  # two blocks of ten rows of seven float32
+
+
+def test_files_come_to_the_figures_of_one_process(shards, client):
+    options = {"groups_path": str(shards.folder / "keys"), "per_class": True}
+    wanted = shards.evaluate(**options)
+    seen = []
+    found = shards.evaluate(dask=client, progress=lambda *counts: seen.append(counts), **options)
+    assert_same_states(found.state, wanted.state)
+    assert found[1:] == wanted[1:]
+    assert len(seen) == sum(math.ceil(size / 20) for size in SIZES)
+    assert seen[-1] == (wanted.n_rows, wanted.n_rows, wanted.n_bytes)
+    assert seen == sorted(seen)
+    assert client.run(os.environ.get, "OMP_NUM_THREADS") == dict.fromkeys(client.run(os.getpid), "1")
+
+
+def test_files_of_hidden_states(tmp_path, client):
+    rng = rng_for("dask hidden files")
+    arrays = {
+        "h": rng.standard_normal((90, 6), np.float32),
+        "w": rng.standard_normal((N_CLASSES, 6), np.float32),
+        "b": rng.standard_normal(N_CLASSES, np.float32),
+        "y": rng.integers(0, N_CLASSES, 90),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    hidden, weight, bias, target = (str(tmp_path / f"{name}.npy") for name in arrays)
+    options = {"unembedding_path": weight, "bias_path": bias, "softcap": 9.0, "chunk_rows": 10}
+    wanted = evaluate_files(hidden, target, **options)
+    found = evaluate_files(hidden, target, dask=client, **options)
+    assert_same_states(found.state, wanted.state)
+    assert found[1:] == wanted[1:]
+
+
+def test_a_bad_shard_is_told_as_by_one_process(shards, bad, client):
+    options = {"groups_path": str(shards.folder / "keys")}
+    with pytest.raises(EvaluationError) as there:
+        shards.evaluate(**options)
+    with pytest.raises(type(there.value), match=f"^{re.escape(str(there.value))}$"):
+        shards.evaluate(dask=client, **options)
+    told = []
+    wanted = shards.evaluate(on_error="skip", **options)
+    found = shards.evaluate(on_error="skip", on_skip=told.append, dask=client, **options)
+    assert_same_states(found.state, wanted.state)
+    assert found.skipped == wanted.skipped == told
+
+
+def test_the_command_on_a_cluster(shards, client):
+    address = client.scheduler.address
+    documents = []
+    for options in ([], ["--dask", address]):
+        result = shards.run("--json", "--per-class", "--group-by", shards.folder / "keys", *options)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == ""
+        document = json.loads(result.stdout)
+        for name in ("seconds", "rows_per_second", "gigabytes_per_second"):
+            del document[name]
+        documents.append(document)
+    assert_same_figures(documents[1], documents[0])
+    for options, message in (
+        (["--state", "x.json"], "dask: keeps neither a state file nor a record of rows: --state, --per-row"),
+        (["--per-row", "x.npy"], "dask: keeps neither a state file nor a record of rows: --state, --per-row"),
+    ):
+        result = shards.run("--dask", address, *options)
+        assert (result.exit_code, result.stderr) == (1, f"logitloss: {message}\n")
+    result = shards.run("--dask", "nowhere")
+    assert result.exit_code == 1
+    assert re.fullmatch(r"logitloss: dask: no scheduler at 'nowhere' \(.*\)\n", result.stderr)
+
+
+def test_ctrl_c_cancels_what_is_not_done(tmp_path, client):
+    np.save(tmp_path / "x.npy", np.zeros((50_000, 3)))
+    np.save(tmp_path / "y.npy", np.zeros(50_000, int))
+    program = "from logitloss.evaluate import cluster; from logitloss.cli import main\n"
+    program += "cluster.PIECE_BYTES = 24 * 100\nmain()"
+    options = ["--chunk-rows", "1", "--dask", client.scheduler.address]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "eval",
+        str(tmp_path / "x.npy"),
+        str(tmp_path / "y.npy"),
+        *options,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: any(client.processing().values()))
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)
+    assert (process.returncode, *printed) == (130, "", "logitloss: interrupted\n")
+    wait_until(lambda: not any(client.processing().values()))
+
+
+def test_a_worker_that_is_killed_changes_nothing(shards, client):
+    wanted = shards.evaluate()
+    pids = set(client.run(os.getpid).values())
+    victim, killed = min(pids), []
+
+    def kill(done, n_rows, n_bytes):
+        if not killed:
+            killed.append(done)
+            os.kill(victim, signal.SIGKILL)
+
+    found = shards.evaluate(dask=client, progress=kill)
+    assert killed[0] < sum(SIZES) / 2
+    assert_same_states(found.state, wanted.state)
+    assert found[1:] == wanted[1:]
+    wait_until(lambda: len(client.run(os.getpid)) == 2)
+    assert victim not in client.run(os.getpid).values()
+
+
+def test_workers_that_always_die_end_in_a_line(shards, client, monkeypatch):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    monkeypatch.setattr(cluster, "_piece", die)
+    with pytest.raises(EvaluationError, match=r"^dask: the cluster gave up: Attempted to run task"):
+        shards.evaluate(shards.file("logits", 1), shards.file("labels", 1), dask=client)
+    wait_until(lambda: len(client.run(os.getpid)) == 2)
+
+
+die = eval("lambda *arguments: __import__('os')._exit(1)")  # of no module: it travels by value
+
+
+def wait_until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)

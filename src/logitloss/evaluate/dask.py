@@ -1,36 +1,25 @@
-"""Evaluation on Dask: chunks of arrays, or pieces of files, become states where they are, and these merge.
+"""Evaluation of Dask arrays: chunks become states where they are, and the states merge.
 
-What travels is a state a task: some kilobytes. `evaluate` takes Dask arrays on whatever scheduler is theirs;
-`evaluate_sources` takes files, which tasks open themselves. Nothing is put together along the classes: where
-chunks end among them, rows merge by `VocabularyShards`. A tree of merges takes `FAN_IN` at a time. Dask gives
-a task one thread, so does this.
+What travels is a state a chunk: some kilobytes. Nothing is put together along the classes: where chunks end
+among them, rows merge by `VocabularyShards`. A tree of merges takes `FAN_IN` at a time. Dask runs a task a
+core, so a task has one thread. Files on a cluster are left to `cluster`.
 """
 
 import itertools
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import copy
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from logitloss._threads import get_num_threads
-from logitloss.evaluate.checkpoint import Skipped
-from logitloss.evaluate.errors import ClusterError, DtypeError, EvaluationError, ShapeError
-from logitloss.evaluate.shard import Kind, Options, Shard, floats, linear, native
+from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
+from logitloss.evaluate.shard import Options, Shard, floats, linear, native
 from logitloss.evaluate.state import EvaluationState
-from logitloss.evaluate.stream import (
-    Evaluation,
-    Progress,
-    Source,
-    evaluate_blocks,
-    left_out,
-)
+from logitloss.evaluate.stream import Source, evaluate_blocks
 from logitloss.evaluate.vocabulary import VocabularyShards, target_logits
 
 try:
@@ -43,9 +32,6 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 FAN_IN = 8
-# Of a task's logits; more where there would be so many tasks that the scheduler, at a fifth of a millisecond
-# each, had more to do than the workers.
-PIECE_BYTES, MOST_PIECES = 256 << 20, 1 << 16
 
 
 def evaluate(
@@ -98,7 +84,7 @@ def evaluate(
     >>> round(evaluate(logits, target).compute().perplexity, 9)
     12.0
     """
-    chosen = _one_thread(Options(**options))
+    chosen = one_thread(Options(**options))
     arrays = {"logits": logits, "target": target, "weight": weight, "bias": bias, "groups": groups}
     arrays = {name: _checked(name, array) for name, array in arrays.items() if array is not None}
     x, layer = arrays["logits"], None
@@ -126,7 +112,7 @@ def evaluate(
             states.append(_across_classes(filled, **there, options=chosen, dtype=whole.dtype, origin=origin))
         else:
             states.append(delayed(_of_chunk)(parts[0], **there, layer=layer, options=chosen, origin=origin))
-    state: EvaluationState = _tree(states, delayed(_merged_states)).compute()
+    state: EvaluationState = tree(states, delayed(merged_states)).compute()
     return state
 
 
@@ -143,7 +129,7 @@ def _checked(name: str, array: Any) -> Any:
     return array
 
 
-def _one_thread(options: Options) -> Options:
+def one_thread(options: Options) -> Options:
     """Give a task one thread if nothing else is asked for: Dask runs as many tasks as there are cores."""
     return replace(options, num_threads=options.num_threads or 1)
 
@@ -174,9 +160,9 @@ def _across_classes(
 ) -> Any:
     """Return the task that evaluates some rows of which each chunk has some of the classes."""
     found = [delayed(_target_logits)(part, target, first, dtype) for part, first in parts]
-    found = _tree(found, delayed(partial(reduce, np.fmax)))
+    found = tree(found, delayed(partial(reduce, np.fmax)))
     shards = [delayed(_shard_of_classes)(part, target, found, first, dtype, options) for part, first in parts]
-    return delayed(_of_shards)(_tree(shards, delayed(_merged_shards)), groups, options, origin)
+    return delayed(_of_shards)(tree(shards, delayed(_merged_shards)), groups, options, origin)
 
 
 def _target_logits(logits: Array, target: Array, first_class: int, dtype: np.dtype[Any]) -> Array:
@@ -220,169 +206,16 @@ def _counted_from(origin: tuple[int, ...]) -> Iterator[None]:
         raise
 
 
-def _merged_states(states: Sequence[EvaluationState]) -> EvaluationState:
+def merged_states(states: Sequence[EvaluationState]) -> EvaluationState:
+    """Merge into a new state."""
     merged = states[0].empty()
     for state in states:
         merged.merge(state)
     return merged
 
 
-def _tree(parts: list[T], merged: Callable[[list[T]], T]) -> T:
-    """Merge some at a time, and what that gives, in their order."""
+def tree(parts: list[T], merged: Callable[[list[T]], T]) -> T:
+    """Return what merging some at a time, and what that gives, comes to; in their order."""
     while len(parts) > 1:
         parts = [merged(parts[first : first + FAN_IN]) for first in range(0, len(parts), FAN_IN)]
     return parts[0]
-
-
-# ---- files ----
-
-
-class _Plan(NamedTuple):
-    """A shard to be evaluated: the rows up to the end of each block, and the bytes of a row's logits."""
-
-    source: Source
-    seen: list[int]
-    logit_bytes: int
-
-    def pieces(self, n_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """Cut into runs of blocks of about so many bytes: the first, the one after the last, and the rows."""
-        blocks = max(1, n_bytes // max(1, self.seen[0] * self.logit_bytes)) if self.seen else 1
-        for first in range(0, len(self.seen), blocks):
-            end = min(first + blocks, len(self.seen))
-            yield first, end, self.seen[end - 1] - (self.seen[first - 1] if first else 0)
-
-
-def evaluate_sources(
-    at: Any,
-    sources: Sequence[Source],
-    options: Options,
-    *,
-    on_error: Literal["fail", "skip"] = "fail",
-    on_skip: Callable[[Skipped], None] | None = None,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Evaluate shards on a cluster, in pieces; see `files.evaluate_files`."""
-    options = _one_thread(options)
-    plans = list(_plans(sources, options, on_error))
-    n_bytes = sum(plan.seen[-1] * plan.logit_bytes for plan in plans if isinstance(plan, _Plan) and plan.seen)
-    piece_bytes = max(PIECE_BYTES, n_bytes // MOST_PIECES)
-    with _connected(at, options) as client:
-        merge = partial(client.submit, _merged, pure=False, priority=1)  # before more pieces
-        shards, n_rows = [_nothing(options)], {}
-        for plan in plans:
-            if isinstance(plan, Evaluation):
-                shards.append(plan)
-                continue
-            pieces = []
-            for first, end, rows in plan.pieces(piece_bytes):
-                piece = client.submit(_piece, plan.source, options, first, end, on_error, pure=False)
-                n_rows[piece] = rows
-                pieces.append(piece)
-            if pieces:
-                shards.append(_tree(pieces, partial(merge, one_shard=True)))
-        evaluation = _gathered(client, _tree(shards, merge), n_rows, progress)
-    if on_skip is not None:
-        for skipped in evaluation.skipped:
-            on_skip(skipped)
-    return evaluation
-
-
-def _plans(
-    sources: Sequence[Source], options: Options, on_error: Literal["fail", "skip"]
-) -> Iterator[_Plan | Evaluation]:
-    """Look at each shard, of which no more is read than says what it is; of a bad one, there is a result."""
-    kind: Kind | None = None
-    for source in sources:
-        try:
-            shard = source.open(options, 0)
-            kind = shard.checked_kind(kind)
-            seen = [rows for _, rows in shard.blocks(0)]
-            yield _Plan(source, seen, shard.dtype.itemsize * (shard.n_classes or 1))
-        except EvaluationError as error:
-            yield _failed(source, error, options, on_error)
-        finally:
-            source.close()
-
-
-def _failed(
-    source: Source, error: EvaluationError, options: Options, on_error: Literal["fail", "skip"]
-) -> Evaluation:
-    """Return that a shard is left out, or raise what is wrong with it."""
-    error.argument = source.files.get(error.argument, error.argument)
-    if on_error == "fail":
-        raise error
-    return _nothing(options)._replace(skipped=[left_out(source, error)])
-
-
-def _nothing(options: Options) -> Evaluation:
-    return Evaluation(EvaluationState(options.loss, options.per_class), 0, 0, [])
-
-
-def _piece(
-    source: Source, options: Options, first: int, end: int, on_error: Literal["fail", "skip"]
-) -> Evaluation:
-    """Evaluate some blocks of a shard."""
-    source = copy(source)  # tasks of one process may be given the same
-    try:
-        return evaluate_blocks(source, source.open(options, 0), options, first, end)
-    except EvaluationError as error:
-        return _failed(source, error, options, on_error)
-    finally:
-        source.close()
-
-
-def _merged(parts: Sequence[Evaluation], one_shard: bool = False) -> Evaluation:
-    """Add up; a shard of which a piece is left out is left out whole."""
-    skipped = [one for part in parts for one in part.skipped]
-    states = [part.state for part in parts]
-    if one_shard and skipped:
-        states, skipped = [states[0].empty()], skipped[:1]
-    n_rows, n_bytes = sum(part.n_rows for part in parts), sum(part.n_bytes for part in parts)
-    return Evaluation(_merged_states(states), n_rows, n_bytes, skipped)
-
-
-def _gathered(client: Any, root: Any, n_rows: dict[Any, int], progress: Progress | None) -> Evaluation:
-    """Wait for the last task, and tell of the pieces that are through; on an error cancel what is not."""
-    from distributed import KilledWorker, as_completed
-
-    done, total = 0, sum(n_rows.values())
-    try:
-        for piece in as_completed(list(n_rows)):
-            if piece.status == "error":
-                piece.result()
-            done += n_rows.pop(piece)  # so that Dask may forget it
-            if progress is not None:
-                progress(done, total, 0)
-        evaluation: Evaluation = root.result()
-        return evaluation
-    except KilledWorker as error:
-        raise ClusterError("dask", str(error).partition("\n")[0]) from None
-    finally:
-        client.cancel([root, *n_rows])
-
-
-@contextmanager
-def _connected(at: Any, options: Options) -> Iterator[Any]:
-    """Give a client of a cluster: theirs, one of a scheduler's address, or one of processes made here."""
-    try:
-        import distributed
-    except ImportError:
-        raise ImportError("distributed is not installed: pip install 'logitloss[dask]'") from None
-    if isinstance(at, distributed.Client):
-        yield at
-        return
-    with ExitStack() as stack:
-        place = at
-        if at == "local":
-            place = distributed.LocalCluster(
-                n_workers=max(1, get_num_threads() // (options.num_threads or 1)),
-                threads_per_worker=1,
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
-            stack.enter_context(place)
-        try:
-            client = stack.enter_context(distributed.Client(place, set_as_default=False))
-        except (OSError, ValueError) as error:
-            raise ClusterError("dask", f"no scheduler at {at!r} ({error})") from None
-        yield client

@@ -111,8 +111,8 @@ def evaluate_files(
         told |= {"state_file": state_file, "save_every": save_every}
         evaluation = evaluate_shards(sources, Options(**options), **told)
     else:
-        on_dask = importlib.import_module("logitloss.evaluate.dask")
-        evaluation = cast(Evaluation, on_dask.evaluate_sources(dask, sources, Options(**options), **told))
+        cluster = importlib.import_module("logitloss.evaluate.cluster")
+        evaluation = cast(Evaluation, cluster.evaluate_sources(dask, sources, Options(**options), **told))
     if len(evaluation.skipped) == n_shards:
         raise FileError(logits_path, f"nothing is left to evaluate: {_count(files['logits'])}, skipped")
     return evaluation

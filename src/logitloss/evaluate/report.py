@@ -4,6 +4,7 @@ JSON has no infinity and no NaN, so a figure that is one of these is the string 
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,44 +27,47 @@ class Report:
 
     Parameters
     ----------
-    logits, target : str
-        Names of the inputs.
+    logits, target : str, optional
+        Names of the inputs; None of what is merged of states.
     metrics : Metrics
         The figures.
     groups : dict of Metrics
         Those of each group of rows, by its key.
-    seconds : float
-        Time it took, reading included.
+    seconds : float, optional
+        Time it took, reading included; None of states.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
     skipped : list of Skipped, optional
         Shards of which no row counts; None if none may be left out.
+    states : list of str, optional
+        Names of the states that were merged.
     """
 
-    logits: str
-    target: str
+    logits: str | None
+    target: str | None
     metrics: Metrics
     groups: dict[Group, Metrics]
-    seconds: float
-    n_rows: int
-    n_bytes: int
+    seconds: float | None = None
+    n_rows: int = 0
+    n_bytes: int = 0
     skipped: list[Skipped] | None = None
+    states: list[str] | None = None
 
     @property
     def rows_per_second(self) -> float:
         """Rows read by the time taken."""
-        return self.n_rows / self.seconds
+        return self.n_rows / (self.seconds or math.nan)
 
     @property
     def gigabytes_per_second(self) -> float:
         """10**9 bytes of logits read by the time taken."""
-        return self.n_bytes / self.seconds / 1e9
+        return self.n_bytes / (self.seconds or math.nan) / 1e9
 
     def to_json(self) -> str:
         """One JSON object of names, figures and throughput, of this schema.
 
         - schema_version: 2.
-        - logits, target: the names of the inputs.
+        - logits, target: the names of the inputs; of what `logitloss merge` adds up, states: a list of them.
         - loss: "ce" or "bce".
         - count, ignored, infinite: labels that counted, that did not, that counted and cost infinity.
         - nll_nats, nll_bits, perplexity: mean loss in either unit, and e to the power of the first.
@@ -77,21 +81,22 @@ class Report:
         - roc_auc, average_precision (bce), and each with _error_bound: how far it may be off at most.
         - bytes, bits_per_byte, perplexity_per_byte; words, perplexity_per_word: where the numbers are given.
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
-        - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
+        - seconds, rows_per_second, gigabytes_per_second (but for states): what it took, and what was read.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
 
         Means have their standard errors beside them, with _standard_error after their names.
         """
+        inputs = {"logits": self.logits, "target": self.target}
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "logits": self.logits,
-            "target": self.target,
+            **(inputs if self.states is None else {"states": self.states}),
             **self.metrics.to_dict(),
-            "seconds": self.seconds,
-            "rows_per_second": self.rows_per_second,
-            "gigabytes_per_second": self.gigabytes_per_second,
         }
+        if self.seconds is not None:
+            document["seconds"] = self.seconds
+            document["rows_per_second"] = self.rows_per_second
+            document["gigabytes_per_second"] = self.gigabytes_per_second
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
         if self.skipped is not None:
@@ -148,9 +153,10 @@ class Report:
             table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
         if self.skipped is not None:
             table.add_row("shards skipped", f"{len(self.skipped):,}")
-        table.add_row("seconds", f"{self.seconds:.3g}")
-        table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
-        table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
+        if self.seconds is not None:
+            table.add_row("seconds", f"{self.seconds:.3g}")
+            table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
+            table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
         console = Console(markup=False, highlight=False)
         console.print(table)
         if metrics.per_class is not None:
