@@ -114,7 +114,7 @@ def read_standing(path: str, document: Any) -> tuple[Standing, dict[str, Any]]:
         return Standing.from_dict(document), dict(document["inputs"])
     except StateError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise FileError(path, f"holds no state of an evaluation ({error})") from None
 
 

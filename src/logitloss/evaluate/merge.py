@@ -65,7 +65,7 @@ def _documents(path: str) -> Iterator[tuple[str, Any]]:
                 raise FileError(path, "holds no state: it is empty, or begins so")
             try:
                 first = json.loads(text)
-            except ValueError:  # it may go on
+            except (ValueError, RecursionError):  # it may go on
                 yield path, _parsed(path, text + file.read())
                 return
             yield path, first
@@ -101,6 +101,8 @@ def _state(where: str, document: Any) -> tuple[EvaluationState, list[Skipped]]:
 def _check_kind(where: str, state: EvaluationState, merged: EvaluationState) -> None:
     """Refuse a state of other classes, figures or keys: the sum would mean nothing."""
     kind, before = _kind(state), _kind(merged)
+    if "," in kind["keys"]:
+        raise StateError(where, f"has keys of several types: {kind['keys']}")
     for name, what in kind.items():
         if what and before[name] and what != before[name]:
             raise StateError(where, f"is of {name} {what}, but what comes before is of {before[name]}")
