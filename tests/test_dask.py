@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dask
 import dask.array as da
@@ -37,6 +38,7 @@ from logitloss.evaluate import (
 from logitloss.evaluate import dask as on_dask
 
 N_CLASSES = 12
+SCALING = Path(__file__).parent.parent / "asv_benchmarks" / "scaling.py"
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +193,27 @@ def test_what_does_not_go_together_is_told_before_anything_runs():
         on_dask.evaluate(x, y, weight=weight, loss="bce")
     with pytest.raises(ShapeError, match=r"logits: of shape \(20, 12\)"):
         on_dask.evaluate(x, y, weight=weight[:, 1:])
+
+
+# ---- without Dask ----
+
+WITHOUT = """
+import sys
+sys.modules["dask"] = sys.modules["distributed"] = None
+import numpy as np
+from logitloss.evaluate import evaluate, evaluate_files
+print(evaluate(np.zeros((2, 2)), np.zeros(2, int)).count)
+np.save(sys.argv[1], np.zeros((2, 2)))
+try:
+    evaluate_files(sys.argv[1], sys.argv[1], dask="local")
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_nothing_needs_dask_but_dask(tmp_path):
+    printed = run_child(WITHOUT, str(tmp_path / "x.npy"))
+    assert printed.splitlines() == ["2", "dask is not installed: pip install 'logitloss[dask]'"]
 
 
 # ---- threads ----
@@ -348,6 +371,14 @@ def test_a_worker_that_is_killed_changes_nothing(shards, client):
     assert found[1:] == wanted[1:]
     wait_until(lambda: len(client.run(os.getpid)) == 2)
     assert victim not in client.run(os.getpid).values()
+
+
+@pytest.mark.skipif(not SCALING.exists(), reason="there is no asv_benchmarks beside the tests")
+def test_the_measurement_of_scaling_runs():
+    options = ["--gigabytes", "0.0001", "--classes", "10", "--workers", "1", "--rounds", "1"]
+    printed = run_child(f"import runpy; runpy.run_path({str(SCALING)!r}, run_name='__main__')", *options)
+    lines = r"one process: [\d.]+ s, [\d.]+ GB/s\n1 workers: [\d.]+ s, [\d.]+ GB/s, [\d.]+ times as fast\n"
+    assert re.fullmatch(lines, printed)
 
 
 def test_workers_that_always_die_end_in_a_line(shards, client, monkeypatch):

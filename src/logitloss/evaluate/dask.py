@@ -58,14 +58,16 @@ def evaluate(
     target : dask.array or ndarray
         Labels of the rows; chunked as the logits are if it is not.
     weight, bias : dask.array or ndarray, optional
-        Of the last layer, (C, D) and (C,). Each worker is sent the whole of them.
+        Of the last layer, (C, D) and (C,). Each worker has the whole of them: a large weight is better a Dask
+        array, read where it is used, than sent with the graph.
     softcap, logit_scale
         As in `logitloss.linear_cross_entropy`.
     groups : dask.array or ndarray, optional
         As in `logitloss.evaluate.evaluate`.
     **options
-        Its `loss`, `per_class`, `ignore_index`, `axis`, `dtype`, `num_threads` (1 by default), `backend` and
-        `chunk_rows`.
+        Its `loss`, `per_class`, `ignore_index`, `axis`, `dtype`, `num_threads`, `backend` and `chunk_rows`. A
+        task's kernels have one thread by default, whatever OMP_NUM_THREADS is; the products that make logits
+        of hidden states have as many as that says, which is one in Dask's workers.
 
     Returns
     -------
