@@ -30,6 +30,7 @@ def assert_same_states(found, wanted, rel=1e-12):
         assert_same_figures(getattr(found.finite, sums).value, getattr(wanted.finite, sums).value, rel)
     assert found.classes.ranks.tolist() == wanted.classes.ranks.tolist()
     assert found.histogram == wanted.histogram
+    assert found.end_runs == wanted.end_runs
     assert found.labels.confusions.tolist() == wanted.labels.confusions.tolist()
     assert found.groups.keys() == wanted.groups.keys()
     for key, group in found.groups.items():

@@ -54,7 +54,8 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     perplexities = {
         figure(output, "perplexity")
         for command, output in outputs.items()
-        if command.startswith("eval") and not {"--json", "bce", "skip", "--shift"} & set(command.split())
+        if command.startswith(("eval", "merge"))
+        and not {"--json", "bce", "skip", "--shift"} & set(command.split())
     }
     first = figure(outputs["eval logits.npy labels.npy"], "perplexity")
     # the made logits are rounded otherwise

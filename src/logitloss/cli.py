@@ -20,15 +20,17 @@ import logitloss
 from logitloss import demo as digits
 from logitloss._backends import NAMES
 from logitloss._threads import MOST
-from logitloss.evaluate import EvaluationError, evaluate_files
+from logitloss.evaluate import EvaluationError, EvaluationState, Metrics, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import N_RANKS, TOP_K
 from logitloss.evaluate.compare import compare
+from logitloss.evaluate.merge import merge_files
 from logitloss.evaluate.page import comparison_page, report_page, write_page
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.provenance import provenance
 from logitloss.evaluate.report import Report
 from logitloss.evaluate.shard import FLOAT_DTYPES
+from logitloss.evaluate.state import Group
 from logitloss.evaluate.stream import SAVE_EVERY
 
 
@@ -86,6 +88,23 @@ report_option = click.option(
 )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
+bytes_option = click.option(
+    "--bytes", "n_bytes", type=click.IntRange(min=1), help="Of the text: for bits per byte."
+)
+words_option = click.option(
+    "--words", "n_words", type=click.IntRange(min=1), help="Of the text: for perplexity per word."
+)
+top_k_option = click.option(
+    "--top-k",
+    type=click.IntRange(1, N_RANKS),
+    multiple=True,
+    default=TOP_K,
+    show_default=True,
+    help="Tell the share of labels among the K largest logits; may be given several times.",
+)
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="logitloss", prog_name="logitloss")
 def main() -> None:
@@ -134,16 +153,9 @@ def main() -> None:
 @click.option("--bias", metavar="FILE", help="The last layer's bias.")
 @click.option("--softcap", type=click.FloatRange(min=0, min_open=True), help="The bound of its logits.")
 @click.option("--logit-scale", type=float, default=1.0, show_default=True, help="What multiplies them.")
-@click.option("--bytes", "n_bytes", type=click.IntRange(min=1), help="Of the text: for bits per byte.")
-@click.option("--words", "n_words", type=click.IntRange(min=1), help="Of the text: for perplexity per word.")
-@click.option(
-    "--top-k",
-    type=click.IntRange(1, N_RANKS),
-    multiple=True,
-    default=TOP_K,
-    show_default=True,
-    help="Tell the share of labels among the K largest logits; may be given several times.",
-)
+@bytes_option
+@words_option
+@top_k_option
 @click.option("--per-class", is_flag=True, help="Figures of each class, too.")
 @click.option("--group-by", metavar="FILE", help="A key for each row: a line of figures for each group, too.")
 @click.option(
@@ -172,9 +184,14 @@ def main() -> None:
     show_default=True,
     help="Seconds between two writes of it.",
 )
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help='A Dask scheduler whose workers share the files\' file system, or "local" for processes here.',
+)
 @backend_option
 @report_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
+@json_option
 def eval_command(
     files: tuple[str, ...],
     hidden: str | None,
@@ -203,6 +220,8 @@ def eval_command(
     those of LOGITS, TARGETS, --group-by and --mask go together by that order.
 
     Nothing is read whole: memory stays under 256 MiB (and 4 MB a thread) whatever the files' size.
+
+    With --dask the pieces of the files are evaluated by a cluster's workers, a thread each.
 
     With --hidden and --unembedding only TARGETS is given, and the logits are made a few rows at a time.
     """
@@ -233,11 +252,7 @@ def eval_command(
             **options,
         )
         seconds = time.perf_counter() - start
-    state = evaluation.state
-    groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
-    metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
-    for line in metrics.warnings:
-        click.echo(f"logitloss: warning: {line}", err=True)
+    metrics, groups = _computed(evaluation.state, n_bytes, n_words, top_k)
     asked = options | {"on_error": on_error}
     report = Report(
         *files,
@@ -252,6 +267,47 @@ def eval_command(
     )
     if report_file is not None:
         write_page(report_file, report_page(report.document()))
+    _print(report, as_json)
+
+
+@main.command("merge")
+@click.argument("files", nargs=-1, required=True, metavar="STATES...")
+@click.option("--output", metavar="FILE", help="Write the sum's state to this file, to be merged again.")
+@bytes_option
+@words_option
+@top_k_option
+@json_option
+def merge_command(
+    files: tuple[str, ...],
+    output: str | None,
+    n_bytes: int | None,
+    n_words: int | None,
+    top_k: tuple[int, ...],
+    as_json: bool,
+) -> None:
+    """Add up STATES of evaluations of different rows, and report on all of them.
+
+    Each is a file of JSON: what EvaluationState.to_dict returns, lines of that, or what eval --state has
+    written by its end. Whether two of them have seen the same rows cannot be told from states: rows that are
+    in both count twice.
+    """
+    state, skipped = merge_files(files, output)
+    metrics, groups = _computed(state, n_bytes, n_words, top_k)
+    _print(Report(None, None, metrics, groups, skipped=skipped or None, states=list(files)), as_json)
+
+
+def _computed(
+    state: EvaluationState, n_bytes: int | None, n_words: int | None, top_k: tuple[int, ...]
+) -> tuple[Metrics, dict[Group, Metrics]]:
+    """Return the figures of the whole and of its groups; what makes them doubtful is told on stderr."""
+    groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
+    metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
+    for line in metrics.warnings:
+        _tell(f"warning: {line}")
+    return metrics, groups
+
+
+def _print(report: Report, as_json: bool) -> None:
     if as_json:
         click.echo(report.to_json())
     else:

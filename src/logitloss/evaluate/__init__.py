@@ -24,7 +24,7 @@ from logitloss.evaluate.metrics import Metrics
 from logitloss.evaluate.padding import PaddingWarning
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import Evaluation
-from logitloss.evaluate.vocabulary import VocabularyShards
+from logitloss.evaluate.vocabulary import VocabularyShards, target_logits
 
 __all__ = [
     "DtypeError",
@@ -44,4 +44,5 @@ __all__ = [
     "VocabularyShards",
     "evaluate",
     "evaluate_files",
+    "target_logits",
 ]

@@ -107,6 +107,18 @@ class Standing:
         return standing
 
 
+def read_standing(path: str, document: Any) -> tuple[Standing, dict[str, Any]]:
+    """Return how far an evaluation was whose file holds a document, and what its inputs are."""
+    try:
+        if document["version"] != VERSION:
+            raise StateError(path, f"of version {document['version']}, expected {VERSION}")
+        return Standing.from_dict(document), dict(document["inputs"])
+    except StateError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise FileError(path, f"holds no state of an evaluation ({error})") from None
+
+
 class Interrupted(KeyboardInterrupt):
     """The evaluation was told to stop, and its state is in the file.
 
@@ -164,13 +176,9 @@ class Checkpoint:
             raise FileError(str(self.path), getattr(error, "strerror", None) or "holds no state") from None
         try:
             document = json.loads(text)
-            if document["version"] != VERSION:
-                raise StateError(str(self.path), f"of version {document['version']}, expected {VERSION}")
-            standing, inputs = Standing.from_dict(document), dict(document["inputs"])
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, StateError):
-                raise
+        except ValueError as error:
             raise FileError(str(self.path), f"holds no state of an evaluation ({error})") from None
+        standing, inputs = read_standing(str(self.path), document)
         self.check(inputs, self.inputs)
         return standing
 

@@ -71,6 +71,10 @@ class MaskError(EvaluationError, ValueError):
     """A mask's value that is neither 0 nor 1."""
 
 
+class ClusterError(EvaluationError):
+    """A scheduler that is not there, or workers that died too often."""
+
+
 class OutputError(FileError):
     """A file that cannot be written, or not be written on."""
 

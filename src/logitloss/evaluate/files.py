@@ -6,6 +6,7 @@ name.
 """
 
 import glob
+import importlib
 import os
 import re
 from collections.abc import Callable, Generator, Iterable
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
-from logitloss.evaluate.shard import Block, Options, Shard, floats
+from logitloss.evaluate.shard import Block, Options, Shard, floats, linear
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
@@ -45,6 +46,7 @@ def evaluate_files(
     save_every: float = SAVE_EVERY,
     describe: bool = False,
     progress: Progress | None = None,
+    dask: Any = None,
     **options: Any,
 ) -> Evaluation:
     """Evaluate logits in files against labels in others, of any format in `stores`.
@@ -75,6 +77,10 @@ def evaluate_files(
         What failed goes on after its rows not yet done were repaired, or with `on_error="skip"`.
     describe : bool
         Whether to tell the `inputs`, of each array a few elements read once more; told with a state, too.
+    dask : distributed.Client or str, optional
+        Dask's cluster that evaluates pieces of the files, which are on a file system that all its workers
+        share: a client, a scheduler's address, or "local" for processes of this machine. Not with a state
+        file or a file of rows; a piece has one thread unless `num_threads` says otherwise.
     progress, **options
         As in `evaluate`; `dtype` is for hidden states, weight and bias, too, whose type says nothing.
 
@@ -94,6 +100,8 @@ def evaluate_files(
     FileWarning
         Chunks of integers are not in a Zarr or HDF5 store, and count as its fill value.
     """
+    if dask is not None and not (state_file is None and per_row_path is None):
+        raise ShapeError("dask", "keeps neither a state file nor a record of rows: --state, --per-row")
     paths = {"logits": logits_path, "target": target_path}
     paths |= {} if groups_path is None else {"groups": groups_path}
     paths |= {} if mask_path is None else {"mask": mask_path}
@@ -111,16 +119,14 @@ def evaluate_files(
         FileSource(dict(zip(files, of_shard, strict=True)), layer, records)
         for *of_shard, records in zip(*files.values(), per_row, strict=True)
     ]
-    evaluation = evaluate_shards(
-        sources,
-        Options(**options),
-        on_error=on_error,
-        on_skip=on_skip,
-        state_file=state_file,
-        save_every=save_every,
-        describe=describe,
-        progress=progress,
-    )
+    told: dict[str, Any] = {"on_error": on_error, "on_skip": on_skip, "describe": describe}
+    told["progress"] = progress
+    if dask is None:
+        told |= {"state_file": state_file, "save_every": save_every}
+        evaluation = evaluate_shards(sources, Options(**options), **told)
+    else:
+        cluster = importlib.import_module("logitloss.evaluate.cluster")
+        evaluation = cast(Evaluation, cluster.evaluate_sources(dask, sources, Options(**options), **told))
     if len(evaluation.skipped) == n_shards:
         raise FileError(logits_path, f"nothing is left to evaluate: {_count(files['logits'])}, skipped")
     return evaluation
@@ -175,7 +181,14 @@ class _Layer:
     ) -> None:
         self.softcap, self.logit_scale, self.dtype = softcap, logit_scale, dtype
         self.files = {"weight": weight} | ({} if bias is None else {"bias": bias})
-        self.arrays = {name: self._whole(name, open_array(path)) for name, path in self.files.items()}
+        self.arrays = self._opened()
+
+    def _opened(self) -> dict[str, Array]:
+        return {name: self._whole(name, open_array(path)) for name, path in self.files.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the arrays to be opened by who needs them."""
+        return {**self.__dict__, "arrays": {}}
 
     def _floats(self, name: str, array: StoredArray) -> tuple[AnyArray, np.dtype[Any]]:
         return floats(name, array, self.dtype if array.dtype.itemsize < 4 else None)
@@ -187,17 +200,10 @@ class _Layer:
 
     def logits(self, hidden: StoredArray) -> LinearLogits:
         """Return the logits of hidden states, of which a block is read when it is its turn."""
+        self.arrays = self.arrays or self._opened()
         states, dtype = self._floats("logits", hidden)
-        stand_in = np.broadcast_to(np.zeros((), dtype), states.shape)
-        try:
-            logits = LinearLogits(
-                stand_in, self.arrays["weight"], self.arrays.get("bias"), self.softcap, self.logit_scale
-            )
-            logits.hidden = cast(Array, states)  # of which nothing but boxes is wanted
-            return logits
-        except (TypeError, ValueError) as error:  # which start with what they are about
-            name, _, what = str(error).partition(" ")
-            raise ShapeError("logits" if name == "hidden" else name, what) from None
+        weight, bias = self.arrays["weight"], self.arrays.get("bias")
+        return linear(states, dtype, weight, bias, self.softcap, self.logit_scale)
 
 
 class FileSource(Source):
@@ -224,6 +230,7 @@ class FileSource(Source):
 
     def open(self, options: Options, sample: int) -> Shard:
         """Open the files."""
+        self.opened = {}
         for name in self.names:
             self.opened[name] = open_array(self.files[name])
         names = ("logits", "target", "groups", "mask")

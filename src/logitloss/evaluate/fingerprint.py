@@ -12,6 +12,11 @@ from logitloss.linear import LinearLogits
 SAMPLE, LEAST_SAMPLE = 2048, 64
 
 
+def sample_of(n_shards: int) -> int:
+    """Return how many elements of an array are taken where there are so many shards."""
+    return max(LEAST_SAMPLE, SAMPLE // max(1, n_shards))
+
+
 class Fingerprint:
     """Elements of an array, far apart, of which a digest tells the array of so many rows from others.
 

@@ -1,5 +1,6 @@
 """`evaluate`: one call for logits in arrays, in files, and in batches as they come."""
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,13 @@ from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.padding import PaddingWarning
-from logitloss.evaluate.shard import Options, Shard
+from logitloss.evaluate.shard import Options
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
     Source,
-    add_block,
+    evaluate_blocks,
     evaluate_shards,
     read_ahead,
 )
@@ -59,6 +60,7 @@ def evaluate(
         Of hidden states, `LinearLogits` makes a block's at a time, the classes last. A path stands for what
         it does in `evaluate_files`. An iterable gives batches, (logits, target), (logits, target, groups) or
         (logits, target, groups or None, mask) each, and is asked for the next one while one is evaluated.
+        Dask arrays are evaluated where their chunks are, see `logitloss.evaluate.dask.evaluate`.
     target : ndarray or path
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape. Not
         beside batches, which bring their own.
@@ -160,6 +162,12 @@ def evaluate(
             **kept,
             **options,
         ).state
+    elif any(hasattr(array, "__dask_graph__") for array in (logits, target, groups, mask)):
+        for name, value in {"per_row": per_row, "state_file": state_file, "progress": progress}.items():
+            if value is not None:
+                raise ShapeError(name, "is not for Dask arrays")
+        on_dask = importlib.import_module("logitloss.evaluate.dask")
+        state = cast(EvaluationState, on_dask.evaluate(logits, target, groups=groups, mask=mask, **options))
     elif target is None:
         beside = {"groups": groups, "mask": mask, "per_row": per_row, "state_file": state_file}
         for name, value in beside.items():
@@ -197,15 +205,15 @@ def evaluate_batches(
                 break
             try:
                 logits, target, groups, mask = _arrays(batch)
-                shard = Shard(logits, target, groups, options, 0, mask)
+                source = Source(logits, target, groups, None, mask)
+                shard = source.open(options, sample=0)
                 kind = shard.checked_kind(kind)
-                for box, seen in shard.blocks(0):
-                    add_block(state, shard, shard.read(box, seen), options)
-                state.shifted += shard.shifted
+                part = evaluate_blocks(source, shard, options)
             except EvaluationError as error:
                 error.argument += f" of batch {number}"
                 raise
-            n_rows, n_bytes = n_rows + shard.size, n_bytes + shard.size * shard.row_bytes
+            state.merge(part.state)
+            n_rows, n_bytes = n_rows + part.n_rows, n_bytes + part.n_bytes
             if progress is not None:
                 progress(n_rows, n_rows, n_bytes)
     return state

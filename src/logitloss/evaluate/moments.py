@@ -89,6 +89,8 @@ class Sums:
     def from_list(cls, numbers: list[Any]) -> "Sums":
         """Read what `to_list` wrote."""
         high, low = (np.array([float(value) for value in part]) for part in numbers)
+        if high.shape != low.shape:
+            raise ValueError(f"{high.size} sums with the errors of {low.size}")
         return cls(high, low)
 
     @property
@@ -142,6 +144,8 @@ class Moments:
     def from_dict(cls, numbers: dict[str, Any]) -> "Moments":
         """Read what `to_dict` wrote."""
         total, deviations = (Compensated.from_list(numbers[name]) for name in ("total", "deviations"))
+        if deviations.value < 0:
+            raise ValueError(f"squared deviations of {deviations.value}")
         return cls(whole_number(numbers["count"]), total, deviations)
 
     @property

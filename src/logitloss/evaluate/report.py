@@ -4,6 +4,7 @@ JSON has no infinity and no NaN, so a figure that is one of these is the string 
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,14 +28,14 @@ class Report:
 
     Parameters
     ----------
-    logits, target : str
-        Names of the inputs.
+    logits, target : str, optional
+        Names of the inputs; None of what is merged of states.
     metrics : Metrics
         The figures.
     groups : dict of Metrics
         Those of each group of rows, by its key.
-    seconds : float
-        Time it took, reading included.
+    seconds : float, optional
+        Time it took, reading included; None of states.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
     run : dict
@@ -43,34 +44,37 @@ class Report:
         The file of what becomes of each row.
     skipped : list of Skipped, optional
         Shards of which no row counts; None if none may be left out.
+    states : list of str, optional
+        Names of the states that were merged.
     """
 
-    logits: str
-    target: str
+    logits: str | None
+    target: str | None
     metrics: Metrics
     groups: dict[Group, Metrics]
-    seconds: float
-    n_rows: int
-    n_bytes: int
+    seconds: float | None = None
+    n_rows: int = 0
+    n_bytes: int = 0
     run: dict[str, Any] = field(default_factory=dict)
     per_row: str | None = None
     skipped: list[Skipped] | None = None
+    states: list[str] | None = None
 
     @property
     def rows_per_second(self) -> float:
         """Rows read by the time taken."""
-        return self.n_rows / self.seconds
+        return self.n_rows / (self.seconds or math.nan)
 
     @property
     def gigabytes_per_second(self) -> float:
         """10**9 bytes of logits read by the time taken."""
-        return self.n_bytes / self.seconds / 1e9
+        return self.n_bytes / (self.seconds or math.nan) / 1e9
 
     def to_json(self) -> str:
         """One JSON object of names, figures and throughput, of this schema.
 
         - schema_version: 3.
-        - logits, target: the names of the inputs.
+        - logits, target: the names of the inputs; of what `logitloss merge` adds up, states: a list of them.
         - loss: "ce" or "bce".
         - count: labels that counted; infinite: those of them that cost infinity.
         - ignored, masked, shifted: labels that did not, each for one reason: equal to ignore_index, left out
@@ -90,16 +94,16 @@ class Report:
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
         - confusions (beside per_class, of up to 1024 classes): a list of {label, predicted, count}, the 100
           pairs of a label and another class that was predicted which came up most.
-        - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
+        - seconds, rows_per_second, gigabytes_per_second (but for states): what it took, and what was read.
         - warnings: a list of lines, of what makes the figures doubtful.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
         - per_row (where asked for): the name of the file, or directory, of what becomes of each row.
-        - run: where the figures come from, an object of
+        - run (but for states): where the figures come from, an object of
 
           - date: when the evaluation began, in UTC.
           - options: those that were set, by name: loss, ignore_index, shift, axis, dtype, chunk_rows,
-            softcap, logit_scale, per_class, on_error, state_file, save_every.
+            softcap, logit_scale, per_class, on_error, state_file, save_every, dask.
           - inputs: a list of {role, file, shape, dtype, fingerprint}, with a fingerprint of a few elements.
           - backend, instruction_set (null but for C), threads: what the kernels ran on.
           - system; versions: those of python, logitloss, numpy, ml_dtypes, numba.
@@ -110,15 +114,16 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """Return what `to_json` writes."""
+        inputs = {"logits": self.logits, "target": self.target}
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "logits": self.logits,
-            "target": self.target,
+            **(inputs if self.states is None else {"states": self.states}),
             **self.metrics.to_dict(),
-            "seconds": self.seconds,
-            "rows_per_second": self.rows_per_second,
-            "gigabytes_per_second": self.gigabytes_per_second,
         }
+        if self.seconds is not None:
+            document["seconds"] = self.seconds
+            document["rows_per_second"] = self.rows_per_second
+            document["gigabytes_per_second"] = self.gigabytes_per_second
         document["warnings"] = list(self.metrics.warnings)
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
@@ -126,7 +131,8 @@ class Report:
             document["skipped"] = [one._asdict() for one in self.skipped]
         if self.per_row is not None:
             document["per_row"] = self.per_row
-        document["run"] = self.run
+        if self.run:
+            document["run"] = self.run
         return document
 
     def print_table(self) -> None:
@@ -139,9 +145,10 @@ class Report:
             table.add_row(label, f"{count:,}")
         if self.skipped is not None:
             table.add_row("shards skipped", f"{len(self.skipped):,}")
-        table.add_row("seconds", f"{self.seconds:.3g}")
-        table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
-        table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
+        if self.seconds is not None:
+            table.add_row("seconds", f"{self.seconds:.3g}")
+            table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
+            table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
         console = Console(markup=False, highlight=False)
         console.print(table)
         if self.metrics.per_class is not None:

@@ -25,7 +25,7 @@ class Rows(NamedTuple):
     """Of each row, in C order: its loss in nats, whether it is a hit, and whether it counts (None: all do).
 
     A row that does not count has loss 0 and is no hit. Of classes there are the kernels' figures, the labels,
-    and how many classes there are; of binary labels the labels and logits. `VocabularyShards` have neither.
+    and how many classes there are; of binary labels the labels and logits. `VocabularyShards` can lack both.
     `kept` is False where a mask leaves a row out (None: nowhere).
     """
 
@@ -130,9 +130,7 @@ def cross_entropy_rows(
         x, seen, ignore_index, None, None, 0.0, 1.0, None, loss, None, figures, None, threads
     )
     if bad >= 0:
-        index = _index(bad, labels.shape)
-        allowed = f"0 to {x.shape[-1] - 1}, and is not ignore_index={ignore_index}"
-        raise LabelError("target", f"label {labels[index]} is outside {allowed}", index)
+        raise bad_label(labels, _index(bad, labels.shape), x.shape[-1], ignore_index)
     if _any_nan(loss):
         index = first_index(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
@@ -141,6 +139,12 @@ def cross_entropy_rows(
     hit = figures[:, FIGURES.index("rank")] == 1
     flat = None if kept is None else kept.ravel()
     return Rows(loss.ravel(), hit, counts, labels.ravel(), figures, x.shape[-1], kept=flat)
+
+
+def bad_label(labels: Array, index: tuple[int, ...], n_classes: int, ignore_index: int) -> LabelError:
+    """Return the error about a label that is none of the classes."""
+    allowed = f"0 to {n_classes - 1}, and is not ignore_index={ignore_index}"
+    return LabelError("target", f"label {labels[index]} is outside {allowed}", index)
 
 
 def binary_rows(

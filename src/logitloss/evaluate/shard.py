@@ -141,7 +141,7 @@ class Shard:
         self.has_sequences = options.loss == "ce" and (options.shift or target.ndim > 1)
         if options.shift:
             self._shift()
-        self.row_bytes = self._stored.nbytes // max(1, self.size)
+        self.row_bytes = self.stored.nbytes // max(1, self.size)
         self.chunk_rows = options.chunk_rows or self._rows_of_steps(min(most_rows, CHUNK_ROWS))
         self.row_dtype = row_dtype(self.dtype, options.loss)
         if not self.shape:
@@ -152,7 +152,7 @@ class Shard:
         self._sampling = self.size, sample
 
     @property
-    def _stored(self) -> AnyArray:
+    def stored(self) -> AnyArray:
         """What is read for the logits: themselves, or hidden states."""
         return self.logits.hidden if isinstance(self.logits, LinearLogits) else self.logits
 
@@ -171,7 +171,7 @@ class Shard:
 
     def _rows_of_steps(self, n_rows: int) -> int:
         """Return so many rows, or less, that what the logits' store keeps together is read once."""
-        step = getattr(self._stored, "step", 1) * math.prod(self.shape[1:])
+        step = getattr(self.stored, "step", 1) * math.prod(self.shape[1:])
         return n_rows - n_rows % step if 1 < step <= n_rows else n_rows
 
     def store_rows(self, per_row: Array) -> None:
@@ -211,8 +211,8 @@ class Shard:
 
     def read(self, box: Box, seen: int) -> Block:
         """Return a block, of which nothing is left to read."""
-        logits = _native(self._stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
-        rows = {name: _native(array[box]) for name, array in self.rows.items()}
+        logits = native(self.stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
+        rows = {name: native(array[box]) for name, array in self.rows.items()}
         whole, sequences = self._sequences_of(box), None
         if whole is not None:
             names = [name for name in ("target", "mask") if name in rows]
@@ -234,7 +234,7 @@ class Shard:
     def release(self, box: Box) -> None:
         """Let go of the memory that was used to read a block."""
         whole = self._sequences_of(box) or box
-        for array, used in ((self._stored, box), *((array, whole) for array in self.rows.values())):
+        for array, used in ((self.stored, box), *((array, whole) for array in self.rows.values())):
             if isinstance(array, StoredArray):
                 array.release(used)
 
@@ -294,7 +294,28 @@ def floats(name: str, array: AnyArray, dtype: str | None) -> tuple[AnyArray, np.
     return array, FLOAT_DTYPES["bf16"] if wanted.itemsize == 1 else wanted
 
 
-def _native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
+def linear(
+    hidden: Any, dtype: np.dtype[Any], weight: Any, bias: Any, softcap: float | None, logit_scale: float
+) -> LinearLogits:
+    """Return the logits of hidden states that are still to be read, checked as if they were there.
+
+    A layer that is no ndarray has its shapes and types checked alone.
+    """
+    stand_in = np.broadcast_to(np.zeros((), dtype), hidden.shape)
+    layer: list[Any] = [
+        one if one is None or isinstance(one, np.ndarray) else np.broadcast_to(one.dtype.type(0), one.shape)
+        for one in (weight, bias)
+    ]
+    try:
+        logits = LinearLogits(stand_in, layer[0], layer[1], softcap, logit_scale)
+    except (TypeError, ValueError) as error:  # which start with what they are about
+        name, _, what = str(error).partition(" ")
+        raise ShapeError("logits" if name == "hidden" else name, what) from None
+    logits.hidden = hidden  # of which nothing but boxes is wanted
+    return logits
+
+
+def native(block: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return the block as the kernels take it: a copy only if it is of another type or unaligned."""
     native = block.astype(dtype or block.dtype.newbyteorder("="), copy=False)
     return native if native.flags.aligned else native.copy()

@@ -139,7 +139,9 @@ class EvaluationState:
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
         """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
         if self.per_class and rows.figures is None:
-            raise ShapeError("per_class", "needs rows with figures, which shards do not have")
+            raise ShapeError(
+                "per_class", "needs rows with figures, for which VocabularyShards need the target's logits"
+            )
         losses = rows.of_counted(rows.loss).astype(np.float64, copy=False)
         finite = losses
         if losses.size and losses.max() == np.inf:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
-from logitloss.evaluate.fingerprint import LEAST_SAMPLE, SAMPLE
+from logitloss.evaluate.fingerprint import sample_of
 from logitloss.evaluate.positions import predicted
 from logitloss.evaluate.provenance import inputs_of
 from logitloss.evaluate.rows import Rows, rows_of
@@ -172,6 +172,29 @@ def evaluate_shards(
     return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped, inputs_of(described))
 
 
+def evaluate_blocks(
+    source: Source, shard: Shard, options: Options, first: int = 0, end: int | None = None
+) -> Evaluation:
+    """Evaluate a shard's blocks from one number to another by themselves."""
+    state, n_rows = EvaluationState(options.loss, options.per_class), 0
+    if first == 0:  # what has no logits belongs to no block
+        state.shifted += shard.shifted
+    reads = (partial(shard.read, box, seen) for box, seen in islice(shard.blocks(0), first, end))
+    with closing(source.read(reads)) as blocks:
+        for block in blocks:
+            add_block(state, shard, block, options)
+            n_rows += block.target.size
+            source.release(shard, block.box)
+    return Evaluation(state, n_rows, n_rows * shard.row_bytes, [], [])
+
+
+def left_out(source: Source, error: EvaluationError) -> Skipped:
+    """Return why a shard is left out."""
+    if error.argument in source.files.values():
+        return Skipped(error.argument, error.reason)
+    return Skipped(source.files["logits"], str(error))
+
+
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """Read on another thread what comes next, while what came before is worked on; no more than that."""
     with ThreadPoolExecutor(1, "logitloss-read") as thread:
@@ -231,7 +254,7 @@ class _Run:
         self.describe = describe
         self.n_rows = self.n_bytes = 0
         self.starts = [0, *accumulate(self._rows_of(source) for source in sources)]
-        self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
+        self.sample = sample_of(len(sources))
         self.kind: Kind | None = None
 
     def _rows_of(self, source: Source) -> int:
@@ -289,12 +312,7 @@ class _Run:
 
     def skip(self, number: int, error: EvaluationError) -> None:
         """Leave a shard out whole."""
-        files = self.sources[number].files
-        if error.argument in files.values():
-            skipped = Skipped(error.argument, error.reason)
-        else:
-            skipped = Skipped(files["logits"], str(error))
-        self.standing.skip_shard(number, skipped)
+        self.standing.skip_shard(number, left_out(self.sources[number], error))
         if self.checkpoint is not None:
             self.checkpoint.save(self.standing)
         self.show(number + 1)
