@@ -23,12 +23,14 @@ def assert_same_figures(found, wanted, rel=1e-12):
 
 def assert_same_states(found, wanted, rel=1e-12):
     """Compare all figures of two states, and of their groups."""
-    assert found.ignored == wanted.ignored
+    assert (found.ignored, found.masked, found.shifted) == (wanted.ignored, wanted.masked, wanted.shifted)
     assert found.correct == wanted.correct
     assert_same_figures(found.compute().to_dict(), wanted.compute().to_dict(), rel)
     for sums in ("total", "deviations"):
         assert_same_figures(getattr(found.finite, sums).value, getattr(wanted.finite, sums).value, rel)
     assert found.classes.ranks.tolist() == wanted.classes.ranks.tolist()
+    assert found.histogram == wanted.histogram
+    assert found.labels.confusions.tolist() == wanted.labels.confusions.tolist()
     assert found.groups.keys() == wanted.groups.keys()
     for key, group in found.groups.items():
         assert_same_states(group, wanted.groups[key], rel)

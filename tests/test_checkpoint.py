@@ -19,8 +19,8 @@ from logitloss.evaluate import EvaluationState, FileError, LabelError, StateErro
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
 N_ROWS, N_CLASSES, CHUNK_ROWS = 3000, 10, 7
 KILLS = 50
-# of an evaluation's JSON
-TIMES = {"seconds", "rows_per_second", "gigabytes_per_second"}
+# Of an evaluation's JSON, what differs from run to run; "run" has the date and the options
+TIMES = {"seconds", "rows_per_second", "gigabytes_per_second", "run"}
 
 
 def arrays(loss="ce"):
@@ -59,6 +59,20 @@ def sharded(tmp_path):
     paths = [str(tmp_path / name) for name in ("x", "y", "keys", "rows")]
     more = ["--on-error", "skip", "--group-by", paths[2], "--per-row", paths[3]]
     return [*PROGRAM, *paths[:2], *OPTIONS, *more]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Return one of the same rows as texts, shifted and masked, so that blocks end within them."""
+    x, y = (array.reshape(30, 100, *array.shape[1:]) for array in arrays())
+    y[:, 60:] = 3
+    names = []
+    for name, array in {"x": x, "y": y, "m": rng_for("mask").random(y.shape) < 0.9}.items():
+        names.append(str(tmp_path / f"{name}.npy"))
+        np.save(names[-1], array)
+    more = ["--axis", "-1", "--shift", "--mask", names.pop(), "--per-row", str(tmp_path / "rows" / "all.npy")]
+    (tmp_path / "rows").mkdir()
+    return [*PROGRAM, *names, *OPTIONS, *more]
 
 
 @pytest.fixture
@@ -126,7 +140,9 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version 1, expected 2"),
+        ({"version": 2}, "version 2, expected 3"),
+        ({"histogram": [0] * 123}, "histogram of more than 122 bins"),
+        ({"histogram": [-1]}, "or of counts below 0"),
         ({"loss": "mse"}, "loss 'mse'"),
         ({"correct": -1}, "-1 is no count"),
         ({"correct": 1.5}, "1.5 is no count"),
@@ -147,7 +163,9 @@ def test_what_is_no_state_is_refused(change, message):
 # ---- going on ----
 
 
-@pytest.mark.parametrize(("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2)])
+@pytest.mark.parametrize(
+    ("of", "kills"), [("command", KILLS), ("sharded", KILLS // 2), ("texts", KILLS // 5)]
+)
 def test_killed_at_any_moment_it_ends_with_the_same_figures(of, kills, kept, tmp_path, request):
     command = request.getfixturevalue(of)
     start = time.monotonic()

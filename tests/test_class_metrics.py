@@ -18,8 +18,10 @@ from logitloss import demo
 from logitloss.evaluate import EvaluationState, ShapeError, VocabularyShards, evaluate
 from logitloss.evaluate.calibration import N_BINS
 from logitloss.evaluate.classes import AT_ONCE, N_RANKS
+from logitloss.evaluate.labels import CONFUSIONS, MOST_CONFUSED
 
 IGNORED = -100
+LISTS = ("top_k", "accuracy_by_rank", "calibration")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,10 @@ def test_loss_and_ranks_like_scikit_learn(data):
         hits = (logits > np.take_along_axis(logits, labels[:, None].astype(int), 1)).sum(axis=1) < k
         assert line["accuracy_standard_error"] == pytest.approx(scipy.stats.sem(hits), rel=1e-12)
     assert told[1]["accuracy"] == figures.accuracy
+    by_rank = figures.classes.accuracy_by_rank
+    assert len(by_rank) == min(classes.size, N_RANKS)
+    for k, line in told.items():
+        assert by_rank[k - 1] == line["accuracy"]
     logits, labels = logits[:500], labels[:500]  # it takes a row at a time
     wanted = sklearn_metrics.label_ranking_average_precision_score(classes == labels[:, None], logits)
     assert found(logits, labels).classes.mean_reciprocal_rank == pytest.approx(wanted, rel=1e-12)
@@ -195,9 +201,9 @@ def test_top_k_as_far_as_there_are_classes():
 
 def test_nothing_counted():
     figures = evaluate(np.zeros((2, 3)), np.full(2, IGNORED), backend="reference").compute().classes
-    assert figures.calibration == []
+    assert figures.calibration == figures.accuracy_by_rank == []
     assert [line["k"] for line in figures.top_k] == [1]
-    numbers = [getattr(figures, name) for name in figures.__slots__ if name not in ("calibration", "top_k")]
+    numbers = [getattr(figures, name) for name in figures.__slots__ if name not in LISTS]
     assert np.isnan([*numbers, figures.top_k[0]["accuracy"]]).all()
 
 
@@ -233,6 +239,38 @@ def test_figures_of_each_class(data):
         mine = losses[labels == number]
         assert line["count"] == mine.size
         assert line["nll_nats"] == pytest.approx(mine.mean() if mine.size else np.nan, rel=1e-11, nan_ok=True)
+
+
+def test_confusions_like_scikit_learn(data):
+    logits, labels = data
+    n_classes = logits.shape[1]
+    state = evaluate(logits, labels, per_class=True, chunk_rows=5000, backend="reference")
+    found = state.compute().confusions
+    if n_classes > MOST_CONFUSED:
+        assert found is None
+        assert "confusions" not in state.compute().to_dict()
+        return
+    wanted = sklearn_metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(n_classes))
+    np.fill_diagonal(wanted, 0)
+    np.testing.assert_array_equal(state.labels.confusions, wanted)
+    counts = [pair["count"] for pair in found]
+    assert counts == sorted(wanted[wanted > 0].tolist(), reverse=True)[:CONFUSIONS]
+    assert counts == [wanted[pair["label"], pair["predicted"]] for pair in found]
+
+
+def test_confusions_of_the_most_classes_and_of_one_more():
+    for n_classes, wanted in (
+        (MOST_CONFUSED, [{"label": MOST_CONFUSED - 1, "predicted": 0, "count": 2}]),
+        (MOST_CONFUSED + 1, None),
+    ):
+        labels = np.full(2, n_classes - 1)
+        state = evaluate(np.zeros((2, n_classes)), labels, per_class=True, backend="reference")
+        assert state.compute().confusions == wanted
+        few = state.empty()
+        few.update(np.zeros((1, 2)), [1], backend="reference")
+        few.merge(state)
+        expected = None if wanted is None else [*wanted, {"label": 1, "predicted": 0, "count": 1}]
+        assert few.compute().confusions == expected
 
 
 def test_a_class_of_infinite_loss():
@@ -308,6 +346,9 @@ def test_blocks_do_not_show(chunk_rows):
         ("classes", {"n_classes": -1}, "-1 is no count"),
         ("labels", {"correct": [1]}, "not as many"),
         ("labels", {name: [-1, 0] for name in ("count", "correct", "predicted")}, "below 0"),
+        ("labels", {"confusions": [[2], []]}, "not as many"),
+        ("labels", {"confusions": [[2], [-1]]}, "below 0"),
+        ("labels", {"confusions": [[4], [1]]}, "classes that there are not"),
     ],
 )
 def test_what_is_no_state_is_refused(part, change, message):

@@ -26,15 +26,19 @@ SCHEMA = {
     "loss": str,
     "count": int,
     "ignored": int,
+    "masked": int,
+    "shifted": int,
     "infinite": int,
     "nll_nats": float,
     "nll_bits": float,
     "nll_nats_standard_error": float,
     "nll_bits_standard_error": float,
+    "nll_histogram": list,
     "perplexity": float,
     "accuracy": float,
     "accuracy_standard_error": float,
     "top_k": list,
+    "accuracy_by_rank": list,
     "mean_reciprocal_rank": float,
     "mean_reciprocal_rank_standard_error": float,
     "brier": float,
@@ -49,6 +53,8 @@ SCHEMA = {
     "seconds": float,
     "rows_per_second": float,
     "gigabytes_per_second": float,
+    "warnings": list,
+    "run": dict,
 }
 
 
@@ -105,7 +111,7 @@ def test_json(pair, backend):
     assert document["nll_nats"] == pytest.approx(expected, rel=1e-14)
     assert document["nll_bits"] == pytest.approx(expected / math.log(2), rel=1e-14)
     assert document["perplexity"] == pytest.approx(math.exp(expected), rel=1e-14)
-    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 2]
+    assert [document[key] for key in ("logits", "target", "loss", "schema_version")] == [*pair, "ce", 3]
     assert (document["count"], document["ignored"], document["infinite"]) == (17, 3, 0)
     assert document["rows_per_second"] == pytest.approx(20 / document["seconds"])
     assert document["gigabytes_per_second"] == pytest.approx(480e-9 / document["seconds"])

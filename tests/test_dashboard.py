@@ -12,30 +12,17 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from html import unescape
 from pathlib import Path
 
+import browser
 import pytest
 
 SETTINGS = Path(__file__).parent.parent / "asv_benchmarks" / "asv.conf.json"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no host but this one is found
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-)
+FLAGS = (*browser.FLAGS, "--virtual-time-budget=20000", "--dump-dom")
 LIBRARIES = Path("/usr/share/javascript")
 SCRIPTS = {
     "jquery-3.3.1.min.js": "jquery/jquery.min.js",
@@ -80,7 +67,9 @@ def site(tmp_path_factory):
     """Publish, and return the address of the page."""
     missing = ["asv"] if importlib.util.find_spec("asv") is None else []
     missing += [
-        name for name, there in (("Chromium", CHROMIUM), (SETTINGS.name, SETTINGS.exists())) if not there
+        name
+        for name, there in (("Chromium", browser.CHROMIUM), (SETTINGS.name, SETTINGS.exists()))
+        if not there
     ]
     missing += [path for path in SCRIPTS.values() if path and not (LIBRARIES / path).exists()]
     if missing:
@@ -191,7 +180,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def shown(address, folder):
     """Return the text of the page once its scripts have run."""
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", address]
+    command = [browser.CHROMIUM, *FLAGS, f"--user-data-dir={folder}", address]
     return unescape(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
 
 

@@ -52,6 +52,29 @@ def mean_of_means():
     return np.mean([nll(logits[:1], labels[:1]), nll(logits[1:], labels[1:])]), nll(logits, labels)
 
 
+def costing(nats):
+    """Return logits of two classes, of which the first costs so much."""
+    return np.stack([-nats, np.log(-np.expm1(-nats))], axis=-1)
+
+
+def over_padding():
+    """The padding is learnt at once, and the shorter a text, the less it seems to cost."""
+    n_tokens, position = np.array([[10], [90]]), np.arange(100)
+    nats = np.where(position < n_tokens, 3, 0.01)
+    labels = np.zeros(nats.shape, int)
+    options = {"axis": -1, "mask": position < n_tokens, "backend": "reference"}
+    return nats.mean(), evaluate(costing(nats), labels, **options).compute().nll_nats
+
+
+def over_bos():
+    """All texts begin with the same label, which nothing is to be learnt of."""
+    nats = np.full((5, 21), 3.0)
+    nats[:, 0] = 1e-9
+    predicting = np.roll(costing(nats), -1, axis=1)  # the last logits are of no label
+    options = {"axis": -1, "shift": True, "backend": "reference"}
+    return nats.mean(), evaluate(predicting, np.zeros(nats.shape, int), **options).compute().nll_nats
+
+
 CASES = {
     "clips float64": (lambda: clipped(np.float64), 36.04, 50),
     "clips float32": (lambda: clipped(np.float32), 15.94, 50),
@@ -59,6 +82,8 @@ CASES = {
     "softmax that is 1": (lambda: rounded(20), 0, 2.061e-9),
     "float32 sum": (float32_state, 2.277, 2.303),
     "mean of means": (mean_of_means, 2.5, 1.375),
+    "padding": (over_padding, 1.505, 3),
+    "BOS": (over_bos, 2.857, 3),
 }
 
 

@@ -121,7 +121,7 @@ def test_files_evaluate_like_their_arrays(tmp_path):
     logits, target = rng.standard_normal((50, 4)), rng.integers(0, 4, 50)
     np.savez(tmp_path / "a.npz", x=logits, y=target)
     seen = []
-    state, n_rows, n_bytes, skipped = evaluate_files(
+    state, n_rows, n_bytes, skipped, _ = evaluate_files(
         f"{tmp_path}/a.npz::x",
         f"{tmp_path}/a.npz::y",
         chunk_rows=20,
@@ -223,7 +223,7 @@ def test_archives_of_nothing_and_of_names_without_archive(tmp_path):
 
 
 def test_archive_of_something_else(tmp_path):
-    path = tmp_path / "a.zip"
+    path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "nothing to see")
     raises(path, "neither a .npy nor a .npz file")

@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from logitloss import cross_entropy
 
 README = Path(__file__).parents[1] / "README.md"
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()"]
@@ -43,16 +46,20 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
                 folder = folder / words[1]
             else:
                 assert words[0] == "logitloss"
-                outputs[" ".join(words[1:])] = printed([*PROGRAM, *words[1:]], folder)
+                *words, file = words if ">" in words else (*words, None)
+                output = printed([*PROGRAM, *(word for word in words[1:] if word != ">")], folder)
+                if file:
+                    (folder / file).write_text(output)
+                outputs[" ".join(words[1:])] = output
     perplexities = {
         figure(output, "perplexity")
         for command, output in outputs.items()
-        if command.startswith("eval") and not {"--json", "bce", "skip"} & set(command.split())
+        if command.startswith("eval") and not {"--json", "bce", "skip", "--shift"} & set(command.split())
     }
     first = figure(outputs["eval logits.npy labels.npy"], "perplexity")
     # the made logits are rounded otherwise
     assert {round(float(perplexity), 5) for perplexity in perplexities} == {round(float(first), 5)}
-    *_, figures, states = programs
+    figures, states = programs[-2:]
     for line in states.splitlines():
         assert float(line) == pytest.approx(float(first), rel=1e-6)
     document = json.loads(outputs["eval logits.npy labels.npy --json"])
@@ -65,5 +72,18 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     assert 0.95 < float(figure(binary, "ROC AUC")) < 1
     skipping = next(output for command, output in outputs.items() if "skip" in command)
     assert re.search(r"^skipped shards/logits/10.npy: truncated: ", skipping, re.MULTILINE)
+    tokens, kept = np.load(folder / "tokens.npy"), np.load(folder / "mask.npy")
+    losses = cross_entropy(np.load(folder / "next.npy")[:, :-1], tokens[:, 1:], axis=-1, reduction="none")
+    padded, masked = (output for command, output in outputs.items() if "--shift" in command)
+    assert float(figure(masked, "perplexity")) == pytest.approx(np.exp(losses[kept[:, 1:]].mean()), rel=1e-9)
+    assert float(figure(padded, "perplexity")) == pytest.approx(np.exp(losses.mean()), rel=1e-9)
+    reasons = {"counted": kept[:, 1:].sum(), "masked": (~kept[:, 1:]).sum(), "not predicted": len(tokens)}
+    assert {name: int(figure(masked, f"labels {name}")) for name in reasons} == reasons
     assert len(os.listdir(folder / "shards" / "rows")) == 12
     assert {"run.json", "rows.npy", "odd.npy"} < set(os.listdir(folder))
+    assert {"reliability.png", "losses.png", "ranks.png"} < set(os.listdir(folder))
+    comparison = outputs["compare a.json b.json --report comparison.html"]
+    assert re.search(r"(a|b) is (better|ahead)", comparison)
+    assert "of row-wise differences (a.npy, b.npy)" in comparison
+    for page in ("report.html", "comparison.html"):
+        assert (folder / page).read_text(encoding="utf-8").startswith("<!doctype html>")

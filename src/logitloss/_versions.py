@@ -27,7 +27,7 @@ def _facts() -> dict[str, str]:
         "system": platform.platform(),
         "processor": platform.machine(),
     }
-    facts |= {name: _version(name) for name in _LIBRARIES}
+    facts |= {name: version(name) for name in _LIBRARIES}
     facts["threads"] = str(get_num_threads())
     facts |= _build()
     facts["Numba's threading layer"] = _threading_layer()
@@ -36,7 +36,8 @@ def _facts() -> dict[str, str]:
     return facts
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Return the version of an installed library."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -4,10 +4,13 @@ What is done is in `evaluate` and `demo`. Exit codes: 0; 1 for input that cannot
 command line; 130 for Ctrl-C.
 """
 
+import os
 import shlex
 import sys
 import tempfile
 import time
+import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +23,10 @@ from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import N_RANKS, TOP_K
+from logitloss.evaluate.compare import compare
+from logitloss.evaluate.page import comparison_page, report_page, write_page
 from logitloss.evaluate.progress import progress_bar
+from logitloss.evaluate.provenance import provenance
 from logitloss.evaluate.report import Report
 from logitloss.evaluate.shard import FLOAT_DTYPES
 from logitloss.evaluate.stream import SAVE_EVERY
@@ -32,7 +38,9 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _tell  # type: ignore[assignment]
+                return super().invoke(ctx)
         except BrokenPipeError:
             # click's own: whoever read the output has heard enough
             raise
@@ -51,8 +59,30 @@ class OneLineErrors(click.Group):
             ctx.exit(130)
 
 
+def _is_page(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Refuse a page that could not be written when all is done, or would take the place of something else."""
+    if path is not None and not path.lower().endswith((".html", ".htm")):
+        raise click.BadParameter(f"{path} does not end in .html")
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        raise click.BadParameter(f"there is no directory for {path}")
+    return path
+
+
+def _tell(what: object, *where_warned: object) -> None:
+    """Print a line, or a warning in a line, on stderr; click would write past the progress bar, into it."""
+    print(f"logitloss: {what}", file=sys.stderr)
+
+
 backend_option = click.option(
     "--backend", type=click.Choice(NAMES), help="Which kernels; by default the best that this processor has."
+)
+
+report_option = click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    callback=_is_page,
+    help="Write a page with pictures of it all to this file; it needs nothing else, and no network.",
 )
 
 
@@ -78,6 +108,12 @@ def main() -> None:
     default=-100,
     show_default=True,
     help="Rows with this label do not count.",
+)
+@click.option("--mask", metavar="FILE", help="Rows where it is 0 do not count, whatever their label.")
+@click.option(
+    "--shift",
+    is_flag=True,
+    help="Logits at a position are those of the next label, along TARGETS' last axis.",
 )
 @click.option(
     "--axis", type=int, help="Where the classes are: 1 by default, -1 for logits (batch, time, vocabulary)."
@@ -137,6 +173,7 @@ def main() -> None:
     help="Seconds between two writes of it.",
 )
 @backend_option
+@report_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
 def eval_command(
     files: tuple[str, ...],
@@ -144,23 +181,26 @@ def eval_command(
     unembedding: str | None,
     bias: str | None,
     group_by: str | None,
+    mask: str | None,
     per_row: str | None,
     n_bytes: int | None,
     n_words: int | None,
     top_k: tuple[int, ...],
     threads: int | None,
+    backend: str | None,
     as_json: bool,
+    report_file: str | None,
     on_error: Literal["fail", "skip"],
     **options: Any,
 ) -> None:
     """Evaluate LOGITS against TARGETS: NLL, perplexity, accuracy, calibration and more.
 
-    Both are files of arrays (.npy, .npz, .safetensors) or of tables (.arrow, .feather, .ipc, .parquet);
-    PATH::NAME picks one array or column of several. LOGITS has the classes on --axis, and TARGETS the class
-    of each row (an integer).
+    Both are files of arrays (.npy, .npz, .safetensors, HDF5, Zarr) or of tables (.arrow, .feather, .ipc,
+    .parquet); PATH::NAME picks one array or column of several. LOGITS has the classes on --axis, and TARGETS
+    the class of each row (an integer).
 
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
-    those of LOGITS, TARGETS and --group-by go together by that order.
+    those of LOGITS, TARGETS, --group-by and --mask go together by that order.
 
     Nothing is read whole: memory stays under 256 MiB (and 4 MB a thread) whatever the files' size.
 
@@ -176,24 +216,42 @@ def eval_command(
         wanted = "LOGITS and TARGETS" if hidden is None else "TARGETS alone, beside --hidden"
         raise click.UsageError(f"expected {wanted}; {len(files)} files are given")
     with progress_bar() as progress:
-        start = time.perf_counter()
-        state, n_rows, n_read, skipped = evaluate_files(
+        started, start = datetime.now(UTC), time.perf_counter()
+        evaluation = evaluate_files(
             *files,
             unembedding_path=unembedding,
             bias_path=bias,
             groups_path=group_by,
+            mask_path=mask,
             per_row_path=per_row,
             on_error=on_error,
             on_skip=_tell_skipped,
+            describe=as_json or report_file is not None,
             progress=progress,
             num_threads=threads,
+            backend=backend,
             **options,
         )
         seconds = time.perf_counter() - start
+    state = evaluation.state
     groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
     metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
-    told = skipped if on_error == "skip" else None
-    report = Report(*files, metrics, groups, seconds, n_rows, n_read, told)
+    for line in metrics.warnings:
+        click.echo(f"logitloss: warning: {line}", err=True)
+    asked = options | {"on_error": on_error}
+    report = Report(
+        *files,
+        metrics,
+        groups,
+        seconds,
+        evaluation.n_rows,
+        evaluation.n_bytes,
+        provenance(started, evaluation.inputs, asked, num_threads=threads, backend=backend),
+        per_row,
+        evaluation.skipped if on_error == "skip" else None,
+    )
+    if report_file is not None:
+        write_page(report_file, report_page(report.document()))
     if as_json:
         click.echo(report.to_json())
     else:
@@ -201,8 +259,38 @@ def eval_command(
 
 
 def _tell_skipped(one: Skipped) -> None:
-    # click would write past the progress bar, into its line
-    print(f"logitloss: skipped {one.file}: {one.reason}", file=sys.stderr)
+    _tell(f"skipped {one.file}: {one.reason}")
+
+
+@main.command("compare")
+@click.argument("a", metavar="A.json")
+@click.argument("b", metavar="B.json")
+@click.option(
+    "--rows",
+    nargs=2,
+    metavar="A B",
+    help="What --per-row wrote of both; by default what the JSON of both names.",
+)
+@click.option("--unpaired", is_flag=True, help="Do without rows: take the runs as independent samples.")
+@report_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
+def compare_command(
+    a: str, b: str, rows: tuple[str, str] | None, unpaired: bool, report_file: str | None, as_json: bool
+) -> None:
+    """Compare two runs by their JSON, as `logitloss eval --json` printed it: differences B - A.
+
+    Each has a 95 % confidence interval by the normal approximation. If both were run with --per-row, it is
+    that of row-wise differences, which is the narrower; else the runs are taken as independent samples.
+    """
+    if rows is not None and unpaired:
+        raise click.UsageError("--rows and --unpaired exclude each other")
+    comparison = compare(a, b, rows=rows, is_paired=not unpaired)
+    if report_file is not None:
+        write_page(report_file, comparison_page(comparison))
+    if as_json:
+        click.echo(comparison.to_json())
+    else:
+        comparison.print_table()
 
 
 @main.command()

@@ -1,9 +1,8 @@
 """An evaluation's progress in a file, from which it goes on after it was stopped or killed.
 
 The file says what is evaluated (options; of each shard begun shapes, dtypes and fingerprints of the rows
-done), the state of the shards that are through, and that of the one that is not. It is written beside,
-brought to the disk and put in place in one step, so that at any moment the file is whole. Going on takes the
-same blocks in the same order, hence the same figures to the last bit.
+done), the state of the shards that are through, and that of the one that is not. It is whole at any moment
+(`atomic`). Going on takes the same blocks in the same order, hence the same figures to the last bit.
 """
 
 import json
@@ -11,13 +10,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from logitloss.evaluate.errors import EvaluationError, FileError, OutputError, StateError
+from logitloss.evaluate.atomic import replacing
+from logitloss.evaluate.errors import EvaluationError, FileError, StateError
 from logitloss.evaluate.moments import whole_number
 from logitloss.evaluate.state import EvaluationState
 
@@ -57,7 +57,7 @@ class Standing:
     @property
     def done(self) -> int:
         """Rows that are in the states."""
-        return sum(state.count + state.ignored for state in (self.through, self.part))
+        return self.through.n_rows + self.part.n_rows
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -68,9 +68,10 @@ class Standing:
         """Whether the shard of a number is left out."""
         return number < len(self.shards) and isinstance(self.shards[number], Skipped)
 
-    def finish_shard(self) -> None:
-        """Count the shard begun last, as it is through."""
+    def finish_shard(self, shifted: int) -> None:
+        """Count the shard begun last, as it is through, and its positions that no row is of."""
         self.n_through += 1
+        self.part.shifted += shifted
         self.through.merge(self.part)
         self.part = self.through.empty()
 
@@ -185,23 +186,8 @@ class Checkpoint:
     def save(self, standing: Standing) -> None:
         """Write the file."""
         document = {"version": VERSION, "inputs": self.inputs, **standing.to_dict()}
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with open(beside, "w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
-            raise OutputError(str(self.path), error.strerror or str(error)) from None
-        with suppress(OSError):  # not every file system has folders that can be synchronised
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with replacing(self.path) as file:
+            json.dump(document, file, indent=1, allow_nan=False)
         self.written, self.unsaved = monotonic(), None
 
     def after_block(self, standing: Standing, n_rows: int, before: Callable[[], object]) -> None:

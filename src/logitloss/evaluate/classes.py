@@ -111,8 +111,10 @@ class ClassState:
                 share = float(up_to[k] / self.count) if self.count else float("nan")
                 error = share_error(share, self.count)
                 lines.append({"k": k, "accuracy": share, "accuracy_standard_error": error})
+        shares = up_to[1 : min(self.n_classes, N_RANKS) + 1] / self.count if self.count else up_to[:0]
         return ClassMetrics(
             lines,
+            shares.tolist(),
             self.reciprocal_rank.mean,
             self.reciprocal_rank.standard_error,
             self.brier.mean,

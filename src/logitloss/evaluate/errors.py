@@ -67,5 +67,13 @@ class LogitError(EvaluationError, ValueError):
     """A row that counts and has no loss: it holds NaN, +inf, or nothing but -inf."""
 
 
+class MaskError(EvaluationError, ValueError):
+    """A mask's value that is neither 0 nor 1."""
+
+
 class OutputError(FileError):
     """A file that cannot be written, or not be written on."""
+
+
+class FileWarning(UserWarning):
+    """What a file lacks, and is evaluated without."""

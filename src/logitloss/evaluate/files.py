@@ -1,7 +1,8 @@
 """An evaluation of files: logits, or hidden states and the last layer's weight, against labels.
 
-A path may stand for shards: a directory's files of arrays, or those that match a pattern. They are paired by
-their natural order, and opened one pair after the other. What is wrong has its file's name.
+A path may stand for shards: a directory's files of the formats in `stores`, or those that match a pattern.
+They are paired by their natural order, and opened one pair after the other. What is wrong has its file's
+name.
 """
 
 import glob
@@ -17,10 +18,10 @@ import numpy.typing as npt
 
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
-from logitloss.evaluate.shard import AnyArray, Block, Options, Shard, floats
+from logitloss.evaluate.shard import Block, Options, Shard, floats
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
-from logitloss.evaluate.stores.stored import Box
+from logitloss.evaluate.stores.stored import AnyArray, Box
 from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards, read_ahead
 from logitloss.linear import LinearLogits
 
@@ -36,27 +37,31 @@ def evaluate_files(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     groups_path: str | None = None,
+    mask_path: str | None = None,
     per_row_path: str | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
+    describe: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Evaluate logits in files against labels in others, of any format in `stores.SUFFIXES`.
+    """Evaluate logits in files against labels in others, of any format in `stores`.
 
     Parameters
     ----------
     logits_path, target_path : str
         A file each; or shards: a directory of files, or a pattern (`"logits-*.npy"`), in natural order (2
-        before 10). `PATH::name` for one array, tensor or column of several in a file.
+        before 10). `PATH::name` for one array or column of several in a file.
     unembedding_path, bias_path : str, optional
         The files of a last layer's weight and bias; then `logits_path` is that of its hidden states.
     softcap, logit_scale
         As in `logitloss.linear_cross_entropy`.
     groups_path : str, optional
         That of the rows' keys; where there are shards, of as many.
+    mask_path : str, optional
+        That of the rows' mask; the same.
     per_row_path : str, optional
         A `.npy` file to be written: a record for each row (`logitloss.evaluate.rows.row_dtype`). Where
         `logits_path` stands for shards, a directory, for a file of each shard of the same name.
@@ -68,22 +73,30 @@ def evaluate_files(
     state_file, save_every
         As in `evaluate`; if there is a state, the rows that it has seen are in the file of `per_row_path`.
         What failed goes on after its rows not yet done were repaired, or with `on_error="skip"`.
+    describe : bool
+        Whether to tell the `inputs`, of each array a few elements read once more; told with a state, too.
     progress, **options
         As in `evaluate`; `dtype` is for hidden states, weight and bias, too, whose type says nothing.
 
     Returns
     -------
     Evaluation
-        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, and what is `skipped`.
+        A tuple of the `state`, the `n_rows` and `n_bytes` that were read, what is `skipped`, and the
+        `inputs`. Where `evaluate` would warn, the figures of the state have `warnings`.
 
     Raises
     ------
     EvaluationError
         Named for the file it is about; also if every shard is left out.
+
+    Warns
+    -----
+    FileWarning
+        Chunks of integers are not in a Zarr or HDF5 store, and count as its fill value.
     """
     paths = {"logits": logits_path, "target": target_path}
-    if groups_path is not None:
-        paths["groups"] = groups_path
+    paths |= {} if groups_path is None else {"groups": groups_path}
+    paths |= {} if mask_path is None else {"mask": mask_path}
     files = {name: shard_files(path) for name, path in paths.items()}
     n_shards = len(files["logits"])
     for name, found in files.items():
@@ -105,6 +118,7 @@ def evaluate_files(
         on_skip=on_skip,
         state_file=state_file,
         save_every=save_every,
+        describe=describe,
         progress=progress,
     )
     if len(evaluation.skipped) == n_shards:
@@ -192,7 +206,7 @@ class FileSource(Source):
     Parameters
     ----------
     files : dict of str
-        Those of "logits" (or hidden states), "target" and, where there are any, "groups".
+        Those of "logits" (or hidden states), "target" and, where there are any, "groups" and "mask".
     layer : _Layer, optional
         That of hidden states.
     records : str, optional
@@ -204,25 +218,26 @@ class FileSource(Source):
         self.names, self.layer, self.records_path = list(files), layer, records
         self.opened: dict[str, StoredArray] = {}
         self.records: MappedArray | None = None
-        self.n_rows = 0
+        self.target_shape = (0,)
         with suppress(FileError):  # which is told when it is the shard's turn
-            self.n_rows = int(np.prod(shape_of(files["target"]), dtype=object))
+            self.target_shape = shape_of(files["target"])
 
     def open(self, options: Options, sample: int) -> Shard:
         """Open the files."""
         for name in self.names:
             self.opened[name] = open_array(self.files[name])
-        logits, target, groups = (self.opened.get(name) for name in ("logits", "target", "groups"))
+        names = ("logits", "target", "groups", "mask")
+        logits, target, groups, mask = (self.opened.get(name) for name in names)
         assert logits is not None
         assert target is not None
         if self.layer is None:
-            return Shard(logits, target, groups, options, sample)
-        return Shard(self.layer.logits(logits), target, groups, replace(options, dtype=None), sample)
+            return Shard(logits, target, groups, options, sample, mask)
+        return Shard(self.layer.logits(logits), target, groups, replace(options, dtype=None), sample, mask)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Map the file of records."""
         if self.records_path is not None:
-            records = _open_records(self.records_path, shard.shape, shard.row_dtype, goes_on)
+            records = _open_records(self.records_path, shard.target_shape, shard.row_dtype, goes_on)
             self.records = MappedArray(self.records_path, cast(Any, records)._mmap, records)
             shard.store_rows(records)
 

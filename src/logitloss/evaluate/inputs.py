@@ -1,6 +1,7 @@
 """`evaluate`: one call for logits in arrays, in files, and in batches as they come."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,15 +13,16 @@ import numpy.typing as npt
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
+from logitloss.evaluate.padding import PaddingWarning
 from logitloss.evaluate.shard import Options, Shard
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
     Source,
+    add_block,
     evaluate_shards,
     read_ahead,
-    rows_of_block,
 )
 from logitloss.linear import LinearLogits
 
@@ -35,8 +37,10 @@ def evaluate(
     loss: Loss = "ce",
     per_class: bool = False,
     groups: Array | Path | None = None,
+    mask: Array | Path | None = None,
     per_row: Array | Path | None = None,
     ignore_index: int = -100,
+    shift: bool = False,
     axis: int | None = None,
     dtype: str | None = None,
     num_threads: int | None = None,
@@ -53,8 +57,8 @@ def evaluate(
     logits : ndarray of float8, float16, bfloat16, float32 or float64; LinearLogits; path; or iterable
         Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
         Of hidden states, `LinearLogits` makes a block's at a time, the classes last. A path stands for what
-        it does in `evaluate_files`. An iterable gives batches, (logits, target) or (logits, target, groups)
-        each, and is asked for the next one while one is evaluated.
+        it does in `evaluate_files`. An iterable gives batches, (logits, target), (logits, target, groups) or
+        (logits, target, groups or None, mask) each, and is asked for the next one while one is evaluated.
     target : ndarray or path
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape. Not
         beside batches, which bring their own.
@@ -64,11 +68,18 @@ def evaluate(
         Whether to keep figures of each class, too.
     groups : ndarray of int, bool or str, or path, optional
         A key for each row, of the target's shape: each group of rows has a state of its own, too.
+    mask : ndarray of bool, or of 0 and 1, or path, optional
+        Of the target's shape: rows where it is 0 do not count, whatever their label, and are told apart from
+        those ignored.
     per_row : ndarray or path, optional
         Array for what becomes of each row, of the target's shape and `row_dtype(logits.dtype, loss)`; of
         files a file. Not of batches.
     ignore_index : int
         Rows with this label do not count.
+    shift : bool
+        Whether the logits at a position, along the target's last axis, predict the next position's label:
+        then rows are all positions but the first of each sequence. Groups, mask and `per_row` are those of
+        the label's position, and `per_row` says of the first that it does not count.
     axis : int, optional
         Where the classes are: 1 by default, or 0 for one row. Not for "bce".
     dtype : {"bf16", "f16", "f32", "f64"}, optional
@@ -94,12 +105,19 @@ def evaluate(
     Raises
     ------
     ShapeError, DtypeError, LabelError, LogitError
-        A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in `target`.
-        What was counted until then is in the state file.
+        A ValueError, TypeError, IndexError and ValueError; an error about a row gives its place in the array
+        that it names. What was counted until then is in the state file.
+    MaskError
+        A ValueError: the mask holds another number.
     FileError, StateError
         The state file cannot be read or written; it is of other inputs.
     KeyboardInterrupt
         After Ctrl-C or SIGTERM; with a state file at the end of a block, when that is written.
+
+    Warns
+    -----
+    PaddingWarning
+        Labels that count look like padding, by the rule of `logitloss.evaluate.padding.EndRuns.warnings`.
 
     Examples
     --------
@@ -108,11 +126,19 @@ def evaluate(
     >>> state = evaluate(np.zeros((1000, 10)), np.arange(1000) % 10, chunk_rows=7)
     >>> round(state.compute().perplexity, 9)
     10.0
+
+    Of a text's 6 tokens, the first is not predicted, and the last two are padding:
+
+    >>> tokens, kept = np.array([[3, 1, 4, 1, 0, 0]]), np.array([[1, 1, 1, 1, 0, 0]])
+    >>> metrics = evaluate(np.zeros((1, 6, 5)), tokens, axis=-1, shift=True, mask=kept).compute()
+    >>> metrics.count, metrics.shifted, metrics.masked
+    (3, 1, 2)
     """
     options: dict[str, Any] = {
         "loss": loss,
         "per_class": per_class,
         "ignore_index": ignore_index,
+        "shift": shift,
         "axis": axis,
         "dtype": dtype,
         "num_threads": num_threads,
@@ -121,25 +147,32 @@ def evaluate(
     }
     kept: dict[str, Any] = {"state_file": state_file, "save_every": save_every, "progress": progress}
     if isinstance(logits, str | os.PathLike):
-        paths = _paths(logits=logits, target=target, groups=groups, per_row=per_row)
+        paths = _paths(logits=logits, target=target, groups=groups, mask=mask, per_row=per_row)
         target_path = paths["target"]
         if target_path is None:
             raise ShapeError("target", "is missing: files of logits have their labels in others")
-        return evaluate_files(
+        state = evaluate_files(
             os.fspath(logits),
             target_path,
             groups_path=paths["groups"],
+            mask_path=paths["mask"],
             per_row_path=paths["per_row"],
             **kept,
             **options,
         ).state
-    if target is None:
-        for name, value in {"groups": groups, "per_row": per_row, "state_file": state_file}.items():
+    elif target is None:
+        beside = {"groups": groups, "mask": mask, "per_row": per_row, "state_file": state_file}
+        for name, value in beside.items():
             if value is not None:
                 raise ShapeError(name, "is for arrays and files, and there are batches: the target is None")
-        return evaluate_batches(cast(Iterable[Sequence[Any]], logits), Options(**options), progress)
-    source = Source(*cast(tuple[Any, ...], (logits, target, groups, per_row)))
-    return evaluate_shards([source], Options(**options), **kept).state
+        batches = cast(Iterable[Sequence[Any]], logits)
+        state = evaluate_batches(batches, Options(**options), progress)
+    else:
+        source = Source(*cast(tuple[Any, ...], (logits, target, groups, per_row, mask)))
+        state = evaluate_shards([source], Options(**options), **kept).state
+    for line in state.end_runs.warnings():
+        warnings.warn(line, PaddingWarning, stacklevel=2)
+    return state
 
 
 def _paths(**arguments: Any) -> dict[str, str | None]:
@@ -163,11 +196,12 @@ def evaluate_batches(
             if batch is end:
                 break
             try:
-                shard = Shard(*_arrays(batch), options, sample=0)
+                logits, target, groups, mask = _arrays(batch)
+                shard = Shard(logits, target, groups, options, 0, mask)
                 kind = shard.checked_kind(kind)
                 for box, seen in shard.blocks(0):
-                    block = shard.read(box, seen)
-                    state.add(rows_of_block(shard, block, options), block.groups)
+                    add_block(state, shard, shard.read(box, seen), options)
+                state.shifted += shard.shifted
             except EvaluationError as error:
                 error.argument += f" of batch {number}"
                 raise
@@ -177,11 +211,15 @@ def evaluate_batches(
     return state
 
 
-def _arrays(batch: Sequence[Any]) -> tuple[Array | LinearLogits, Array, Array | None]:
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+def _arrays(batch: Sequence[Any]) -> tuple[Array | LinearLogits, Array, Array | None, Array | None]:
+    if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 4:
         what = f"of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ShapeError("arrays", f"expected a tuple of logits, target and maybe groups, not a {what}")
-    logits, target, *groups = batch
+        wanted = "expected a tuple of logits, target and maybe groups and mask"
+        raise ShapeError("arrays", f"{wanted}, not a {what}")
+    logits, *rows = batch
     if not isinstance(logits, LinearLogits):
         logits = np.asarray(logits)
-    return logits, np.asarray(target), np.asarray(groups[0]) if groups else None
+    target, groups, mask = (None if one is None else np.asarray(one) for one in (*rows, None, None)[:3])
+    if target is None:
+        raise ShapeError("target", "is None, expected labels")
+    return logits, target, groups, mask

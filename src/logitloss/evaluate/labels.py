@@ -1,7 +1,8 @@
 """What becomes of each class: how often it is the label, how often predicted and right, and what it costs.
 
-Arrays as long as there are classes, which is why they are kept only where asked for. States of fewer classes
-merge as if the others had not come up.
+Arrays as long as there are classes, which is why they are kept only where asked for; and of up to
+`MOST_CONFUSED` classes a square one, of which class is taken for which. States of fewer classes merge as if
+the others had not come up.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss._kernels import FIGURES
-from logitloss.evaluate.metrics import ClassLine
+from logitloss.evaluate.metrics import ClassLine, Confusion
 from logitloss.evaluate.moments import PLAIN, Sums
 from logitloss.evaluate.rows import Rows
 
@@ -20,6 +21,10 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 COUNTS = ("count", "correct", "predicted")
 TOP = FIGURES.index("top")
+# Classes of which pairs are counted, in 8 MiB
+MOST_CONFUSED = 1024
+# Pairs that are told, of those that came up most
+CONFUSIONS = 100
 
 
 def _none() -> Int64:
@@ -28,12 +33,16 @@ def _none() -> Int64:
 
 @dataclass(slots=True, eq=False)
 class LabelState:
-    """Of each class: rows with that label, hits among them, predictions of it, and the rows' losses."""
+    """Of each class: rows with that label, hits among them, predictions of it, and the rows' losses.
+
+    `confusions[label, predicted]` counts misses; of more than `MOST_CONFUSED` classes it is empty.
+    """
 
     count: Int64 = field(default_factory=_none)
     correct: Int64 = field(default_factory=_none)
     predicted: Int64 = field(default_factory=_none)
     losses: Sums = field(default_factory=lambda: Sums.zeros(0))
+    confusions: Int64 = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def add(self, rows: Rows) -> None:
         """Add those of some rows that count."""
@@ -48,6 +57,9 @@ class LabelState:
             self.predicted += np.bincount(top, minlength=n_classes)
             losses: Any = np.bincount(label, part.loss, n_classes)
             self._add_losses(Sums(losses, np.zeros(n_classes)))
+            if self.confusions.size:
+                pairs = (label * n_classes + top)[~part.hit]
+                np.add.at(self.confusions.ravel(), pairs, 1)  # the array itself, which is contiguous
 
     def _add_losses(self, losses: Sums) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # infinite ones stay what they are
@@ -59,6 +71,10 @@ class LabelState:
             for name in COUNTS:
                 setattr(self, name, np.pad(getattr(self, name), (0, missing)))
             self.losses = Sums(*(np.pad(part, (0, missing)) for part in (self.losses.high, self.losses.low)))
+            before, size = self.confusions, n_classes if n_classes <= MOST_CONFUSED else 0
+            self.confusions = np.zeros((size, size), np.int64)
+            if size:
+                self.confusions[: len(before), : len(before)] = before
 
     def merge(self, other: "LabelState") -> None:
         """Add what another has seen."""
@@ -69,11 +85,15 @@ class LabelState:
         theirs = Sums.zeros(self.count.size)
         theirs.high[seen], theirs.low[seen] = other.losses.high, other.losses.low
         self._add_losses(theirs)
+        if self.confusions.size:
+            self.confusions[seen, seen] += other.confusions
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         counts = {name: getattr(self, name).tolist() for name in COUNTS}
-        return counts | {"losses": self.losses.to_list()}
+        pairs = np.flatnonzero(self.confusions)
+        confusions = [pairs.tolist(), self.confusions.ravel()[pairs].tolist()]
+        return counts | {"losses": self.losses.to_list(), "confusions": confusions}
 
     def __eq__(self, other: object) -> bool:
         """Whether all numbers are the same."""
@@ -88,7 +108,16 @@ class LabelState:
             raise ValueError("counts and losses of classes that are not as many")
         if min(array.min(initial=0) for array in (count, correct, predicted)) < 0:
             raise ValueError("counts of classes below 0")
-        return cls(count, correct, predicted, losses)
+        state = cls()
+        state._grow(count.size)
+        state.count, state.correct, state.predicted, state.losses = count, correct, predicted, losses
+        pairs, counts = (np.array(part, np.int64) for part in saved["confusions"])
+        if pairs.shape != counts.shape or (counts < 0).any():
+            raise ValueError("confusions of pairs and counts that are not as many, or of counts below 0")
+        if ((pairs < 0) | (pairs >= state.confusions.size)).any():
+            raise ValueError("confusions of classes that there are not")
+        state.confusions.ravel()[pairs] = counts
+        return state
 
     def compute(self) -> list[ClassLine]:
         """Return a line for each class; NaN for what has no rows."""
@@ -100,4 +129,17 @@ class LabelState:
         return [
             {"class": number, "count": count, "predicted": predicted, "nll_nats": nll, "accuracy": recall}
             for number, (count, predicted, nll, recall) in enumerate(lines)
+        ]
+
+    def most_confused(self) -> list[Confusion] | None:
+        """Return the pairs that came up most, of equals the lowest labels first; None if not kept."""
+        n_classes = self.count.size
+        if n_classes > MOST_CONFUSED:
+            return None
+        counts = self.confusions.ravel()
+        pairs = np.flatnonzero(counts)
+        pairs = pairs[np.argsort(-counts[pairs], kind="stable")[:CONFUSIONS]]
+        return [
+            {"label": pair // n_classes, "predicted": pair % n_classes, "count": count}
+            for pair, count in zip(pairs.tolist(), counts[pairs].tolist(), strict=True)
         ]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, NotRequired, TypedDict, cast
 
 from logitloss.evaluate.calibration import Bin
+from logitloss.evaluate.histogram import LossBin
 
 Loss = Literal["ce", "bce"]
 
@@ -27,21 +28,33 @@ ClassLine = TypedDict(
 )
 
 
+class Confusion(TypedDict):
+    """How often labels of one class were taken for another."""
+
+    label: int
+    predicted: int
+    count: int
+
+
 class MetricsDict(TypedDict):
     """What `Metrics.to_dict` returns."""
 
     loss: str
     count: int
     ignored: int
+    masked: int
+    shifted: int
     infinite: int
     nll_nats: float
     nll_bits: float
     nll_nats_standard_error: float
     nll_bits_standard_error: float
+    nll_histogram: list[LossBin]
     perplexity: float
     accuracy: float
     accuracy_standard_error: float
     top_k: NotRequired[list[TopK]]
+    accuracy_by_rank: NotRequired[list[float]]
     mean_reciprocal_rank: NotRequired[float]
     mean_reciprocal_rank_standard_error: NotRequired[float]
     brier: NotRequired[float]
@@ -63,6 +76,7 @@ class MetricsDict(TypedDict):
     words: NotRequired[int]
     perplexity_per_word: NotRequired[float]
     per_class: NotRequired[list[ClassLine]]
+    confusions: NotRequired[list[Confusion]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,8 @@ class ClassMetrics:
     ----------
     top_k : list of dict
         The share of labels among the k largest logits, for some k; of equals the first is the larger.
+    accuracy_by_rank : list of float
+        The same for every k from 1 on, up to the number of classes or 100; empty if nothing counted.
     mean_reciprocal_rank : float
         Mean of 1 / rank, where the largest logit has rank 1.
     brier : float
@@ -91,6 +107,7 @@ confidence_standard_error : float
     """
 
     top_k: list[TopK]
+    accuracy_by_rank: list[float]
     mean_reciprocal_rank: float
     mean_reciprocal_rank_standard_error: float
     brier: float
@@ -143,8 +160,10 @@ class Metrics:
         Softmax cross-entropy (a label a row) or binary cross-entropy (a label a logit).
     count : int
         Labels that counted.
-    ignored : int
-        Labels equal to `ignore_index`.
+    ignored, masked, shifted : int
+        Labels that did not: equal to `ignore_index`; left out by the mask, whatever they are; or with no
+        logits before them to predict them, the first of each sequence that is shifted. Each has one reason,
+        the last of these that holds. Of groups, those shifted are not told.
     infinite : int
         Labels that counted and whose loss is infinite: a logit of -inf at the target. One is enough to make
         the mean infinite. Labels without a loss, of rows that hold NaN or +inf, are errors.
@@ -152,6 +171,9 @@ class Metrics:
         Mean negative log-likelihood over the labels that counted, in nats; NaN if none did.
     nll_nats_standard_error : float
         Standard error of that mean, in nats, with the labels taken as independent; NaN below two.
+    nll_histogram : list of dict
+        Counts of the labels by their loss: bins from `low` nats on and below `high`, four to each power of
+        two from 2**-20 to 2**10, and one at either end. Those that hold something.
     accuracy : float
         Share of the labels that counted which the largest logit gets right (the first of equals; with "bce",
         a logit above 0 where the target is above 1/2).
@@ -161,22 +183,32 @@ class Metrics:
         Further figures of loss "bce".
     per_class : list of dict, optional
         For each class, where asked for: how many labels, predictions, mean loss in nats, share of hits.
+    confusions : list of dict, optional
+        Beside `per_class`, of up to 1024 classes: pairs of label and another class that was predicted, and
+        how often; the 100 that came up most, the first those that did most.
     n_bytes, n_words : int, optional
         Of the text whose tokens counted; they make figures that do not depend on the tokenizer.
+    warnings : tuple of str
+        What makes the figures doubtful: labels that counted and look like padding.
     """
 
     loss: Loss
     count: int
     ignored: int
+    masked: int
+    shifted: int
     infinite: int
     nll_nats: float
     nll_nats_standard_error: float
+    nll_histogram: list[LossBin]
     accuracy: float
     classes: ClassMetrics | None = None
     binary: BinaryMetrics | None = None
     per_class: list[ClassLine] | None = None
+    confusions: list[Confusion] | None = None
     n_bytes: int | None = None
     n_words: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def nll_bits(self) -> float:
@@ -223,11 +255,14 @@ class Metrics:
             "loss": self.loss,
             "count": self.count,
             "ignored": self.ignored,
+            "masked": self.masked,
+            "shifted": self.shifted,
             "infinite": self.infinite,
             "nll_nats": self.nll_nats,
             "nll_bits": self.nll_bits,
             "nll_nats_standard_error": self.nll_nats_standard_error,
             "nll_bits_standard_error": self.nll_bits_standard_error,
+            "nll_histogram": self.nll_histogram,
             "perplexity": self.perplexity,
             "accuracy": self.accuracy,
             "accuracy_standard_error": self.accuracy_standard_error,
@@ -244,6 +279,8 @@ class Metrics:
             figures["perplexity_per_word"] = self.perplexity_per_word
         if self.per_class is not None:
             figures["per_class"] = self.per_class
+        if self.confusions is not None:
+            figures["confusions"] = self.confusions
         return figures
 
 

@@ -1,21 +1,22 @@
-"""An evaluation shown: a table for people, JSON for programs.
+"""An evaluation shown: a table for people, JSON for programs, and the document that `page` draws.
 
 JSON has no infinity and no NaN, so a figure that is one of these is the string "Infinity" or "NaN" there.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from logitloss.evaluate.checkpoint import Skipped
+from logitloss.evaluate.figures import counts, figures
 from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.state import Group
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Lines of the table of classes; where there are more, those that add most to the loss
 MOST_CLASSES = 40
 
@@ -36,6 +37,10 @@ class Report:
         Time it took, reading included.
     n_rows, n_bytes : int
         Rows, and bytes of logits, that were read in this time; ignored rows too.
+    run : dict
+        Where the figures come from, as `provenance` has it.
+    per_row : str, optional
+        The file of what becomes of each row.
     skipped : list of Skipped, optional
         Shards of which no row counts; None if none may be left out.
     """
@@ -47,6 +52,8 @@ class Report:
     seconds: float
     n_rows: int
     n_bytes: int
+    run: dict[str, Any] = field(default_factory=dict)
+    per_row: str | None = None
     skipped: list[Skipped] | None = None
 
     @property
@@ -62,13 +69,17 @@ class Report:
     def to_json(self) -> str:
         """One JSON object of names, figures and throughput, of this schema.
 
-        - schema_version: 2.
+        - schema_version: 3.
         - logits, target: the names of the inputs.
         - loss: "ce" or "bce".
-        - count, ignored, infinite: labels that counted, that did not, that counted and cost infinity.
+        - count: labels that counted; infinite: those of them that cost infinity.
+        - ignored, masked, shifted: labels that did not, each for one reason: equal to ignore_index, left out
+          by a mask, or the first of a sequence, which no logits predict (not told of groups).
         - nll_nats, nll_bits, perplexity: mean loss in either unit, and e to the power of the first.
+        - nll_histogram: bins of the loss that hold something, a list of {low, high, count}, bounds in nats.
         - accuracy: share of hits.
         - top_k (ce): a list of {k, accuracy, accuracy_standard_error}, the label among the k largest logits.
+        - accuracy_by_rank (ce): that for k = 1, 2, ... up to the number of classes or 100, a list.
         - mean_reciprocal_rank (ce): mean of 1 / rank of the label.
         - brier: mean of the squared error, over classes summed.
         - entropy_nats, confidence (ce): means of the entropy and of the largest probability.
@@ -77,12 +88,28 @@ class Report:
         - roc_auc, average_precision (bce), and each with _error_bound: how far it may be off at most.
         - bytes, bits_per_byte, perplexity_per_byte; words, perplexity_per_word: where the numbers are given.
         - per_class (where asked for): a list of {class, count, predicted, nll_nats, accuracy}.
+        - confusions (beside per_class, of up to 1024 classes): a list of {label, predicted, count}, the 100
+          pairs of a label and another class that was predicted which came up most.
         - seconds, rows_per_second, gigabytes_per_second: what it took, and what was read in it.
+        - warnings: a list of lines, of what makes the figures doubtful.
         - skipped (with --on-error skip): a list of {file, reason}, shards of which no row counts.
         - groups (where there are): a list of {group, ...} with the figures above of each.
+        - per_row (where asked for): the name of the file, or directory, of what becomes of each row.
+        - run: where the figures come from, an object of
+
+          - date: when the evaluation began, in UTC.
+          - options: those that were set, by name: loss, ignore_index, shift, axis, dtype, chunk_rows,
+            softcap, logit_scale, per_class, on_error, state_file, save_every.
+          - inputs: a list of {role, file, shape, dtype, fingerprint}, with a fingerprint of a few elements.
+          - backend, instruction_set (null but for C), threads: what the kernels ran on.
+          - system; versions: those of python, logitloss, numpy, ml_dtypes, numba.
 
         Means have their standard errors beside them, with _standard_error after their names.
         """
+        return json.dumps(_as_json(self.document()), indent=2, allow_nan=False)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `to_json` writes."""
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "logits": self.logits,
@@ -92,60 +119,24 @@ class Report:
             "rows_per_second": self.rows_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
         }
+        document["warnings"] = list(self.metrics.warnings)
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
         if self.skipped is not None:
             document["skipped"] = [one._asdict() for one in self.skipped]
-        return json.dumps(_as_json(document), indent=2, allow_nan=False)
+        if self.per_row is not None:
+            document["per_row"] = self.per_row
+        document["run"] = self.run
+        return document
 
     def print_table(self) -> None:
         """Print the figures on stdout."""
-        metrics = self.metrics
-        table = _table("", "value", "standard error")
-        # Digits beyond the tenth are noise of the data many times over, and are in the JSON.
-        nll, nll_error = metrics.nll_nats, metrics.nll_nats_standard_error
-        bits, bits_error = metrics.nll_bits, metrics.nll_bits_standard_error
-        table.add_row("negative log-likelihood, nats", f"{nll:.10g}", f"{nll_error:.2g}")
-        table.add_row("negative log-likelihood, bits", f"{bits:.10g}", f"{bits_error:.2g}")
-        table.add_row("perplexity", f"{metrics.perplexity:.10g}")
-        if metrics.n_bytes is not None:
-            table.add_row("bits per byte", f"{metrics.bits_per_byte:.10g}")
-            table.add_row("perplexity per byte", f"{metrics.perplexity_per_byte:.10g}")
-        if metrics.n_words is not None:
-            table.add_row("perplexity per word", f"{metrics.perplexity_per_word:.10g}")
-        table.add_row("accuracy", f"{metrics.accuracy:.4%}", f"{metrics.accuracy_standard_error:.2%}")
-        classes, binary = metrics.classes, metrics.binary
-        if classes is not None:
-            for line in classes.top_k:
-                if line["k"] > 1:
-                    share, error = line["accuracy"], line["accuracy_standard_error"]
-                    table.add_row(f"top-{line['k']} accuracy", f"{share:.4%}", f"{error:.2%}")
-            means = {
-                "mean reciprocal rank": (
-                    classes.mean_reciprocal_rank,
-                    classes.mean_reciprocal_rank_standard_error,
-                ),
-                "entropy, nats": (classes.entropy_nats, classes.entropy_nats_standard_error),
-                "confidence": (classes.confidence, classes.confidence_standard_error),
-            }
-            for name, (mean, error) in means.items():
-                table.add_row(name, f"{mean:.10g}", f"{error:.2g}")
-        probabilities = classes or binary
-        if probabilities is not None:
-            table.add_row(
-                "Brier score", f"{probabilities.brier:.10g}", f"{probabilities.brier_standard_error:.2g}"
-            )
-            table.add_row("expected calibration error", f"{probabilities.expected_calibration_error:.10g}")
-            table.add_row("largest calibration error", f"{probabilities.maximum_calibration_error:.10g}")
-        if binary is not None:
-            auc, bound = binary.roc_auc, binary.roc_auc_error_bound
-            table.add_row("ROC AUC", f"{auc:.10g}", f"at most {bound:.1g} off")
-            ap, bound = binary.average_precision, binary.average_precision_error_bound
-            table.add_row("average precision", f"{ap:.10g}", f"at most {bound:.1g} off")
-        table.add_row("labels counted", f"{metrics.count:,}")
-        table.add_row("labels ignored", f"{metrics.ignored:,}")
-        if metrics.infinite:
-            table.add_row("labels of infinite loss", f"{metrics.infinite:,}")
+        document = self.document()
+        table = plain_table("", "value", "standard error")
+        for figure in figures(document):
+            table.add_row(figure.kind.label, *figure.texts)
+        for label, count in counts(document):
+            table.add_row(label, f"{count:,}")
         if self.skipped is not None:
             table.add_row("shards skipped", f"{len(self.skipped):,}")
         table.add_row("seconds", f"{self.seconds:.3g}")
@@ -153,9 +144,9 @@ class Report:
         table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
         console = Console(markup=False, highlight=False)
         console.print(table)
-        if metrics.per_class is not None:
+        if self.metrics.per_class is not None:
             console.print()
-            console.print(_table_of_classes(metrics.per_class))
+            console.print(_table_of_classes(self.metrics.per_class))
         if self.groups:
             console.print()
             console.print(self._table_of_groups())
@@ -166,7 +157,9 @@ class Report:
                 console.print(f"skipped {file}: {reason}", soft_wrap=True)
 
     def _table_of_groups(self) -> Table:
-        table = _table("group", "labels", "nats", "error", "perplexity", "accuracy", "Brier", "calibration")
+        table = plain_table(
+            "group", "labels", "nats", "error", "perplexity", "accuracy", "Brier", "calibration"
+        )
         for key, metrics in self.groups.items():
             probabilities = metrics.classes or metrics.binary
             table.add_row(
@@ -182,7 +175,7 @@ class Report:
         return table
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """Return a table of names, and numbers to the right."""
     table = Table(*columns, box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -191,7 +184,7 @@ def _table(*columns: str) -> Table:
 
 
 def _table_of_classes(lines: list[ClassLine]) -> Table:
-    table = _table("class", "labels", "predicted", "nats", "accuracy")
+    table = plain_table("class", "labels", "predicted", "nats", "accuracy")
     lines = [line for line in lines if line["count"] or line["predicted"]]
     shown = lines
     if len(lines) > MOST_CLASSES:

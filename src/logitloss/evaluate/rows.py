@@ -16,6 +16,7 @@ from logitloss._threads import threads_for
 from logitloss.binary import binary_cross_entropy_with_logits
 from logitloss.evaluate.errors import DtypeError, LabelError, LogitError
 from logitloss.evaluate.metrics import Loss
+from logitloss.evaluate.positions import Mask, as_bool, without_masked
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +26,7 @@ class Rows(NamedTuple):
 
     A row that does not count has loss 0 and is no hit. Of classes there are the kernels' figures, the labels,
     and how many classes there are; of binary labels the labels and logits. `VocabularyShards` have neither.
+    `kept` is False where a mask leaves a row out (None: nowhere).
     """
 
     loss: Array
@@ -34,6 +36,7 @@ class Rows(NamedTuple):
     figures: npt.NDArray[np.float64] | None = None
     n_classes: int = 0
     logit: Array | None = None
+    kept: Mask | None = None
 
     def chosen(self, rows: Array | slice) -> "Rows":
         """Return some of them."""
@@ -58,9 +61,16 @@ class Rows(NamedTuple):
             out[name] = found[name].reshape(out.shape)
 
     @property
+    def masked(self) -> int:
+        """How many a mask leaves out."""
+        return 0 if self.kept is None else self.kept.size - int(np.count_nonzero(self.kept))
+
+    @property
     def ignored(self) -> int:
-        """How many do not count."""
-        return 0 if self.counted is None else self.counted.size - int(np.count_nonzero(self.counted))
+        """How many others do not count."""
+        if self.counted is None:
+            return 0
+        return self.counted.size - int(np.count_nonzero(self.counted)) - self.masked
 
     def of_counted(self, array: Array) -> Array:
         """Return what one of the arrays has for the rows that count."""
@@ -78,18 +88,25 @@ def row_dtype(logits_dtype: npt.DTypeLike, loss: Loss = "ce") -> np.dtype[Any]:
 
 
 def rows_of(
-    logits: npt.ArrayLike, target: npt.ArrayLike, loss: Loss, axis: int | None, **options: Any
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    loss: Loss,
+    axis: int | None,
+    mask: Array | None = None,
+    **options: Any,
 ) -> Rows:
     """Return what a batch comes to, row by row; for "bce" each logit is a row."""
+    kept = None if mask is None else as_bool(mask)
     if loss == "bce":
-        return binary_rows(logits, target, **options)
-    return cross_entropy_rows(logits, target, axis=axis, **options)
+        return binary_rows(logits, target, kept=kept, **options)
+    return cross_entropy_rows(logits, target, axis=axis, kept=kept, **options)
 
 
 def cross_entropy_rows(
     logits: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
+    kept: Mask | None,
     ignore_index: int,
     axis: int | None,
     num_threads: int | None,
@@ -104,12 +121,13 @@ def cross_entropy_rows(
         raise DtypeError("target", f"of type {labels.dtype}, expected integers: the labels of the classes")
     ignore_index = _check.ignored(ignore_index, soft=False)
     x = _check.axis_last(x, place)
+    seen = without_masked(labels, kept, ignore_index)
     loss = np.empty(labels.shape, _check.result_dtype(x.dtype))
     figures = np.empty((*labels.shape, len(FIGURES)))
     threads = threads_for(x.size, num_threads)
     # no class weights, smoothing, z-loss or lse; no lse and no gradient wanted
     _, counted, bad = kernels.cross_entropy(
-        x, labels, ignore_index, None, None, 0.0, 1.0, None, loss, None, figures, None, threads
+        x, seen, ignore_index, None, None, 0.0, 1.0, None, loss, None, figures, None, threads
     )
     if bad >= 0:
         index = _index(bad, labels.shape)
@@ -118,16 +136,18 @@ def cross_entropy_rows(
     if _any_nan(loss):
         index = first_index(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
-    counts = None if counted == labels.size else (labels != ignore_index).ravel()
+    counts = None if counted == labels.size else (seen != ignore_index).ravel()
     figures = figures.reshape(-1, len(FIGURES))
     hit = figures[:, FIGURES.index("rank")] == 1
-    return Rows(loss.ravel(), hit, counts, labels.ravel(), figures, x.shape[-1])
+    flat = None if kept is None else kept.ravel()
+    return Rows(loss.ravel(), hit, counts, labels.ravel(), figures, x.shape[-1], kept=flat)
 
 
 def binary_rows(
     logits: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
+    kept: Mask | None,
     ignore_index: int,
     num_threads: int | None,
     backend: str | None,
@@ -136,6 +156,8 @@ def binary_rows(
     x = _check.floats("logits", logits, _check.HOST)
     labels = _check.same_shape("target", _check.reals("target", target, x), x.shape, "the logits'")
     ignored = labels == ignore_index
+    if kept is not None:
+        ignored |= ~kept
     counted = None
     if ignored.any():
         counted = ~ignored.ravel()
@@ -157,7 +179,8 @@ def binary_rows(
     if counted is not None:
         loss[~counted] = 0
         hit &= counted
-    return Rows(loss, hit, counted, labels.ravel(), logit=x.ravel())
+    flat = None if kept is None else kept.ravel()
+    return Rows(loss, hit, counted, labels.ravel(), logit=x.ravel(), kept=flat)
 
 
 def _any_nan(loss: Array) -> bool:

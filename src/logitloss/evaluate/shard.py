@@ -7,26 +7,25 @@ types, native and aligned, by copying at most a block. Where a shard's arrays co
 and how they are read to `stores`.
 """
 
-import hashlib
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from logitloss.evaluate.errors import DtypeError, ShapeError
+from logitloss.evaluate.fingerprint import Fingerprint, LinearFingerprint
 from logitloss.evaluate.metrics import Loss
+from logitloss.evaluate.padding import MOST_LABELS
+from logitloss.evaluate.positions import check_mask, counting, predicted
 from logitloss.evaluate.rows import row_dtype
 from logitloss.evaluate.state import check_groups
-from logitloss.evaluate.stores.stored import Box, StoredArray, far_apart
+from logitloss.evaluate.stores.stored import AnyArray, Array, Box, StoredArray, part
 from logitloss.linear import LinearLogits
-
-Array = npt.NDArray[Any]
-AnyArray = Array | StoredArray
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "f8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -40,8 +39,6 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 RAW = {1: (np.dtype("V1"), np.dtype(np.uint8)), 2: (np.dtype("V2"), np.dtype(np.uint16))}
 # A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
-# Elements that a fingerprint is taken of, as far apart as can be: of all shards, and of each at least
-SAMPLE, LEAST_SAMPLE = 2048, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,7 @@ class Options:
     loss: Loss = "ce"
     per_class: bool = False
     ignore_index: int = -100
+    shift: bool = False
     axis: int | None = None
     dtype: str | None = None
     num_threads: int | None = None
@@ -61,6 +59,8 @@ class Options:
         """Check what no array is needed for."""
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise ShapeError("chunk_rows", f"is {self.chunk_rows}, must be at least 1")
+        if self.shift and self.loss != "ce":
+            raise ShapeError("shift", f"is for labels of classes, not for loss {self.loss!r}")
 
 
 class Kind(NamedTuple):
@@ -73,7 +73,8 @@ class Kind(NamedTuple):
 class Block(NamedTuple):
     """Some rows of a shard: logits, or hidden states, and what belongs to them, as the kernels take it.
 
-    `seen` counts the shard's rows up to the end of these.
+    `seen` counts the shard's rows up to the end of these. `sequences` are the labels of sequences that end
+    with them, whole also where the block has only their last rows, and which of these count.
     """
 
     box: Box
@@ -81,6 +82,8 @@ class Block(NamedTuple):
     logits: Array
     target: Array
     groups: Array | None
+    mask: Array | None
+    sequences: tuple[Array, Array] | None
 
 
 class Shard:
@@ -88,8 +91,10 @@ class Shard:
 
     Parameters
     ----------
-    logits, target, groups, loss, axis, dtype, chunk_rows
+    logits, target, groups, mask
         As in `evaluate`.
+    options : Options
+        What is asked for.
     sample : int
         Elements of each array that its fingerprint is taken of.
 
@@ -98,7 +103,12 @@ class Shard:
     logits : ndarray, StoredArray or LinearLogits
         Classes last.
     rows : dict of ndarray or StoredArray
-        "target" and, where there are any, "groups".
+        "target" and, where there are any, "groups" and "mask"; shifted, they and the logits are those parts
+        which have a row.
+    shape, size
+        Those of the rows.
+    shifted : int
+        Positions of the target that have no row.
     per_row : ndarray or None
         Where what becomes of each row goes.
     dtype, row_dtype : dtype
@@ -114,15 +124,25 @@ class Shard:
         groups: AnyArray | None,
         options: Options,
         sample: int,
+        mask: AnyArray | None = None,
     ) -> None:
         self.logits, self.dtype, most_rows = _settled(logits, target, options)
-        self.row_bytes = self._stored.nbytes // max(1, target.size)
-        self.chunk_rows = options.chunk_rows or self._rows_of_steps(min(most_rows, CHUNK_ROWS), target)
         self.rows: dict[str, AnyArray] = {"target": target}
         if groups is not None:
             check_groups(groups, target.shape)
             self.rows["groups"] = groups
-        self.shape, self.size = target.shape, target.size
+        if mask is not None:
+            check_mask(mask, target.shape)
+            self.rows["mask"] = mask
+        self.target_shape, self.shape = target.shape, predicted(target.shape, options.shift)
+        self.size = math.prod(self.shape)
+        self.shifted = target.size - self.size
+        self.is_shifted, self.ignore_index = options.shift, options.ignore_index
+        self.has_sequences = options.loss == "ce" and (options.shift or target.ndim > 1)
+        if options.shift:
+            self._shift()
+        self.row_bytes = self._stored.nbytes // max(1, self.size)
+        self.chunk_rows = options.chunk_rows or self._rows_of_steps(min(most_rows, CHUNK_ROWS))
         self.row_dtype = row_dtype(self.dtype, options.loss)
         if not self.shape:
             self.logits = np.asarray(self.logits[()])[None]
@@ -136,18 +156,33 @@ class Shard:
         """What is read for the logits: themselves, or hidden states."""
         return self.logits.hidden if isinstance(self.logits, LinearLogits) else self.logits
 
-    def _rows_of_steps(self, n_rows: int, target: AnyArray) -> int:
+    def _shift(self) -> None:
+        """Leave out the logits of the last position, and what belongs to the first label."""
+        n = self.shape[-1]
+        if isinstance(self.logits, LinearLogits):
+            logits = copy.copy(self.logits)
+            logits.hidden = cast(Array, part(logits.hidden, logits.hidden.ndim - 2, 0, n))
+            logits.shape = *self.shape, logits.n_classes
+            self.logits = logits
+        else:
+            self.logits = part(self.logits, self.logits.ndim - 2, 0, n)
+        last, end = len(self.shape) - 1, self.target_shape[-1]
+        self.rows = {name: part(array, last, end - n, end) for name, array in self.rows.items()}
+
+    def _rows_of_steps(self, n_rows: int) -> int:
         """Return so many rows, or less, that what the logits' store keeps together is read once."""
-        step = getattr(self._stored, "step", 1) * math.prod(target.shape[1:])
+        step = getattr(self._stored, "step", 1) * math.prod(self.shape[1:])
         return n_rows - n_rows % step if 1 < step <= n_rows else n_rows
 
     def store_rows(self, per_row: Array) -> None:
         """Say where what becomes of each row goes."""
         if per_row.dtype != self.row_dtype:
             raise DtypeError("per_row", f"of type {per_row.dtype}, expected {self.row_dtype}")
-        if per_row.shape != self.shape:
-            raise ShapeError("per_row", f"of shape {per_row.shape}, but the target has {self.shape}")
+        if per_row.shape != self.target_shape:
+            raise ShapeError("per_row", f"of shape {per_row.shape}, but the target has {self.target_shape}")
         self.per_row = per_row if self.shape else per_row[None]
+        if self.is_shifted:
+            self.per_row = per_row[..., 1:]
 
     def checked_kind(self, before: "Kind | None") -> "Kind":
         """Return the kind, if it is that of the shards before: others would not add up."""
@@ -178,7 +213,19 @@ class Shard:
         """Return a block, of which nothing is left to read."""
         logits = _native(self._stored[box], None if isinstance(self.logits, LinearLogits) else self.dtype)
         rows = {name: _native(array[box]) for name, array in self.rows.items()}
-        return Block(box, seen, logits, rows["target"], rows.get("groups"))
+        whole, sequences = self._sequences_of(box), None
+        if whole is not None:
+            names = [name for name in ("target", "mask") if name in rows]
+            target, *mask = (rows[name] if whole == box else self.rows[name][whole] for name in names)
+            sequences = target, counting(target, mask[0] if mask else None, self.ignore_index)
+        return Block(box, seen, logits, rows["target"], rows.get("groups"), rows.get("mask"), sequences)
+
+    def _sequences_of(self, box: Box) -> Box | None:
+        """Return the box of the sequences that end with a block, whole but for what is not looked at."""
+        if not self.has_sequences or box[-1].stop < self.shape[-1]:
+            return None
+        n = self.shape[-1]
+        return *box[:-1], slice(min(box[-1].start, max(0, n - MOST_LABELS)), n)
 
     def logits_of(self, block: Block) -> Array:
         """Return the logits of a block."""
@@ -186,9 +233,10 @@ class Shard:
 
     def release(self, box: Box) -> None:
         """Let go of the memory that was used to read a block."""
-        for array in (self._stored, *self.rows.values()):
+        whole = self._sequences_of(box) or box
+        for array, used in ((self._stored, box), *((array, whole) for array in self.rows.values())):
             if isinstance(array, StoredArray):
-                array.release(box)
+                array.release(used)
 
     def described(self, done: int) -> dict[str, Any]:
         """Return what tells the first `done` rows from others, and the whole's shapes and types."""
@@ -200,50 +248,13 @@ class Shard:
         }
 
     @cached_property
-    def _fingerprints(self) -> "dict[str, _Fingerprint | _LinearFingerprint]":
+    def _fingerprints(self) -> dict[str, Fingerprint | LinearFingerprint]:
         if isinstance(self.logits, LinearLogits):
-            logits: Any = _LinearFingerprint(self.logits, *self._sampling)
+            logits: Any = LinearFingerprint(self.logits, *self._sampling)
         else:
-            logits = _Fingerprint(self.logits, *self._sampling)
-        rows = {name: _Fingerprint(array, *self._sampling) for name, array in self.rows.items()}
+            logits = Fingerprint(self.logits, *self._sampling)
+        rows = {name: Fingerprint(array, *self._sampling) for name, array in self.rows.items()}
         return {"logits": logits, **rows}
-
-
-class _Fingerprint:
-    """Elements of an array, far apart, of which a digest tells the array of so many rows from others.
-
-    They are read once. A file may be repaired after the rows done, and its digest stays.
-    """
-
-    def __init__(self, array: AnyArray, n_rows: int, sample: int) -> None:
-        if isinstance(array, StoredArray):
-            places, self.elements = array.samples(sample)
-        else:
-            places = far_apart(array.size, sample)
-            self.elements = array[np.unravel_index(places, array.shape)]
-        self.rows = places // max(1, array.size // max(1, n_rows))
-        self.shape, self.dtype = list(array.shape), array.dtype.str
-
-    def of(self, done: int) -> dict[str, Any]:
-        sample = self.elements[: np.searchsorted(self.rows, done)]
-        digest = hashlib.blake2b(np.ascontiguousarray(sample).tobytes(), digest_size=16).hexdigest()
-        return {"shape": self.shape, "dtype": self.dtype, "fingerprint": digest}
-
-
-class _LinearFingerprint:
-    """That of hidden states and of the layer, which all rows share."""
-
-    def __init__(self, logits: LinearLogits, n_rows: int, sample: int) -> None:
-        self.hidden = _Fingerprint(logits.hidden, n_rows, sample)
-        layer = {"weight": logits.weight, "bias": logits.bias}
-        self.layer: dict[str, Any] = {
-            name: None if array is None else _Fingerprint(array, 1, sample).of(1)
-            for name, array in layer.items()
-        }
-        self.layer |= {"softcap": logits.softcap, "scale": logits.scale}
-
-    def of(self, done: int) -> dict[str, Any]:
-        return {"hidden": self.hidden.of(done), **self.layer}
 
 
 def blocks(shape: tuple[int, ...], n_rows: int) -> Iterator[Box]:

@@ -4,6 +4,7 @@ Counts are exact and sums compensated, so that how the rows were cut into batche
 states does not show in the figures beyond float64 rounding. Rows whose loss is infinite are counted apart:
 the sum stays that of the finite ones. Where rows have groups, each group has a state of its own beside. What
 is kept beside the loss is in `classes.py` and `labels.py` for classes, in `binary.py` for binary labels.
+Which rows do not count, and why, is in `positions.py`.
 """
 
 import math
@@ -17,14 +18,19 @@ import numpy.typing as npt
 from logitloss.evaluate.binary import BinaryState
 from logitloss.evaluate.classes import N_RANKS, TOP_K, ClassState
 from logitloss.evaluate.errors import DtypeError, ShapeError
+from logitloss.evaluate.histogram import LossHistogram
 from logitloss.evaluate.labels import LabelState
 from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
+from logitloss.evaluate.padding import EndRuns
+from logitloss.evaluate.positions import check_mask, counting
 from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.stores.stored import StoredArray
 
 # Of `to_dict`
-VERSION = 2
+VERSION = 3
+# That do not add up to others
+COUNTS = ("correct", "ignored", "masked", "shifted", "infinite")
 Group = int | bool | str
 
 
@@ -58,11 +64,15 @@ class EvaluationState:
     per_class: bool = False
     correct: int = 0
     ignored: int = 0
+    masked: int = 0
+    shifted: int = 0
     infinite: int = 0
     finite: Moments = field(default_factory=Moments)
+    histogram: LossHistogram = field(default_factory=LossHistogram)
     classes: ClassState = field(default_factory=ClassState)
     labels: LabelState = field(default_factory=LabelState)
     binary: BinaryState = field(default_factory=BinaryState)
+    end_runs: EndRuns = field(default_factory=EndRuns)
     groups: "dict[Group, EvaluationState]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +86,7 @@ class EvaluationState:
         target: npt.ArrayLike,
         *,
         groups: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
         ignore_index: int = -100,
         axis: int | None = None,
         num_threads: int | None = None,
@@ -91,6 +102,8 @@ class EvaluationState:
             Class labels; for "bce", labels in [0, 1] of the logits' shape and any real type.
         groups : array_like of int, bool or str, shape of the target, optional
             Keys: a row counts in the state of its key, in `groups`, too.
+        mask : array_like of bool, or of 0 and 1, shape of the target, optional
+            Rows where it is 0 do not count, whatever their label.
         ignore_index : int
             Rows with this label do not count.
         axis : int, optional
@@ -103,7 +116,9 @@ class EvaluationState:
         Raises
         ------
         ShapeError, DtypeError
-            A ValueError and a TypeError: groups of another shape, or of no such keys.
+            A ValueError and a TypeError: groups or a mask of another shape or type.
+        MaskError
+            A ValueError: the mask holds another number.
         LabelError
             An IndexError: a label outside the classes, or outside [0, 1].
         LogitError
@@ -113,8 +128,13 @@ class EvaluationState:
         keys = None if groups is None else np.asarray(groups)
         if keys is not None:
             check_groups(keys, target.shape)
+        kept = None if mask is None else np.asarray(mask)
+        if kept is not None:
+            check_mask(kept, target.shape)
         options = {"ignore_index": ignore_index, "num_threads": num_threads, "backend": backend}
-        self.add(rows_of(np.asarray(logits), target, self.loss, axis, **options), keys)
+        self.add(rows_of(np.asarray(logits), target, self.loss, axis, kept, **options), keys)
+        if self.loss == "ce" and target.ndim > 1:
+            self.end_runs.add(target, counting(target, kept, ignore_index))
 
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
         """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
@@ -125,9 +145,11 @@ class EvaluationState:
         if losses.size and losses.max() == np.inf:
             finite = losses[losses != np.inf]
         self.finite.merge(Moments.of(finite))
+        self.histogram.add(losses)
         self.infinite += losses.size - finite.size
         self.correct += int(np.count_nonzero(rows.hit))
         self.ignored += rows.ignored
+        self.masked += rows.masked
         if rows.figures is not None:
             self.classes.add(rows)
             if self.per_class:
@@ -149,12 +171,13 @@ class EvaluationState:
         if self.per_class != other.per_class:
             raise ValueError("one of the states has figures of each class, the other has not")
         self.finite.merge(other.finite)
-        self.infinite += other.infinite
-        self.correct += other.correct
-        self.ignored += other.ignored
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.histogram.merge(other.histogram)
         self.classes.merge(other.classes)
         self.labels.merge(other.labels)
         self.binary.merge(other.binary)
+        self.end_runs.merge(other.end_runs)
         for key, group in other.groups.items():
             self.groups.setdefault(key, EvaluationState(self.loss)).merge(group)
 
@@ -167,13 +190,13 @@ class EvaluationState:
         return {
             "version": VERSION,
             "loss": self.loss,
-            "correct": self.correct,
-            "ignored": self.ignored,
-            "infinite": self.infinite,
+            **{name: getattr(self, name) for name in COUNTS},
             "finite": self.finite.to_dict(),
+            "histogram": self.histogram.to_list(),
             "classes": self.classes.to_dict() if self.loss == "ce" else None,
             "labels": self.labels.to_dict() if self.per_class else None,
             "binary": self.binary.to_dict() if self.loss == "bce" else None,
+            "end_runs": self.end_runs.to_dict(),
             "groups": [[key, group.to_dict()] for key, group in self.groups.items()],
         }
 
@@ -191,9 +214,11 @@ class EvaluationState:
                 raise ValueError(f"version {saved['version']!r}, expected {VERSION}")
             if saved["loss"] not in ("ce", "bce"):
                 raise ValueError(f"loss {saved['loss']!r}, expected 'ce' or 'bce'")
-            counts = {name: whole_number(saved[name]) for name in ("correct", "ignored", "infinite")}
+            counts = {name: whole_number(saved[name]) for name in COUNTS}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
+            end_runs = EndRuns.from_dict(saved["end_runs"])
             finite = Moments.from_dict(saved["finite"])
+            histogram = LossHistogram.from_list(saved["histogram"])
             classes, labels, binary = ClassState(), LabelState(), BinaryState()
             if saved["loss"] == "bce":
                 binary = BinaryState.from_dict(saved["binary"])
@@ -206,9 +231,11 @@ class EvaluationState:
                 loss=saved["loss"],
                 per_class=per_class,
                 finite=finite,
+                histogram=histogram,
                 classes=classes,
                 labels=labels,
                 binary=binary,
+                end_runs=end_runs,
                 groups=groups,
                 **counts,
             )
@@ -219,6 +246,11 @@ class EvaluationState:
     def count(self) -> int:
         """Rows that counted."""
         return self.finite.count + self.infinite
+
+    @property
+    def n_rows(self) -> int:
+        """Rows seen: all positions but those shifted, of which there are none."""
+        return self.count + self.ignored + self.masked
 
     def compute(
         self, *, n_bytes: int | None = None, n_words: int | None = None, top_k: Sequence[int] = TOP_K
@@ -239,15 +271,20 @@ class EvaluationState:
             loss=self.loss,
             count=self.count,
             ignored=self.ignored,
+            masked=self.masked,
+            shifted=self.shifted,
             infinite=self.infinite,
             nll_nats=math.inf if self.infinite else self.finite.mean,
             nll_nats_standard_error=math.nan if self.infinite else self.finite.standard_error,
+            nll_histogram=self.histogram.table(),
             accuracy=self.correct / self.count if self.count else math.nan,
             classes=self.classes.compute(top_k) if has_figures else None,
             per_class=self.labels.compute() if self.per_class else None,
+            confusions=self.labels.most_confused() if self.per_class else None,
             binary=self.binary.compute() if self.loss == "bce" else None,
             n_bytes=n_bytes,
             n_words=n_words,
+            warnings=tuple(self.end_runs.warnings()),
         )
 
 

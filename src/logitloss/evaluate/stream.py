@@ -4,6 +4,7 @@ Every shard has a state of its own, which is merged when it is through. So one t
 out whole, the figures do not depend on that another was, and what was counted before is never lost.
 """
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +13,17 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
+from logitloss.evaluate.fingerprint import LEAST_SAMPLE, SAMPLE
+from logitloss.evaluate.positions import predicted
+from logitloss.evaluate.provenance import inputs_of
 from logitloss.evaluate.rows import Rows, rows_of
-from logitloss.evaluate.shard import LEAST_SAMPLE, SAMPLE, Block, Kind, Options, Shard
+from logitloss.evaluate.shard import Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stores.stored import Box
 from logitloss.linear import LinearLogits
@@ -41,12 +46,15 @@ class Evaluation(NamedTuple):
         Rows, and bytes of logits (or hidden states), read: without those that a state file has seen before.
     skipped : list of Skipped
         Shards of which no row counts, with `file` and `reason`.
+    inputs : list of dict
+        Arrays of files, with `role`, `file`, `shape`, `dtype` and `fingerprint`, where they are described.
     """
 
     state: EvaluationState
     n_rows: int
     n_bytes: int
     skipped: list[Skipped]
+    inputs: list[dict[str, Any]]
 
 
 class Source:
@@ -54,25 +62,38 @@ class Source:
 
     Parameters
     ----------
-    logits, target, groups, per_row
+    logits, target, groups, per_row, mask
         As in `evaluate`.
+
+    Attributes
+    ----------
+    target_shape : tuple of int
+        Of which follows how many rows there are, before the shard is opened.
     """
 
     files: Mapping[str, str] = {}
 
     def __init__(
-        self, logits: Array | LinearLogits, target: Array, groups: Array | None, per_row: Array | None
+        self,
+        logits: Array | LinearLogits,
+        target: Array,
+        groups: Array | None,
+        per_row: Array | None,
+        mask: Array | None = None,
     ) -> None:
-        self.arrays, self.per_row, self.n_rows = (logits, target, groups), per_row, target.size
+        self.arrays, self.mask, self.per_row = (logits, target, groups), mask, per_row
+        self.target_shape: tuple[int, ...] = target.shape
 
     def open(self, options: Options, sample: int) -> Shard:
         """Return the shard."""
-        return Shard(*self.arrays, options, sample)
+        return Shard(*self.arrays, options, sample, self.mask)
 
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
         if self.per_row is not None:
             shard.store_rows(self.per_row)
+            if shard.is_shifted:
+                self.per_row[..., :1] = np.zeros((), shard.row_dtype)
 
     def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
         """Read blocks, one after the other."""
@@ -99,6 +120,7 @@ def evaluate_shards(
     on_skip: Callable[[Skipped], None] | None = None,
     state_file: str | os.PathLike[str] | None = None,
     save_every: float = SAVE_EVERY,
+    describe: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate shards in their order; see `inputs.evaluate` and `files.evaluate_files`."""
@@ -109,6 +131,7 @@ def evaluate_shards(
                 "loss": options.loss,
                 "per_class": options.per_class,
                 "ignore_index": options.ignore_index,
+                "shift": options.shift,
                 "dtype": options.dtype,
             },
             "backend": _backends.get(options.backend).name,
@@ -121,9 +144,9 @@ def evaluate_shards(
             raise StateError(
                 str(state_file), f"has skipped {file} ({reason}), and goes on with --on-error skip"
             )
-    run = _Run(sources, options, standing, checkpoint, progress)
+    run = _Run(sources, options, standing, checkpoint, describe, progress)
     with checkpoint.kept() if checkpoint else nullcontext():
-        run.show(standing.n_through, standing.part.count + standing.part.ignored)
+        run.show(standing.n_through, standing.part.n_rows)
         for number, source in enumerate(sources):
             if not standing.is_skipped(number):
                 try:
@@ -141,7 +164,12 @@ def evaluate_shards(
                 source.discard()
                 if on_skip is not None:
                     on_skip(cast(Skipped, standing.shards[number]))
-    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped)
+    described = (
+        (source.files, shard)
+        for source, shard in zip(sources, standing.shards, strict=True)
+        if source.files and not isinstance(shard, Skipped)
+    )
+    return Evaluation(standing.through, run.n_rows, run.n_bytes, standing.skipped, inputs_of(described))
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
@@ -164,13 +192,26 @@ def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
             block.target,
             options.loss,
             None if options.loss == "bce" else -1,
+            block.mask,
             ignore_index=options.ignore_index,
             num_threads=options.num_threads,
             backend=options.backend,
         )
     except EvaluationError as error:
-        error.shift(tuple(part.start for part in block.box))
+        *outer, last = (part.start for part in block.box)
+        # in the array that the error names: a label's row is the one before
+        is_after = shard.is_shifted and error.argument != "logits"
+        error.shift((*outer, last + is_after))
         raise
+
+
+def add_block(state: EvaluationState, shard: Shard, block: Block, options: Options) -> Rows:
+    """Take some rows of a shard into a state, and return what becomes of them."""
+    rows = rows_of_block(shard, block, options)
+    state.add(rows, block.groups)
+    if block.sequences is not None:
+        state.end_runs.add(*block.sequences)
+    return rows
 
 
 class _Run:
@@ -182,14 +223,21 @@ class _Run:
         options: Options,
         standing: Standing,
         checkpoint: Checkpoint | None,
+        describe: bool,
         progress: Progress | None,
     ) -> None:
         self.sources, self.options = sources, options
         self.standing, self.checkpoint, self.progress = standing, checkpoint, progress
+        self.describe = describe
         self.n_rows = self.n_bytes = 0
-        self.starts = [0, *accumulate(source.n_rows for source in sources)]
+        self.starts = [0, *accumulate(self._rows_of(source) for source in sources)]
         self.sample = max(LEAST_SAMPLE, SAMPLE // max(1, len(sources)))
         self.kind: Kind | None = None
+
+    def _rows_of(self, source: Source) -> int:
+        """Return how many rows a shard has."""
+        # a target of no axes is told when it is the shard's turn
+        return math.prod(predicted(source.target_shape or (1,), self.options.shift))
 
     def show(self, number: int, done: int = 0) -> None:
         """Tell the rows done, up to those of the shard of a number."""
@@ -219,23 +267,23 @@ class _Run:
                 done = block.seen
                 self.note(number, shard, done)
                 if done == shard.size:
-                    standing.finish_shard()
+                    standing.finish_shard(shard.shifted)
                 if self.checkpoint is not None:
                     self.checkpoint.after_block(standing, self.starts[-1], source.flush)
                 source.release(shard, block.box)
                 del block  # its memory is free before the next one is waited for
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
-            standing.finish_shard()
+            standing.finish_shard(shard.shifted)
 
     def note(self, number: int, shard: Shard, done: int) -> None:
         """Put down which shard is begun, and its rows done."""
-        self.standing.shards[number:] = [shard.described(done) if self.checkpoint else {}]
+        is_described = self.checkpoint is not None or (self.describe and done == shard.size)
+        self.standing.shards[number:] = [shard.described(done) if is_described else {}]
 
     def block(self, shard: Shard, block: Block) -> None:
         """Evaluate some rows."""
-        found = rows_of_block(shard, block, self.options)
-        self.standing.part.add(found, block.groups)
+        found = add_block(self.standing.part, shard, block, self.options)
         if shard.per_row is not None:
             found.store(shard.per_row[block.box])
 

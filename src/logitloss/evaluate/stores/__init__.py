@@ -24,7 +24,13 @@ SUFFIXES = {
     ".feather": "arrow",
     ".ipc": "arrow",
     ".parquet": "parquet",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".zarr": "zarr",
+    ".zip": "zarr",
 }
+# Files that make a directory a Zarr store, of version 3 or 2
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 def split(path: str) -> Place:
@@ -35,7 +41,9 @@ def split(path: str) -> Place:
 
 def is_store(folder: str) -> bool:
     """Whether a directory is a store of one of the formats, not a directory of shards."""
-    return False
+    if os.path.splitext(folder)[1].lower() == ".zarr":
+        return os.path.isdir(folder)
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ZARR_FILES)
 
 
 def open_array(path: str) -> StoredArray:
@@ -60,12 +68,14 @@ def shape_of(path: str) -> tuple[int, ...]:
 
 def _call(function: str, path: str) -> Any:
     place = split(path)
-    suffix = os.path.splitext(place.file)[1].lower()
-    module = importlib.import_module(f"{__name__}.{SUFFIXES.get(suffix, 'npy')}")
+    form = SUFFIXES.get(os.path.splitext(place.file)[1].lower(), "npy")
     try:
         # What is no regular file is told before opening: a pipe that nobody writes to would never open.
-        if not stat.S_ISREG(os.stat(place.file).st_mode) and not is_store(place.file):
-            raise FileError(path, "not a regular file")
+        if not stat.S_ISREG(os.stat(place.file).st_mode):
+            if not is_store(place.file):
+                raise FileError(path, "not a regular file")
+            form = "zarr"
+        module = importlib.import_module(f"{__name__}.{form}")
         if hasattr(module, function):
             return getattr(module, function)(place)
         opened = module.open_array(place)

@@ -20,8 +20,8 @@ ipc: Any = library("pyarrow.ipc", "arrow")
 
 # What a file begins with, padded to eight bytes; what one of the format before; and what ends a stream
 FILE_MAGIC, FEATHER_1_MAGIC, END = b"ARROW1\0\0", b"FEA1", b"\xff\xff\xff\xff\0\0\0\0"
-# Messages that are looked at between two releases, each of which may have mapped many pages
-AT_ONCE = 64
+# Messages that are looked at between two releases, each of which may have mapped 2 MB
+AT_ONCE = 8
 
 
 def open_array(place: Place) -> "ArrowColumn":

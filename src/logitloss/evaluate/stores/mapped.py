@@ -5,6 +5,7 @@ import math
 import mmap
 import os
 import sys
+from contextlib import suppress
 from typing import IO
 
 import numpy as np
@@ -101,7 +102,7 @@ class MappedArray(StoredArray):
         """Return elements far apart, and where they are in C order."""
         places = far_apart(self.size, most)
         elements = np.empty(places.size, self.dtype)
-        array = self.array.view(self.dtype).transpose(self._axes)
+        array = self.array.view(self.dtype)[self._seen].transpose(self._axes)
         for first in range(0, places.size, AT_ONCE):
             some = slice(first, first + AT_ONCE)
             elements[some] = array[np.unravel_index(places[some], array.shape)]
@@ -133,8 +134,11 @@ def map_array(
         there = max(0, end - offset)
         raise FileError(path, f"truncated: {shape} of {dtype} takes {n_bytes} bytes, {there} are there")
     mapping = mmap.mmap(file.fileno(), offset + n_bytes, access=mmap.ACCESS_READ)
-    if hasattr(mapping, "madvise"):
-        mapping.madvise(mmap.MADV_SEQUENTIAL)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # where the system has none
+            # Read from the disk in pieces of 2 MB, which are then mapped whole: 5 ns for each 4096 bytes in
+            # place of 50 to 200, in which kernels read them.
+            mapping.madvise(mmap.MADV_HUGEPAGE)
     array: Array = np.ndarray(
         shape,
         dtype,

@@ -1,8 +1,8 @@
 """An array in a store, of which boxes are read: what an evaluation uses of an ndarray, and no more.
 
-A format says how a box is read, as it lies in the store; which axes it is seen along, and under which type,
-is the same for all and stands here. What a format's library raises on a file that is not as it should be
-becomes one line with the file's name.
+A format says how a box is read, as it lies in the store; which part of it is seen, along which axes and under
+which type, is the same for all and stands here. What a format's library raises on a file that is not as it
+should be becomes one line with the file's name.
 """
 
 import copy
@@ -87,10 +87,15 @@ class StoredArray(ABC):
     def __init__(self, path: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.path, self._shape, self.dtype = path, shape, np.dtype(dtype)
         self._axes = tuple(range(len(shape)))
+        self._seen = tuple(slice(0, size) for size in shape)  # in the store's order of axes
 
     @abstractmethod
     def _read(self, box: Box) -> Array:
         """Return a box in the store's own order of axes; its slices have a start, an end and no step."""
+
+    def _block(self, box: Box) -> Array:
+        """Return a box that more follow after, where that is read otherwise."""
+        return self._read(box)
 
     def release(self, box: Box = ()) -> None:  # noqa: B027
         """Let go of the memory that was used to read a box, by default any."""
@@ -101,7 +106,7 @@ class StoredArray(ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes."""
-        return tuple(self._shape[axis] for axis in self._axes)
+        return tuple(self._seen[axis].stop - self._seen[axis].start for axis in self._axes)
 
     @property
     def ndim(self) -> int:
@@ -111,7 +116,7 @@ class StoredArray(ABC):
     @property
     def size(self) -> int:
         """How many elements there are."""
-        return math.prod(self._shape)
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +129,14 @@ class StoredArray(ABC):
         other._axes = tuple(self._axes[axis] for axis in axes)
         return other
 
+    def part(self, axis: int, start: int, stop: int) -> Self:
+        """Return the same without what lies before `start` and from `stop` on along an axis."""
+        other, place = copy.copy(self), self._axes[axis]
+        first = self._seen[place].start
+        kept = slice(first + start, first + stop)
+        other._seen = *self._seen[:place], kept, *self._seen[place + 1 :]
+        return other
+
     def view(self, dtype: npt.DTypeLike) -> Self:
         """Return the same under another type of the same size."""
         other = copy.copy(self)
@@ -132,22 +145,36 @@ class StoredArray(ABC):
 
     def __getitem__(self, box: Box) -> Array:
         """Read a box: slices of the leading axes, all of the others."""
-        block = self._read(self._stored(box))
+        block = self._block(self._stored(box))
         return block.view(self.dtype).transpose(self._axes)
 
     def _stored(self, box: Box) -> Box:
         """Return a box in the store's order of axes."""
         parts = dict(zip(self._axes, box, strict=False))
-        every = (parts.get(axis, slice(None)).indices(size) for axis, size in enumerate(self._shape))
-        return tuple(slice(start, end) for start, end, _ in every)
+        stored = []
+        for axis, seen in enumerate(self._seen):
+            start, end, _ = parts.get(axis, slice(None)).indices(seen.stop - seen.start)
+            stored.append(slice(seen.start + start, seen.start + end))
+        return tuple(stored)
 
     def samples(self, most: int) -> tuple[npt.NDArray[np.int64], Array]:
         """Return elements far apart, and where they are in C order."""
         places = far_apart(self.size, min(most, self.MOST_SAMPLES))
         elements = np.empty(places.size, self.dtype)
         for number, index in enumerate(np.stack(np.unravel_index(places, self.shape), -1).tolist()):
-            elements[number] = self[tuple(slice(i, i + 1) for i in index)].ravel()[0]
+            element = self._read(self._stored(tuple(slice(i, i + 1) for i in index)))
+            elements[number] = element.view(self.dtype).ravel()[0]
         return places, elements
+
+
+AnyArray = Array | StoredArray
+
+
+def part(array: AnyArray, axis: int, start: int, stop: int) -> AnyArray:
+    """Return an array without what lies before `start` and from `stop` on along an axis, as a view."""
+    if isinstance(array, StoredArray):
+        return array.part(axis, start, stop)
+    return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def far_apart(size: int, number: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,69 @@
+"""What is known of the arguments when a function is compiled: constants, and the types of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.core.errors import TypingError
+
+from logitloss._njit.kernels import REALS
+
+
+def constant_of(name: str, given: Any, default: object) -> Any:
+    if isinstance(given, types.Omitted):
+        return given.value
+    if isinstance(given, types.Literal):
+        return given.literal_value
+    if given == types.none:
+        return None
+    if isinstance(given, types.Type):
+        raise TypingError(f"{name} is of type {given}: expected a constant, like {default!r}")
+    return given
+
+
+def is_none(given: Any) -> bool:
+    return given is None or given == types.none or (isinstance(given, types.Omitted) and given.value is None)
+
+
+def refuse(**given: Any) -> None:
+    for name, value in given.items():
+        if not is_none(value):
+            raise TypingError(f"{name} is of type {value}: expected None in a compiled function")
+
+
+def item_of(name: str, array: Any) -> str:
+    if not isinstance(array, types.Array) or array.dtype not in REALS or not array.aligned:
+        raise TypingError(f"{name} of type {array}: expected an array of float16, float32 or float64")
+    return REALS[array.dtype]
+
+
+def kind_of(name: str, array: Any) -> int:
+    from logitloss._kernels.numba_items import ITEMS
+
+    number: Any = array.dtype if isinstance(array, types.Array) and array.aligned else None
+    if number in REALS:
+        item = REALS[number]
+    elif isinstance(number, types.Boolean):
+        item = "bool"
+    elif isinstance(number, types.Integer):
+        signed: Any = number
+        item = f"{'i' if signed.signed else 'u'}{signed.bitwidth}"
+    else:
+        raise TypingError(f"{name} of type {array}: expected an array of numbers")
+    return int(ITEMS.index(item))
+
+
+def reduction_of(given: Any) -> str:
+    reduction = constant_of("reduction", given, "mean")
+    if reduction not in ("none", "mean", "sum"):
+        raise TypingError(f"reduction is {reduction!r}: expected one of none, mean, sum")
+    return str(reduction)
+
+
+def class_axis_of(given: Any, ndim: int, default: int) -> int:
+    axis = constant_of("axis", given, default)
+    axis = default if axis is None else axis
+    if not -ndim <= axis < ndim:
+        raise TypingError(f"axis is {axis}: expected {-ndim} <= axis < {ndim}")
+    return int(axis) % ndim

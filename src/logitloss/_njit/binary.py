@@ -1,0 +1,149 @@
+"""`binary_cross_entropy_with_logits` and its gradient, in compiled functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+import logitloss
+from logitloss._njit.arguments import item_of, kind_of, reduction_of, refuse
+from logitloss._njit.kernels import NUMBERS, run_kernel
+from logitloss._njit.pieces import describe, divided, keep, out_or_new
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Callable[..., Any]:
+    from logitloss._kernels import numba_elements, numba_items, numba_job
+
+    item, by = item_of("logits", logits), reduction_of(reduction)
+    ndim, kind, target_kind = logits.ndim, numba_items.ITEMS.index(item), kind_of("target", target)
+    # In double where the target is, as the Numba backend does
+    is_double = types.float64 in (logits.dtype, target.dtype)
+    block = NUMBERS["numba_elements", "bce_fused" if wants_grad else "bce", "f64" if is_double else "f32"]
+    plan, size = numba_elements.plan, 8 if is_double else 4
+    job_type, found_type, operation = numba_job.JOB, numba_job.FOUND, numba_job.BCE_WITH_LOGITS
+    real: Any = np.float64 if item == "f64" else np.float32
+    f64, real_kind = (
+        numba_items.ITEMS.index("f64"),
+        numba_items.ITEMS.index("f64" if item == "f64" else "f32"),
+    )
+    means, none = by == "mean", by == "none"
+
+    def body(logits, target, weight, pos_weight, label_smoothing, out):
+        if target.shape != logits.shape:
+            raise ValueError("target: expected the logits' shape")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError("label_smoothing: expected 0 <= label_smoothing <= 1")
+        jobs, axes = np.zeros(1, job_type), np.zeros((7, 2 * ndim + 2), np.int64)
+        job, found = jobs[0], np.zeros(1, found_type)
+        job.operation, job.n, job.label_smoothing = operation, logits.size, label_smoothing
+        describe(job.logits, logits, kind, -1, axes[0])
+        describe(job.target, target, target_kind, -1, axes[1])
+        divisor = np.float64(logits.size) if means else 1.0
+        scale, loss = (
+            np.full(1, divided(1.0, divisor)),
+            np.empty(logits.size if none else 0, real),
+        )
+        weights, positives = np.empty(0), np.empty(0)
+        if weight is not None:
+            weights = np.broadcast_to(np.asarray(weight), logits.shape).astype(np.float64).ravel()
+            describe(job.weight, weights, f64, -1, axes[2])
+        if pos_weight is not None:
+            positives = np.broadcast_to(np.asarray(pos_weight), logits.shape).astype(np.float64).ravel()
+            describe(job.pos_weight, positives, f64, -1, axes[3])
+        if none:
+            describe(job.loss, loss, real_kind, -1, axes[4])
+        if wants_grad:
+            if out.shape != logits.shape:
+                raise ValueError("out: expected the logits' shape")
+            describe(job.out, out, kind, -1, axes[5])
+            if means:
+                describe(job.scale, scale, f64, -1, axes[6])
+        block_size, scratch_bytes = plan(size)
+        job.block = block_size
+        memory, total = np.empty(scratch_bytes + 4096, np.uint8), 0.0
+        scratch = (memory.ctypes.data + 4095) // 4096 * 4096
+        for number in range((job.n + job.block - 1) // job.block):
+            found[0].total, found[0].counted, found[0].bad = 0.0, 0, -1
+            run_kernel(block, jobs.ctypes.data, number, scratch, found.ctypes.data)
+            total += found[0].total
+        keep(jobs, axes, found, memory, logits, target, weights, positives, scale, out)
+        return total, divisor, loss
+
+    return register_jitable(body)
+
+
+def _binary_value_of(reduction: str) -> Callable[..., Any]:
+    if reduction == "none":
+        return register_jitable(lambda logits, found: found[2].reshape(logits.shape))
+    return register_jitable(lambda logits, found: divided(found[0], found[1]))
+
+
+@overload(logitloss.binary_cross_entropy_with_logits, strict=False, prefer_literal=True)
+def _binary_value(
+    logits,
+    target,
+    weight=None,
+    pos_weight=None,
+    label_smoothing=0.0,
+    reduction="mean",
+    out=None,
+    num_threads=None,
+    backend=None,
+):
+    refuse(out=out, num_threads=num_threads, backend=backend)
+    body = _binary(logits, target, reduction, wants_grad=False)
+    value_of = _binary_value_of(reduction_of(reduction))
+
+    def compiled(
+        logits,
+        target,
+        weight=None,
+        pos_weight=None,
+        label_smoothing=0.0,
+        reduction="mean",
+        out=None,
+        num_threads=None,
+        backend=None,
+    ):
+        return value_of(logits, body(logits, target, weight, pos_weight, label_smoothing, logits))
+
+    return compiled
+
+
+@overload(logitloss.binary_cross_entropy_with_logits_value_and_grad, strict=False, prefer_literal=True)
+def _binary_value_and_grad(
+    logits,
+    target,
+    weight=None,
+    pos_weight=None,
+    label_smoothing=0.0,
+    reduction="mean",
+    out=None,
+    num_threads=None,
+    backend=None,
+):
+    refuse(num_threads=num_threads, backend=backend)
+    body = _binary(logits, target, reduction, wants_grad=True)
+    value_of = _binary_value_of(reduction_of(reduction))
+
+    def compiled(
+        logits,
+        target,
+        weight=None,
+        pos_weight=None,
+        label_smoothing=0.0,
+        reduction="mean",
+        out=None,
+        num_threads=None,
+        backend=None,
+    ):
+        grad = out_or_new(out, logits)
+        return value_of(logits, body(logits, target, weight, pos_weight, label_smoothing, grad)), grad
+
+    return compiled
