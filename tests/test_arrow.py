@@ -339,7 +339,7 @@ def test_samples_of_parquet_are_of_its_first_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
-@pytest.mark.parametrize("form", ["one row group", "small batches", "one batch"])
+@pytest.mark.parametrize("form", ["one row group", "small batches", "one batch", "tiny batches"])
 def test_memory_does_not_grow_with_the_file(tmp_path, form):
     """Two times the bound of an evaluation, 256 MiB, read whole would be seen."""
     n_rows, n_classes = 540_000, 250
@@ -353,7 +353,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path, form):
         assert pq.ParquetFile(path).num_row_groups == 1
     else:
         with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table.combine_chunks() if form == "one batch" else table)
+            sizes = {"one batch": n_rows, "small batches": 2000, "tiny batches": 15}
+            writer.write_table(table.combine_chunks(), max_chunksize=sizes[form])
     program = (
         "import test_memory\n"
         "from logitloss.evaluate import evaluate\n"
