@@ -27,6 +27,7 @@ from tables import (
 
 from logitloss.evaluate import FileError, ShapeError, StateError, evaluate, evaluate_files
 from logitloss.evaluate.stores import open_array, parquet
+from logitloss.evaluate.stores.stored import part
 
 
 @pytest.fixture(params=WRITERS)
@@ -43,8 +44,8 @@ def check(path, array, dtype=None):
     rng = rng_for(path.rpartition("/")[2])
     for _ in range(8):
         box = tuple(slice(*sorted(rng.integers(0, size + 1, 2).tolist())) for size in array.shape)
-        for part in (box, box[:1]):
-            assert np.array_equal(stored[part], array[part])
+        for some in (box, box[:1]):
+            assert np.array_equal(stored[some], array[some])
     stored.close()
 
 
@@ -163,12 +164,12 @@ def test_no_rows_and_empty_batches(tmp_path):
         arrow, stream, table = (str(tmp_path / f"{number}.{name}") for name in ("arrow", "ipc", "parquet"))
         for path, new in ((arrow, pa.ipc.new_file), (stream, pa.ipc.new_stream)):
             with new(path, schema) as writer:
-                for part in parts:
-                    for batch in part.to_batches() or [pa.RecordBatch.from_pylist([], schema)]:
+                for each in parts:
+                    for batch in each.to_batches() or [pa.RecordBatch.from_pylist([], schema)]:
                         writer.write_batch(batch)
         with pq.ParquetWriter(table, schema) as writer:
-            for part in parts:
-                writer.write_table(part)
+            for each in parts:
+                writer.write_table(each)
         for path in (arrow, stream, table):
             full = number == 2
             assert open_array(f"{path}::l").shape == ((10, 3) if full else (0, 0))
@@ -199,7 +200,10 @@ def test_any_box_in_any_order_of_reading(tmp_path_factory, data):
     known = n_rows or make is fixed  # lists of which there is none have no length
     order = data.draw(st.permutations(range(array.ndim)))
     for path in paths if known else ():
-        stored, plain = open_array(path).transpose(order), array.transpose(order)
+        axis = data.draw(st.integers(0, array.ndim - 1))
+        start, stop = sorted(data.draw(st.tuples(*2 * [st.integers(0, array.shape[axis])])))
+        stored = open_array(path).part(axis, start, stop).transpose(order)
+        plain = part(array, axis, start, stop).transpose(order)
         assert stored.shape == plain.shape
         for _ in range(4):
             ends = [sorted(data.draw(st.tuples(*2 * [st.integers(0, size)]))) for size in plain.shape]
@@ -335,21 +339,22 @@ def test_samples_of_parquet_are_of_its_first_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
-@pytest.mark.parametrize("form", ["one row group", "small batches", "one batch"])
+@pytest.mark.parametrize("form", ["one row group", "small batches", "one batch", "tiny batches"])
 def test_memory_does_not_grow_with_the_file(tmp_path, form):
     """Two times the bound of an evaluation, 256 MiB, read whole would be seen."""
     n_rows, n_classes = 540_000, 250
-    part = fixed(np.zeros((2000, n_classes), np.float32))
+    rows = fixed(np.zeros((2000, n_classes), np.float32))
     y = pa.table({"y": pa.chunked_array(270 * [np.zeros(2000, np.int32)])})
     pq.write_table(y, tmp_path / "y.parquet")
     path = str(tmp_path / ("x.parquet" if form == "one row group" else "x.arrow"))
-    table = pa.table({"x": pa.chunked_array(270 * [part])})
+    table = pa.table({"x": pa.chunked_array(270 * [rows])})
     if form == "one row group":
         pq.write_table(table, path, row_group_size=n_rows)
         assert pq.ParquetFile(path).num_row_groups == 1
     else:
         with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table.combine_chunks() if form == "one batch" else table)
+            sizes = {"one batch": n_rows, "small batches": 2000, "tiny batches": 15}
+            writer.write_table(table.combine_chunks(), max_chunksize=sizes[form])
     program = (
         "import test_memory\n"
         "from logitloss.evaluate import evaluate\n"

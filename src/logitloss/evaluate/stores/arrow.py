@@ -20,8 +20,8 @@ ipc: Any = library("pyarrow.ipc", "arrow")
 
 # What a file begins with, padded to eight bytes; what one of the format before; and what ends a stream
 FILE_MAGIC, FEATHER_1_MAGIC, END = b"ARROW1\0\0", b"FEA1", b"\xff\xff\xff\xff\0\0\0\0"
-# Messages that are looked at between two releases, each of which may have mapped many pages
-AT_ONCE = 64
+# Bytes that may be mapped around one that is read, and messages that are looked at between two releases
+MAPPED_AROUND, AT_ONCE = 2 << 20, 8
 
 
 def open_array(place: Place) -> "ArrowColumn":
@@ -48,7 +48,7 @@ class ArrowColumn(Column):
 
     def __init__(self, place: Place, mapped: MappedArray) -> None:
         self.mapped, self.lent = mapped, dict[tuple[int, ...], Array]()
-        self.buffer = pa.py_buffer(mapped.array)
+        self.buffer, self.copied = pa.py_buffer(mapped.array), 0
         start = mapped.array[: len(FILE_MAGIC)].tobytes()
         if start.startswith(FEATHER_1_MAGIC):
             raise FileError(place.path, "a Feather file of version 1, expected version 2")
@@ -110,7 +110,12 @@ class ArrowColumn(Column):
         self.mapped.check(part)
 
     def _used(self, part: Array) -> None:
-        self.mapped.let_go(part)
+        end = np.lib.array_utils.byte_bounds(part)[1] - self.buffer.address
+        if 0 < end <= self.buffer.size:
+            # and of what lies before it, which the system has mapped around it, once more
+            start = max(0, min(self.copied, end) - MAPPED_AROUND)
+            self.mapped.let_go(self.mapped.array[start:end])
+            self.copied = end
 
     def release(self, box: Box = ()) -> None:
         """Let go of the pages that a box was read from."""

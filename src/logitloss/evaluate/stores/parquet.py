@@ -74,15 +74,17 @@ class ParquetColumn(Column):
         For others a row group would have to be unpacked up to there.
         """
         places, elements = [np.zeros(0, np.int64)], [np.zeros(0, self.dtype)]
+        rows, *inside = self._seen
         numbers = far_apart(len(self.entries), min(most, self.MOST_SAMPLES)).tolist()
         for number in numbers:
-            first, end = [*self.entries, self._shape[0]][number : number + 2]
-            rows = self._read(
-                (slice(first, min(end, first + self._rows_at_once)), *map(slice, self._shape[1:]))
-            )
-            index = np.unravel_index(far_apart(rows.size, most // len(numbers)), rows.shape)
-            elements.append(rows[index].view(self.dtype))
-            index = (index[0] + first, *index[1:])
+            start, stop = [*self.entries, self._shape[0]][number : number + 2]
+            start, stop = max(start, rows.start), min(stop, rows.stop, start + self._rows_at_once)
+            if start >= stop or not self.size:
+                continue
+            block = self._read((slice(start, stop), *inside))
+            index = np.unravel_index(far_apart(block.size, most // len(numbers)), block.shape)
+            elements.append(block[index].view(self.dtype))
+            index = (index[0] + start - rows.start, *index[1:])
             places.append(np.ravel_multi_index([index[axis] for axis in self._axes], self.shape))
         order = np.argsort(np.concatenate(places))
         return np.concatenate(places)[order], np.concatenate(elements)[order]
