@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from logitloss.cli import main
 from logitloss.evaluate import FileError, ShapeError
-from logitloss.evaluate.compare import Comparison, compare
 from logitloss.evaluate.moments import PLAIN
+from logitloss.evaluate.report.compare import Comparison, compare
 
 N_ROWS, N_CLASSES = 2 * PLAIN + 300, 7
 MEANS = {

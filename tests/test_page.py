@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import logitloss
 from logitloss.cli import main
-from logitloss.evaluate.charts import Scale
+from logitloss.evaluate.report.charts import Scale
 
 EVIL = '<b onmouseover="x">&amp;'
 SCHEMES = ("light", "dark")

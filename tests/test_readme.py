@@ -86,5 +86,18 @@ def test_offline_evaluation_runs_as_shown(tmp_path):
     comparison = outputs["compare a.json b.json --report comparison.html"]
     assert re.search(r"(a|b) is (better|ahead)", comparison)
     assert "of row-wise differences (a.npy, b.npy)" in comparison
-    for page in ("report.html", "comparison.html"):
+    # from shards to a report, and the same on two processes
+    in_one, in_two = (
+        re.sub(
+            r"^(seconds|rows/s|GB/s) .*",
+            "",
+            outputs[f"eval tensors::logits tensors::labels {option}"],
+            flags=re.M,
+        )
+        for option in ("--report report.html", "--dask local:2")
+    )
+    assert in_one == in_two
+    assert figure(in_one, "labels counted") == figure(outputs["eval logits.npy labels.npy"], "labels counted")
+    assert in_one.split()[:3] == ["value", "standard", "error"]
+    for page in ("report.html", "classes.html", "comparison.html"):
         assert (folder / page).read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -23,12 +23,12 @@ from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, EvaluationState, Metrics, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import N_RANKS, TOP_K
-from logitloss.evaluate.compare import compare
 from logitloss.evaluate.merge import merge_files
-from logitloss.evaluate.page import comparison_page, report_page, write_page
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.provenance import provenance
 from logitloss.evaluate.report import Report
+from logitloss.evaluate.report.compare import compare
+from logitloss.evaluate.report.page import comparison_page, report_page, write_page
 from logitloss.evaluate.shard import FLOAT_DTYPES
 from logitloss.evaluate.state import Group
 from logitloss.evaluate.stream import SAVE_EVERY
@@ -187,7 +187,7 @@ def main() -> None:
 @click.option(
     "--dask",
     metavar="ADDRESS",
-    help='A Dask scheduler whose workers share the files\' file system, or "local" for processes here.',
+    help="A Dask scheduler whose workers share the files' file system; or local, or local:N: processes here.",
 )
 @backend_option
 @report_option

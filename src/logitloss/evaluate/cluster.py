@@ -6,6 +6,7 @@ that dies with its worker runs again elsewhere: it has changed nothing.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -196,16 +197,18 @@ def _connected(at: Any, options: Options) -> Iterator[Any]:
         return
     with ExitStack() as stack:
         place = at
-        if at == "local":
+        local = re.fullmatch(r"local(?::([1-9]\d*))?", at)
+        if local:
+            n_workers = int(local[1] or max(1, get_num_threads() // (options.num_threads or 1)))
             place = distributed.LocalCluster(
-                n_workers=max(1, get_num_threads() // (options.num_threads or 1)),
+                n_workers=n_workers,
                 threads_per_worker=1,
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
             )
             stack.enter_context(place)
         try:
-            if at != "local":
+            if not local:
                 get_address_host_port(at)  # an address that is none would keep a client busy for long
             client = stack.enter_context(distributed.Client(place, set_as_default=False))
         except (OSError, ValueError) as error:

@@ -79,8 +79,9 @@ def evaluate_files(
         Whether to tell the `inputs`, of each array a few elements read once more; told with a state, too.
     dask : distributed.Client or str, optional
         Dask's cluster that evaluates pieces of the files, which are on a file system that all its workers
-        share: a client, a scheduler's address, or "local" for processes of this machine. Not with a state
-        file or a file of rows; a piece has one thread unless `num_threads` says otherwise.
+        share: a client, a scheduler's address, "local" for a process for each of this machine's cores, or
+        "local:N" for so many. Not with a state file or a file of rows; a piece has one thread unless
+        `num_threads` says otherwise.
     progress, **options
         As in `evaluate`; `dtype` is for hidden states, weight and bias, too, whose type says nothing.
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from logitloss.evaluate.checkpoint import Skipped
-from logitloss.evaluate.figures import counts, figures
 from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
+from logitloss.evaluate.report.figures import counts, figures
 from logitloss.evaluate.state import Group
 
 SCHEMA_VERSION = 3

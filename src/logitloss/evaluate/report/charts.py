@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from logitloss.evaluate.markup import Element, element, table
+from logitloss.evaluate.report.markup import Element, element, table
 
 WIDTH = 360
 LEFT, RIGHT = 46, 350

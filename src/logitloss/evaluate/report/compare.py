@@ -17,10 +17,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from logitloss.evaluate.errors import DtypeError, FileError, ShapeError
-from logitloss.evaluate.figures import Figure, Kind, counts, figures
 from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.moments import PLAIN, Moments, json_number
 from logitloss.evaluate.report import SCHEMA_VERSION, plain_table
+from logitloss.evaluate.report.figures import Figure, Kind, counts, figures
 from logitloss.evaluate.stores.mapped import MappedArray
 
 Array = npt.NDArray[Any]

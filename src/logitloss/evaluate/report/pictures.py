@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from logitloss.evaluate.charts import CLASSES, LEFT, RIGHT, Panel, Scale, figure, ranked
 from logitloss.evaluate.histogram import bars
-from logitloss.evaluate.markup import Element
+from logitloss.evaluate.report.charts import CLASSES, LEFT, RIGHT, Panel, Scale, figure, ranked
+from logitloss.evaluate.report.markup import Element
 
 Document = Mapping[str, Any]
 # Bars of classes and of pairs

@@ -12,11 +12,11 @@ from importlib import resources
 from typing import Any
 
 from logitloss.evaluate.atomic import replacing
-from logitloss.evaluate.charts import CLASSES, shape
-from logitloss.evaluate.compare import Comparison
-from logitloss.evaluate.figures import Figure, counts, figures
-from logitloss.evaluate.markup import Element, element, table, written
-from logitloss.evaluate.pictures import (
+from logitloss.evaluate.report.charts import CLASSES, shape
+from logitloss.evaluate.report.compare import Comparison
+from logitloss.evaluate.report.figures import Figure, counts, figures
+from logitloss.evaluate.report.markup import Element, element, table, written
+from logitloss.evaluate.report.pictures import (
     accuracy_by_rank,
     confusions,
     costly_classes,
