@@ -422,6 +422,20 @@ def test_pages_of_little_and_of_extremes(tmp_path):
         assert not re.search(r' (x|y|width|height|points|r)="[^"]*(nan|inf)', page)
 
 
+def test_what_makes_figures_doubtful_is_told(tmp_path):
+    tokens = np.random.default_rng(5).integers(1, 30, (9, 40))
+    for number, text in enumerate(tokens):
+        text[20 + number :] = 0
+    np.save(tmp_path / "y.npy", tokens)
+    np.save(tmp_path / "x.npy", np.zeros((9, 40, 30), np.float32))
+    files, path = [tmp_path / "x.npy", tmp_path / "y.npy", "--axis", -1], tmp_path / "page.html"
+    (line,) = json.loads(run("eval", *files, "--json", "--report", path))["warnings"]
+    assert "label 0 fills the end of 9 sequences" in line
+    assert f'<p class="warning">Warning: {line}</p>' in path.read_text(encoding="utf-8")
+    run("eval", *files, "--ignore-index", 0, "--report", path)
+    assert "Warning" not in path.read_text(encoding="utf-8")
+
+
 def test_names_of_files_that_are_no_text(tmp_path):
     (tmp_path / "\udcff").mkdir()
     np.save(tmp_path / "\udcff" / "x.npy", np.zeros((3, 2)))

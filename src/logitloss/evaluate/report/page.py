@@ -46,6 +46,7 @@ def report_page(document: Document) -> str:
         _section(
             "figures",
             "Figures",
+            *_warnings(document),
             _headlines(found),
             table(["", "value", "standard error"], lines, class_="numbers"),
             element("p", "Standard errors take the labels as independent.", class_="note"),
@@ -203,6 +204,7 @@ def _counts(documents: Sequence[Document]) -> list[Element]:
     lines = [[name, *(f"{column.get(name, 0):,}" for column in columns)] for name in names]
     parts = [table(["", *_heads(documents, "number")], lines, class_="numbers")]
     for document in documents:
+        parts += _warnings(document) if len(documents) > 1 else []
         skipped = document.get("skipped")
         if skipped:
             lines = [[one["file"], one["reason"]] for one in skipped]
@@ -211,6 +213,11 @@ def _counts(documents: Sequence[Document]) -> list[Element]:
         elif skipped is not None:
             parts.append(element("p", "No shard was skipped.", class_="note"))
     return parts
+
+
+def _warnings(document: Document) -> list[Element]:
+    """Return what makes the figures doubtful."""
+    return [element("p", f"Warning: {line}", class_="warning") for line in document.get("warnings", ())]
 
 
 def _heads(documents: Sequence[Document], alone: str) -> list[str]:
