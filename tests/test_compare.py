@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_table_and_json_say_the_same(runs):
             other.method,
             other.verdict,
         )
-    for name in {*document, *document["differences"][0]}:
+    for name in {*document, *document["differences"][0], *document["counts"][0]}:
         assert re.search(rf"\b{name}\b", Comparison.to_json.__doc__), name
     assert wanted["nll_nats"].verdict == "a is better, the interval excludes 0"
     table = command("compare", runs.file("a.json"), runs.file("b.json")).stdout
@@ -198,6 +199,15 @@ def test_table_and_json_say_the_same(runs):
         [one.a.value, one.b.value, one.difference, *one.interval], abs=one.error / 15
     )
     assert "95 % intervals by the normal approximation, of row-wise differences" in table
+    reports = [json.loads(Path(runs.file(name)).read_text()) for name in ("a.json", "b.json")]
+    counted = {"labels": "labels counted"} | {
+        name: report["count"] for name, report in zip("ab", reports, strict=True)
+    }
+    ignored = {"labels": "labels ignored"} | {
+        name: report["ignored"] for name, report in zip("ab", reports, strict=True)
+    }
+    assert document["counts"] == [counted, ignored]
+    assert re.search(rf"^labels counted +{counted['a']:,} +{counted['b']:,} *$", table, re.MULTILINE)
     unpaired = command("compare", runs.file("a.json"), runs.file("b.json"), "--unpaired").stdout
     assert "by the normal approximation, of the two runs as independent samples" in unpaired
 

@@ -106,6 +106,7 @@ class Comparison:
         - a, b: the names of the runs; rows: those of the records of each row, or null.
         - differences: a list of {figure, a, b, difference, standard_error, low, high, method, verdict}: b - a
           and its 95 % confidence interval, of "paired" or "independent" samples; null without standard error.
+        - counts: a list of {labels, a, b}: how many labels counted, and how many did not, and why.
         """
         lines = []
         for one in self.differences:
@@ -123,13 +124,22 @@ class Comparison:
             }
             lines.append({name: json_number(value) for name, value in line.items()})
         document = {"schema_version": SCHEMA_VERSION, "a": self.a, "b": self.b, "rows": self.rows}
-        return json.dumps(document | {"differences": lines}, indent=2, allow_nan=False)
+        of_both = [{"labels": label, "a": a, "b": b} for label, a, b in self.n_labels]
+        return json.dumps(document | {"differences": lines, "counts": of_both}, indent=2, allow_nan=False)
+
+    @property
+    def n_labels(self) -> list[tuple[str, int, int]]:
+        """How many labels of either run counted, and how many did not, and why."""
+        a, b = (dict(counts(document)) for document in self.documents)
+        return [(label, a.get(label, 0), b.get(label, 0)) for label in a | b]
 
     def print_table(self) -> None:
         """Print the differences on stdout."""
         lines = plain_table("", "a", "b", "b - a", "95 % interval", "")
         for one in self.differences:
             lines.add_row(one.kind.label, *one.texts, one.verdict.partition(",")[0])
+        for label, a, b in self.n_labels:
+            lines.add_row(label, f"{a:,}", f"{b:,}")
         for column in lines.columns[1:-1]:
             column.no_wrap = True
         lines.columns[-1].justify = "left"
