@@ -20,7 +20,7 @@ from logitloss.evaluate import (
 from logitloss.evaluate.shard import Options, Shard
 from logitloss.evaluate.stores import Place, StoredArray, open_array, split
 from logitloss.evaluate.stores.stored import one_line
-from logitloss.evaluate.stream import read_ahead
+from logitloss.evaluate.stream import ahead
 
 
 class Listed(StoredArray):
@@ -167,7 +167,7 @@ def test_one_block_is_read_while_another_is_used():
         begun[number].set()
         return number, threading.current_thread()
 
-    for number, thread in read_ahead(lambda n=n: read(n) for n in range(4)):
+    for number, thread in ahead(read(n) for n in range(4)):
         assert thread is not threading.current_thread()
         if number < 3:
             assert begun[number + 1].wait(10)
@@ -182,12 +182,12 @@ def test_what_cannot_be_read_is_raised_in_its_turn():
 
     seen = []
     with pytest.raises(FileError, match=r"x.npy: is gone"):
-        seen.extend(read_ahead(lambda n=n: read(n) for n in range(4)))
-    numbers = read_ahead(lambda n=n: read(n) for n in range(4))
+        seen.extend(ahead(read(n) for n in range(4)))
+    numbers = ahead(read(n) for n in range(4))
     assert [next(numbers), next(numbers)] == [0, 1]
     with pytest.raises(FileError):
         next(numbers)
-    assert list(read_ahead(iter(()))) == []
+    assert list(ahead(())) == []
 
 
 # ---- batches ----

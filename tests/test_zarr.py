@@ -96,7 +96,17 @@ def test_texts_are_decoded(tmp_path, version, dtype):
         {"shards": (8, 6)},
         {"shards": {"shape": (8, 6), "index_location": "start"}},
     ],
-    ids=str,
+    ids=[
+        "v2",
+        "blosc of v2",
+        "delta, Fortran order",
+        "keys of v2",
+        "gzip",
+        "blosc",
+        "big-endian",
+        "shards",
+        "index",
+    ],
 )
 def test_codecs(tmp_path, options):
     write_zarr(tmp_path / "a.zarr", ARRAY, (4, 2), **options)

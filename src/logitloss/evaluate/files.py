@@ -23,7 +23,7 @@ from logitloss.evaluate.shard import Block, Options, Shard, floats, linear
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
-from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards, read_ahead
+from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, ahead, evaluate_shards
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
@@ -251,11 +251,11 @@ class FileSource(Source):
 
     def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
         """Read blocks, ahead of where they are used."""
-        return read_ahead(reads)
+        return ahead(read() for read in reads)
 
     def release(self, shard: Shard, box: Box) -> None:
-        """Let go of the memory that was used to read a block, and to write its records."""
-        shard.release(box)
+        """Let go of the memory that was used to read what belongs to a block's rows, and to write records."""
+        shard.release_rows(box)
         if self.records is not None:
             self.records.release()
 

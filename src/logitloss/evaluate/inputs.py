@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,9 +20,9 @@ from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
     Source,
+    ahead,
     evaluate_blocks,
     evaluate_shards,
-    read_ahead,
 )
 from logitloss.linear import LinearLogits
 
@@ -197,12 +196,8 @@ def evaluate_batches(
     """Evaluate batches as they come; see `evaluate`."""
     state, kind = EvaluationState(options.loss, options.per_class), None
     n_rows = n_bytes = 0
-    end: Any = object()
-    following = partial(next, iter(batches), end)
-    with closing(read_ahead(iter(lambda: following, None))) as coming:
+    with closing(ahead(batches)) as coming:
         for number, batch in enumerate(coming):
-            if batch is end:
-                break
             try:
                 logits, target, groups, mask = _arrays(batch)
                 source = Source(logits, target, groups, None, mask)

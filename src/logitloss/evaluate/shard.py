@@ -231,12 +231,17 @@ class Shard:
         """Return the logits of a block."""
         return self.logits.of(block.logits) if isinstance(self.logits, LinearLogits) else block.logits
 
-    def release(self, box: Box) -> None:
-        """Let go of the memory that was used to read a block."""
+    def release_logits(self, box: Box) -> None:
+        """Let go of the memory that was used to read a block's logits."""
+        if isinstance(self.stored, StoredArray):
+            self.stored.release(box)
+
+    def release_rows(self, box: Box) -> None:
+        """Let go of the memory that was used to read what belongs to a block's rows."""
         whole = self._sequences_of(box) or box
-        for array, used in ((self.stored, box), *((array, whole) for array in self.rows.values())):
+        for array in self.rows.values():
             if isinstance(array, StoredArray):
-                array.release(used)
+                array.release(whole)
 
     def described(self, done: int) -> dict[str, Any]:
         """Return what tells the first `done` rows from others, and the whole's shapes and types."""

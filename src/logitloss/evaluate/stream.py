@@ -7,8 +7,8 @@ out whole, the figures do not depend on that another was, and what was counted b
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -30,6 +30,7 @@ from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+NOTHING: Array = np.empty(0)
 Progress = Callable[[int, int, int], None]
 
 SAVE_EVERY = 30.0
@@ -100,7 +101,7 @@ class Source:
         yield from (read() for read in reads)
 
     def release(self, shard: Shard, box: Box) -> None:
-        """Let go of the memory that was used to read a block."""
+        """Let go of the memory that was used to read what belongs to a block's rows."""
 
     def flush(self) -> None:
         """Bring to the disk what was kept of the rows done."""
@@ -179,10 +180,9 @@ def evaluate_blocks(
     state, n_rows = EvaluationState(options.loss, options.per_class), 0
     if first == 0:  # what has no logits belongs to no block
         state.shifted += shard.shifted
-    reads = (partial(shard.read, box, seen) for box, seen in islice(shard.blocks(0), first, end))
-    with closing(source.read(reads)) as blocks:
-        for block in blocks:
-            add_block(state, shard, block, options)
+    with closing(found_in(source, shard, options, islice(shard.blocks(0), first, end))) as found:
+        for block, rows in found:
+            add_block(state, block, rows)
             n_rows += block.target.size
             source.release(shard, block.box)
     return Evaluation(state, n_rows, n_rows * shard.row_bytes, [], [])
@@ -195,16 +195,21 @@ def left_out(source: Source, error: EvaluationError) -> Skipped:
     return Skipped(source.files["logits"], str(error))
 
 
-def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-    """Read on another thread what comes next, while what came before is worked on; no more than that."""
-    with ThreadPoolExecutor(1, "logitloss-read") as thread:
-        following: Future[T] | None = None
-        for read in reads:
-            this, following = following, thread.submit(read)
-            if this is not None:
-                yield this.result()
-        if following is not None:
-            yield following.result()
+def ahead(items: Iterable[T]) -> Generator[T, None, None]:
+    """Ask for items on another thread, for the next one while this one is worked on; no more than that."""
+    end: Any = object()
+    following = partial(next, iter(items), end)
+    with ExitStack() as stack:
+        if isinstance(items, Generator):
+            stack.callback(items.close)
+        thread = stack.enter_context(ThreadPoolExecutor(1, "logitloss-ahead"))
+        coming = thread.submit(following)
+        while True:
+            held = [coming.result()]
+            if held[0] is end:
+                return
+            coming = thread.submit(following)
+            yield held.pop()  # which nothing here refers to any more: it may be large
 
 
 def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
@@ -228,13 +233,23 @@ def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
         raise
 
 
-def add_block(state: EvaluationState, shard: Shard, block: Block, options: Options) -> Rows:
-    """Take some rows of a shard into a state, and return what becomes of them."""
-    rows = rows_of_block(shard, block, options)
+def found_in(
+    source: Source, shard: Shard, options: Options, boxes: Iterable[tuple[Box, int]]
+) -> Generator[tuple[Block, Rows], None, None]:
+    """Evaluate blocks of a shard, and let go of their logits."""
+    with closing(source.read(partial(shard.read, box, seen) for box, seen in boxes)) as blocks:
+        for block in blocks:
+            rows = rows_of_block(shard, block, options)
+            shard.release_logits(block.box)
+            block = block._replace(logits=NOTHING)
+            yield block, rows
+
+
+def add_block(state: EvaluationState, block: Block, rows: Rows) -> None:
+    """Take what became of a block's rows into a state."""
     state.add(rows, block.groups)
     if block.sequences is not None:
         state.end_runs.add(*block.sequences)
-    return rows
 
 
 class _Run:
@@ -281,10 +296,14 @@ class _Run:
         source.keep_rows(shard, goes_on=done > 0)
         if number < standing.n_through:
             return
-        reads = (partial(shard.read, box, seen) for box, seen in shard.blocks(done))
-        with closing(source.read(reads)) as blocks:
-            for block in blocks:
-                self.block(shard, block)
+        found = found_in(source, shard, self.options, shard.blocks(done))
+        if shard.size - done > shard.chunk_rows:  # kernels and NumPy, which counts, have the cores in turn
+            found = ahead(found)
+        with closing(found):
+            for block, rows in found:
+                add_block(standing.part, block, rows)
+                if shard.per_row is not None:
+                    rows.store(shard.per_row[block.box])
                 self.n_rows += block.seen - done
                 self.n_bytes += (block.seen - done) * shard.row_bytes
                 done = block.seen
@@ -294,7 +313,6 @@ class _Run:
                 if self.checkpoint is not None:
                     self.checkpoint.after_block(standing, self.starts[-1], source.flush)
                 source.release(shard, block.box)
-                del block  # its memory is free before the next one is waited for
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
             standing.finish_shard(shard.shifted)
@@ -303,12 +321,6 @@ class _Run:
         """Put down which shard is begun, and its rows done."""
         is_described = self.checkpoint is not None or (self.describe and done == shard.size)
         self.standing.shards[number:] = [shard.described(done) if is_described else {}]
-
-    def block(self, shard: Shard, block: Block) -> None:
-        """Evaluate some rows."""
-        found = add_block(self.standing.part, shard, block, self.options)
-        if shard.per_row is not None:
-            found.store(shard.per_row[block.box])
 
     def skip(self, number: int, error: EvaluationError) -> None:
         """Leave a shard out whole."""

@@ -66,7 +66,7 @@ class ZarrArray(ChunkedArray):
         if not missing:
             return ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return f"chunk {next(iter(missing))}{more}, of fill value {self.array.fill_value}"
+        return f"chunk {min(missing)}{more}, of fill value {self.array.fill_value}"
 
     def close(self) -> None:
         """Let go of the store, and warn of chunks that it does not have."""
