@@ -11,7 +11,7 @@ from logitloss import cross_entropy
 from logitloss.evaluate import evaluate
 
 from . import limits
-from .common import BoundByMemory, labels, logits, paired_ratio, thread_count
+from .common import BACKENDS, BoundByMemory, labels, logits, paired_ratio, thread_count
 
 
 class Evaluation(BoundByMemory):
@@ -38,15 +38,16 @@ class Evaluation(BoundByMemory):
 class FileEvaluation(BoundByMemory):
     """A `.npy` file in the system's cache against the loss alone of the same array in memory."""
 
+    # a process writes its file, so few of them
+    params = (BACKENDS, ("float32",), ("128x1000", "131072x1000", "1024x131072"), ("all",))
+
     def setup(self, backend, dtype, shape, threads):
         files(dtype, shape)
         super().setup(backend, dtype, shape, threads)
 
     def call(self, backend, dtype, shape, threads):
         options = {"num_threads": thread_count(threads), "backend": backend}
-        return partial(
-            evaluate, *files(dtype, shape), dtype=None if dtype == "float32" else "bf16", **options
-        )
+        return partial(evaluate, *files(dtype, shape), **options)
 
     def track_file_over_forward(self, backend, dtype, shape, threads):
         ours, count = self.call(backend, dtype, shape, threads), thread_count(threads)
