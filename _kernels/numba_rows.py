@@ -35,7 +35,7 @@ from logitloss._kernels.numba_job import (
     place,
     put,
 )
-from logitloss._kernels.numba_sums import DIRECT, PREFETCH_BYTES, ROW, sums
+from logitloss._kernels.numba_sums import CHAIN, DIRECT, PREFETCH_BYTES, ROW, sums
 from logitloss._kernels.vectors import inline, outline
 from numba import carray
 from numba.extending import register_jitable
@@ -424,9 +424,9 @@ def kernels(item: str) -> SimpleNamespace:
         """Return the sum of exp(x - m)*(lse - x)."""
         minus = splat(real(m))
         rest, total = splat(real(log1p_others)), 0.0
-        for first in range(0, n, 16 * lanes):
+        for first in range(0, n, CHAIN * lanes):
             some = splat(zero)
-            for c in range(first, min(n, first + 16 * lanes), lanes):
+            for c in range(first, min(n, first + CHAIN * lanes), lanes):
                 at = min(c, n - lanes)
                 d = load(x + at * width) - minus
                 p, q = exp_parts(d)

@@ -55,7 +55,7 @@ def main(gigabytes: float, classes: int, workers: tuple[int, ...], rounds: int) 
         for number in workers:
             with (
                 distributed.LocalCluster(
-                    n_workers=number, threads_per_worker=1, dashboard_address=None
+                    n_workers=number, threads_per_worker=1, dashboard_address="127.0.0.1:0"
                 ) as cluster,
                 distributed.Client(cluster, set_as_default=False) as client,
             ):

@@ -276,7 +276,8 @@ def test_a_task_has_one_thread_or_what_is_asked_for():
 @pytest.fixture(scope="module")
 def client():
     """Return a client of two workers, each a process of its own."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {"n_workers": 2, "threads_per_worker": 1, "silence_logs": 50}
+    options["dashboard_address"] = "127.0.0.1:0"
     with (
         distributed.LocalCluster(**options) as workers,
         distributed.Client(workers, set_as_default=False) as client,
@@ -363,7 +364,9 @@ def test_the_command_on_a_cluster(shards, client):
 def test_ctrl_c_cancels_what_is_not_done(tmp_path, client):
     np.save(tmp_path / "x.npy", np.zeros((50_000, 3)))
     np.save(tmp_path / "y.npy", np.zeros(50_000, int))
-    program = "from logitloss.evaluate import cluster; from logitloss.cli import main\n"
+    # where the tests themselves run in the background, Ctrl-C is ignored
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from logitloss.evaluate import cluster; from logitloss.cli import main\n"
     program += "cluster.PIECE_BYTES = 24 * 100\nmain()"
     options = ["--chunk-rows", "1", "--dask", client.scheduler.address]
     command = [

@@ -203,7 +203,7 @@ def _connected(at: Any, options: Options) -> Iterator[Any]:
             place = distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             )
             stack.enter_context(place)
