@@ -296,10 +296,7 @@ class _Run:
         source.keep_rows(shard, goes_on=done > 0)
         if number < standing.n_through:
             return
-        found = found_in(source, shard, self.options, shard.blocks(done))
-        if shard.size - done > shard.chunk_rows:  # kernels and NumPy, which counts, have the cores in turn
-            found = ahead(found)
-        with closing(found):
+        with closing(found_in(source, shard, self.options, shard.blocks(done))) as found:
             for block, rows in found:
                 add_block(standing.part, block, rows)
                 if shard.per_row is not None:
