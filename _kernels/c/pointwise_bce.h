@@ -107,19 +107,13 @@ INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
         V(stream)(stream + first + j * V(LANES), V(load)(out + first + j * V(LANES)));
 }
 
-INLINE void V(prefetch)(const void *p, ptrdiff_t offset, int n_bytes)
+INLINE void V(fetch_operands)(const V(operands) *at, ptrdiff_t i, int bytes)
 {
-    for (int line = 0; line < n_bytes; line += 64)
-        __builtin_prefetch((const char *)p + offset + PREFETCH_BYTES + line);
-}
-
-INLINE void V(prefetch_operands)(const V(operands) *at, ptrdiff_t i, int bytes)
-{
-    V(prefetch)(at->x + i, 0, 4 * VECTOR_BYTES);
+    fetch_ahead(at->x + i, 4 * VECTOR_BYTES);
     if (bytes)
-        V(prefetch)(at->bytes, i, V(QUAD));
+        fetch_ahead(at->bytes + i, V(QUAD));
     else
-        V(prefetch)(at->target + i, 0, 4 * VECTOR_BYTES);
+        fetch_ahead(at->target + i, 4 * VECTOR_BYTES);
 }
 
 #define EACH for (int j = 0; j < 4; j++)
@@ -199,7 +193,7 @@ INLINE double V(bce_quads)(V(operands) at, ptrdiff_t n, int kind, int bytes, int
 {
     V(long_sum) sum = {V(all)(0), V(all)(0), V(all)(0)};
     for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
-        V(prefetch_operands)(&at, i, bytes);
+        V(fetch_operands)(&at, i, bytes);
         V(add_term)(&sum, V(bce_quad)(&at, i, kind, bytes, with_out), i / V(QUAD));
         if (with_out && at.stream)
             V(drain)(at.stream, at.out, i);
@@ -233,7 +227,7 @@ INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, 
         V(joined) product = {{{zero, zero, zero, zero}, {zero, zero, zero, zero}}};
         for (; i < end; i += V(QUAD)) {
             V(vector) x[4], y[4], e[4], slope[4];
-            V(prefetch_operands)(&at, i, bytes);
+            V(fetch_operands)(&at, i, bytes);
             if (kind == PLAIN)
                 V(load_targets)(&at, i, bytes, y);
             else /* y is a sign */

@@ -37,4 +37,3 @@
 #undef DIRECT
 #undef LOG2_BASE
 #undef MARGIN
-#undef PREFETCH_BYTES

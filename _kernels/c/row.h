@@ -12,14 +12,12 @@
 enum {
     V(AT_ONCE) = VECTORS_AT_ONCE, /* as many as the registers hold with all they need */
     V(GROUP) = V(AT_ONCE) *V(LANES),
+    V(GROUP_BYTES) = V(AT_ONCE) *VECTOR_BYTES,
     V(CHAIN) = 16 / V(AT_ONCE), /* groups: in each of two chains of additions eight */
     /* The largest exponential of a row is about 2^HEADROOM, so that those of classes whose probability is no
      * normal number still are. */
     V(HEADROOM) = sizeof(V(real)) == 8 ? 60 : 30
 };
-
-/* Without it memory and arithmetic take turns. Past the row's end it fetches the next row, or nothing. */
-#define PREFETCH_BYTES 8192
 
 /* How far the sum's exponent may stay behind a larger logit's before it is raised; squares of exponentials,
  * too, are far from overflow. */
@@ -101,22 +99,6 @@ typedef struct {
     ptrdiff_t n;
     V(real) largest;
 } V(following);
-
-/* Memory would stand still during what stands around the loop: of rows of 1000 classes and vectors of 64
- * bytes that is half of the time. So in the loop only the first half of what is PREFETCH_BYTES on from a
- * chunk to come is fetched, evenly. This fetches an eighth, or up to eight lines, of the second half: the
- * first where `part` is 0, and then 1, 2, 3. */
-enum {
-    V(LINES) = (sizeof(V(real)) * V(GROUP) + 63) / 64,
-    V(LINES_IN_LOOP) = VECTOR_BYTES == 64 ? V(LINES) / 2 : V(LINES)
-};
-INLINE void V(fetch_part)(const V(real) *x, ptrdiff_t n, size_t part)
-{
-    size_t half = (size_t)n * sizeof *x / 2, bytes = half / 4 < 512 ? half / 4 : 512;
-    uintptr_t from = (uintptr_t)x + PREFETCH_BYTES + half + part * bytes; /* may lie beyond the array */
-    for (size_t line = 0; line < bytes && V(LINES_IN_LOOP) < V(LINES); line += 64)
-        __builtin_prefetch((const void *)(from + line));
-}
 
 /* The place of `value`, which is there, among n reals */
 INLINE ptrdiff_t V(place_of)(const V(real) *x, ptrdiff_t n, V(real) value)
@@ -260,13 +242,11 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
         ptrdiff_t at = c < hole ? c : c + V(GROUP);
         const V(real) *look = ahead + c;
         V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
-        for (int line = 0; line < V(LINES_IN_LOOP); line++)
-            __builtin_prefetch((const char *)(ahead + c * V(LINES_IN_LOOP) / V(LINES))+PREFETCH_BYTES +
-                               64 * line);
-        for (int line = 0; line < V(LINES) &&with->has_gamma; line++)
-            __builtin_prefetch((const char *)(gamma + c) + PREFETCH_BYTES + 64 * line);
+        fetch_ahead(look, V(GROUP_BYTES));
+        if (with->has_gamma)
+            fetch_ahead(gamma + c, V(GROUP_BYTES));
         if (with->writes)
-            V(write_lines)(with, V(LINES));
+            V(write_lines)(with, (V(GROUP_BYTES) + 63) / 64);
         for (int j = 0; j < V(AT_ONCE); j++) {
             sums->high[j % 2] = V(max)(sums->high[j % 2], V(load)(look + j * V(LANES)));
             p[j] = V(load)(x + at + j * V(LANES));
@@ -303,7 +283,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     V(sum_whole)(&with, &sums, n, hole, seen == n ? next->x : with.x);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    V(fetch_part)(next->x, next->n, 0);
+    fetch_ahead(next->x + seen, (next->n - seen) * (ptrdiff_t)sizeof(V(real)));
     next->largest = V(highest)(seen ? V(max)(sums.high[0], sums.high[1]) : low, next->x, seen, next->n);
     /* The groups of the top and at the end: last, so that they are summed while the largest is on its way */
     ptrdiff_t rest = hole;
@@ -319,7 +299,6 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
     }
     V(fold_chain)(&sums, &chain);
-    V(fetch_part)(next->x, next->n, 1);
     add(&row->sum, V(lanes_sum)(sums.sum));
     if (with.has_gamma) {
         add(&row->weight, V(lanes_sum)(sums.weight));
@@ -380,12 +359,10 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
     if (seen->x != logits || seen->n != n)
         seen->largest = V(highest)(V(all)(-INFINITY), logits, 0, n);
     V(real) largest = seen->largest;
-    V(fetch_part)(logits, n, 2);
     if (largest > row->largest) {
         at = V(place_of)(logits, n, largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
-    V(fetch_part)(logits, n, 3);
     seen->x = next;
     seen->n = n_next;
     if (ranking && at >= 0) /* the top is not among those that are summed */
