@@ -85,6 +85,7 @@ INLINE V(vector) V(is_summed)(V(vector) exponent, V(vector) largest, V(vector) s
 typedef struct {
     const V(real) *at, *then, *after_all;
     ptrdiff_t row_step, class_step, turn;
+    int is_block; /* a whole block's, for which the first-level cache has no room */
 } V(fetch);
 
 /* Of logits in place: those AHEAD, and at the end of a sweep's lanes the first of the next sweep */
@@ -92,13 +93,13 @@ INLINE V(fetch)
     V(fetch_in_place)(const V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, const V(real) *after_all)
 {
     ptrdiff_t ahead = rows->width < V(AHEAD) ? rows->width : V(AHEAD);
-    return (V(fetch)){x + ahead, x, after_all, 1, x_stride, (rows->width - ahead) & -(ptrdiff_t)V(LINE)};
+    return (V(fetch)){x + ahead, x, after_all, 1, x_stride, (rows->width - ahead) & -(ptrdiff_t)V(LINE), 0};
 }
 
 /* Of logits that are brought into the tile: the next block's, as they lie */
 INLINE V(fetch) V(fetch_in_rows)(const V(real) *next_block, ptrdiff_t n_classes)
 {
-    return (V(fetch)){next_block, next_block, next_block, n_classes, V(LINE), -1};
+    return (V(fetch)){next_block, next_block, next_block, n_classes, V(LINE), -1, 1};
 }
 
 INLINE void V(fetch_before_sweep)(V(fetch) *next, ptrdiff_t n_classes, ptrdiff_t n_left)
@@ -113,8 +114,13 @@ INLINE void V(fetch_classes)(V(fetch) *next, ptrdiff_t lane, int n_classes)
     if (lane == next->turn)
         next->at = next->then;
 #pragma GCC unroll 8
-    for (int c = 0; c < n_classes; c++)
-        __builtin_prefetch(next->at + c * next->class_step);
+    for (int c = 0; c < n_classes; c++) {
+        const V(real) *line = next->at + c * next->class_step;
+        if (next->is_block)
+            __builtin_prefetch(line, 0, 2);
+        else
+            __builtin_prefetch(line, 0, 3);
+    }
     next->at += next->row_step * V(LINE);
 }
 
