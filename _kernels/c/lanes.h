@@ -80,8 +80,8 @@ INLINE V(vector) V(is_summed)(V(vector) exponent, V(vector) largest, V(vector) s
 }
 
 /* Logits to come that are fetched meanwhile, a line for each class and line of lanes: from `at` on, from lane
- * `turn` on from `then`. What is fetched must be used soon, as classes of an image begin so far apart that
- * most share a set of the cache. */
+ * `turn` on from `then`. What the first-level cache gets must be used soon, as classes of an image begin so
+ * far apart that most share a set of it; the second-level cache gets the next sweep's, from `then` on. */
 typedef struct {
     const V(real) *at, *then, *after_all;
     ptrdiff_t row_step, class_step, turn;
@@ -115,11 +115,10 @@ INLINE void V(fetch_classes)(V(fetch) *next, ptrdiff_t lane, int n_classes)
         next->at = next->then;
 #pragma GCC unroll 8
     for (int c = 0; c < n_classes; c++) {
-        const V(real) *line = next->at + c * next->class_step;
-        if (next->is_block)
-            __builtin_prefetch(line, 0, 2);
-        else
-            __builtin_prefetch(line, 0, 3);
+        const V(real) *near = next->at + c * next->class_step;
+        if (!next->is_block)
+            __builtin_prefetch(near, 0, 3);
+        __builtin_prefetch(next->is_block ? near : next->then + lane + c * next->class_step, 0, 2);
     }
     next->at += next->row_step * V(LINE);
 }
