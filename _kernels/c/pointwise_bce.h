@@ -109,11 +109,11 @@ INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
 
 INLINE void V(fetch_operands)(const V(operands) *at, ptrdiff_t i, int bytes)
 {
-    fetch_ahead(at->x + i, 4 * VECTOR_BYTES);
+    fetch_ahead(at->x + i, 4 * VECTOR_BYTES, in_order);
     if (bytes)
-        fetch_ahead(at->bytes + i, V(QUAD));
+        fetch_ahead(at->bytes + i, V(QUAD), in_order);
     else
-        fetch_ahead(at->target + i, 4 * VECTOR_BYTES);
+        fetch_ahead(at->target + i, 4 * VECTOR_BYTES, in_order);
 }
 
 #define EACH for (int j = 0; j < 4; j++)

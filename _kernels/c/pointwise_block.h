@@ -7,7 +7,7 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 {
     for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
         V(vector) e[4], one = V(all)(1), zero = V(all)(0);
-        fetch_ahead(at->x + i, 4 * VECTOR_BYTES);
+        fetch_ahead(at->x + i, 4 * VECTOR_BYTES, in_order);
         for (int j = 0; j < 4; j++)
             e[j] = -V(abs)(V(load)(at->x + i + j * V(LANES)));
         V(exp_nonpositive)(e, 1);

@@ -98,6 +98,7 @@ typedef struct {
     const V(real) *x;
     ptrdiff_t n;
     V(real) largest;
+    distances rows; /* to what is fetched */
 } V(following);
 
 /* The place of `value`, which is there, among n reals */
@@ -242,9 +243,9 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
         ptrdiff_t at = c < hole ? c : c + V(GROUP);
         const V(real) *look = ahead + c;
         V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
-        fetch_ahead(look, V(GROUP_BYTES));
+        fetch_ahead(look, V(GROUP_BYTES), with->next->rows);
         if (with->has_gamma)
-            fetch_ahead(gamma + c, V(GROUP_BYTES));
+            fetch_ahead(gamma + c, V(GROUP_BYTES), in_order);
         if (with->writes)
             V(write_lines)(with, (V(GROUP_BYTES) + 63) / 64);
         for (int j = 0; j < V(AT_ONCE); j++) {
@@ -283,7 +284,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     V(sum_whole)(&with, &sums, n, hole, seen == n ? next->x : with.x);
     if (with.writes)
         with.writer->from = with.from, with.writer->to = with.to;
-    fetch_ahead(next->x + seen, (next->n - seen) * (ptrdiff_t)sizeof(V(real)));
+    fetch_ahead(next->x + seen, (next->n - seen) * (ptrdiff_t)sizeof(V(real)), next->rows);
     next->largest = V(highest)(seen ? V(max)(sums.high[0], sums.high[1]) : low, next->x, seen, next->n);
     /* The groups of the top and at the end: last, so that they are summed while the largest is on its way */
     ptrdiff_t rest = hole;

@@ -171,7 +171,7 @@ INLINE void sum_halves(row_statistics *row, const half_summing *with, const uint
         const uint16_t *ahead = sweep_ahead(following, end - c);
 #pragma GCC unroll 1
         for (; c < end; c += HALF_GROUP, ahead += HALF_GROUP) {
-            fetch_ahead(ahead, 2 * HALF_GROUP);
+            fetch_ahead(ahead, 2 * HALF_GROUP, in_order);
             sweep_group(&sweep, ahead);
             f32_vector bound = half_bound(with, c);
             for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {

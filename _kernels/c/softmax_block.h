@@ -48,6 +48,17 @@ static int V(do_rows)(V(block) *block, block_result *result)
     return 1;
 }
 
+/* Of short rows as many rows, as there may be others between them */
+static distances V(rows_ahead)(const array_view *logits, ptrdiff_t n_classes)
+{
+    ptrdiff_t bytes = n_classes * (ptrdiff_t)sizeof(V(real));
+    ptrdiff_t stride = logits->ndim > 0 ? logits->stride[logits->ndim - 1] : 0;
+    if (bytes >= in_order.far || stride == bytes || bytes == 0)
+        return in_order;
+    return (distances){(in_order.near + bytes - 1) / bytes * stride,
+                       (in_order.far + bytes - 1) / bytes * stride};
+}
+
 static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(block) *block)
 {
     block->job = job;
@@ -56,6 +67,7 @@ static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(b
     block->out_tile = tile[2];
     block->exps = NULL;
     block->seen.x = NULL;
+    block->seen.rows = V(rows_ahead)(&job->logits, job->n_classes);
 #ifndef REAL_IS_F64
     block->seen_half.x = NULL;
 #endif
