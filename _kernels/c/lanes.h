@@ -85,21 +85,41 @@ INLINE V(vector) V(is_summed)(V(vector) exponent, V(vector) largest, V(vector) s
 typedef struct {
     const V(real) *at, *then, *after_all;
     ptrdiff_t row_step, class_step, turn;
-    int is_block; /* a whole block's, for which the first-level cache has no room */
+    ptrdiff_t skipped; /* reals: of short sweeps some more, so that what is far is far enough */
+    int is_block;      /* a whole block's, for which the first-level cache has no room */
 } V(fetch);
+
+/* Of runs of `width` reals as many as are fetched far ahead */
+INLINE ptrdiff_t V(runs_ahead)(ptrdiff_t width)
+{
+    return 2 * in_order.far / (width * (ptrdiff_t)sizeof(V(real)));
+}
 
 /* Of logits in place: those AHEAD, and at the end of a sweep's lanes the first of the next sweep */
 INLINE V(fetch)
     V(fetch_in_place)(const V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, const V(real) *after_all)
 {
     ptrdiff_t ahead = rows->width < V(AHEAD) ? rows->width : V(AHEAD);
-    return (V(fetch)){x + ahead, x, after_all, 1, x_stride, (rows->width - ahead) & -(ptrdiff_t)V(LINE), 0};
+    ptrdiff_t runs = V(runs_ahead)(rows->width), skipped = runs > V(SWEEP) ? runs - V(SWEEP) : 0;
+    return (V(fetch)){.at = x + ahead,
+                      .then = x,
+                      .after_all = after_all,
+                      .row_step = 1,
+                      .class_step = x_stride,
+                      .turn = (rows->width - ahead) & -(ptrdiff_t)V(LINE),
+                      .skipped = skipped * x_stride};
 }
 
 /* Of logits that are brought into the tile: the next block's, as they lie */
 INLINE V(fetch) V(fetch_in_rows)(const V(real) *next_block, ptrdiff_t n_classes)
 {
-    return (V(fetch)){next_block, next_block, next_block, n_classes, V(LINE), -1, 1};
+    return (V(fetch)){.at = next_block,
+                      .then = next_block,
+                      .after_all = next_block,
+                      .row_step = n_classes,
+                      .class_step = V(LINE),
+                      .turn = -1,
+                      .is_block = 1};
 }
 
 INLINE void V(fetch_before_sweep)(V(fetch) *next, ptrdiff_t n_classes, ptrdiff_t n_left)
@@ -118,7 +138,8 @@ INLINE void V(fetch_classes)(V(fetch) *next, ptrdiff_t lane, int n_classes)
         const V(real) *near = next->at + c * next->class_step;
         if (!next->is_block)
             __builtin_prefetch(near, 0, 3);
-        __builtin_prefetch(next->is_block ? near : next->then + lane + c * next->class_step, 0, 2);
+        const V(real) *far = next->then + lane + c * next->class_step + next->skipped;
+        __builtin_prefetch(next->is_block ? near : far, 0, 2);
     }
     next->at += next->row_step * V(LINE);
 }

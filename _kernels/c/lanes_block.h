@@ -91,14 +91,14 @@ INLINE V(vector)
 }
 
 /* One class of all rows to `out`; streamed in whole lines, if at all, between what shares a line with other
- * rows. Of logits that are not in the cache those of a later class are fetched, at `ahead`. */
+ * rows. Of logits that are not in the cache those of later classes are fetched. */
 INLINE void V(map_class)(const V(lanes) *rows, second_pass pass, int is_power, int all_live,
-                         const V(real) *from, const V(real) *ahead, const V(real) *gamma,
-                         ptrdiff_t gamma_stride, V(real) *out, ptrdiff_t c, int streams)
+                         const V(real) *from, ptrdiff_t stride, const V(real) *gamma, ptrdiff_t gamma_stride,
+                         V(real) *out, ptrdiff_t c, int streams)
 {
 #define RESULT(lane) \
     V(lanes_result)(rows, pass, is_power, all_live, V(load)(from + (lane)), gamma, gamma_stride, lane, c)
-    ptrdiff_t lane = 0;
+    ptrdiff_t lane = 0, far = (2 + V(runs_ahead)(rows->width)) * stride;
     if (!streams) {
         for (; lane < rows->width; lane += V(LANES))
             V(store)(out + lane, RESULT(lane));
@@ -108,8 +108,10 @@ INLINE void V(map_class)(const V(lanes) *rows, second_pass pass, int is_power, i
     for (; lane < head; lane += V(LANES))
         V(store_some)(out + lane, RESULT(lane), 0, head - lane);
     for (lane = head; lane + V(LINE) <= rows->n; lane += V(LINE)) {
-        if (!is_power)
-            __builtin_prefetch(ahead + lane);
+        if (!is_power) {
+            __builtin_prefetch(from + lane + far, 0, 2);
+            __builtin_prefetch(from + lane + 2 * stride, 0, 3);
+        }
         for (int i = 0; i < V(LINE); i += V(LANES))
             V(stream)(out + lane + i, RESULT(lane + i));
     }
@@ -126,7 +128,7 @@ INLINE void V(map_classes_of)(const V(lanes) *rows, second_pass pass, int is_pow
                               ptrdiff_t first_class, int streams)
 {
     for (ptrdiff_t c = 0; c < n_classes; c++)
-        V(map_class)(rows, pass, is_power, all_live, from + c * stride, from + (c + 2) * stride,
+        V(map_class)(rows, pass, is_power, all_live, from + c * stride, stride,
                      gamma ? gamma + c * (gamma_stride ? gamma_stride : 1) : NULL, gamma_stride,
                      out + c * out_stride, first_class + c, streams);
 }
