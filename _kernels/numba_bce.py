@@ -21,7 +21,6 @@ from logitloss._kernels import numba_items, numba_memory, numba_operations, vect
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.vectors import inline, outline
 
-PREFETCH_BYTES = 8192
 # Registers worked on step by step, and turns of so many that are summed in one chain, and their e joined
 REGISTERS, CHAIN = 4, 16
 
@@ -63,7 +62,7 @@ def passes(real: Any) -> SimpleNamespace:
         vectors.either,
         vectors.any_lane,
     )
-    prefetch, prefetch_bytes = numba_memory.prefetcher(vector_bytes), numba_memory.prefetcher(ops.lanes)
+    fetch, fetch_bytes = numba_memory.fetcher(vector_bytes), numba_memory.fetcher(ops.lanes)
     near, flushed = elementary(inline, real), elementary(inline, real, headroom=0)
     exp_parts, exp_flushed, log1p, log1p_unit = near.exp_parts, flushed.exp_parts, near.log1p, near.log1p_unit
     # exp_parts' e are so much too large, and none is subnormal.
@@ -74,16 +73,16 @@ def passes(real: Any) -> SimpleNamespace:
 
     @inline
     def load_x(given, i):
-        prefetch(given.x + i, PREFETCH_BYTES)
+        fetch(given.x + i)
         return load(given.x + i)
 
     @inline
     def load_target(given, i):
         if given.largest:
             at = given.target + i // size
-            prefetch_bytes(at, PREFETCH_BYTES // size)
+            fetch_bytes(at)
             return load_bytes(at, given.largest)
-        prefetch(given.target + i, PREFETCH_BYTES)
+        fetch(given.target + i)
         return load(given.target + i)
 
     # Results whose lines are complete go around the cache while the next are made: a burst of them would let

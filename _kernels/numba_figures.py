@@ -94,11 +94,9 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
     def ends(sums):
         return lanes_sum(sums[0]), lanes_sum(sums[1]), lanes_sum(sums[2]), lanes_sum(sums[3])
 
-    # The loop is long enough to ask for all of a chunk to come.
     sum_chunk = of_sums.summing(
         2 * lanes,
         numba_items.pair_loader(item, real, lanes),
-        spreads=False,
         begin=begin_sums,
         zeros=zeros,
         add_turn=add_turn,

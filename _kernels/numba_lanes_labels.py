@@ -61,7 +61,7 @@ def labels(real: type) -> SimpleNamespace:
         functions.log1p,
     )
     size, vector_bytes = ops.size, ops.lanes * ops.size
-    fetch = numba_memory.prefetcher(vector_bytes)
+    fetch = numba_memory.fetcher(vector_bytes, ((0, 2),))  # the first-level cache has no room for it
     zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
     extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
     most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
@@ -78,7 +78,7 @@ def labels(real: type) -> SimpleNamespace:
     def sweeping(is_kept):
         @inline
         def power_of(x, e, ahead, bound, magic):
-            fetch(ahead, 0)
+            fetch(ahead)
             power = exp_of_any(load(x), bound, magic)
             if is_kept:
                 store(e, power)

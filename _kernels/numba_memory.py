@@ -25,21 +25,32 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.intp), generate
 
 
-def prefetcher(n_bytes: int) -> Any:
-    """Return the function that asks for all lines of so many bytes, `ahead` of an address."""
+# How far behind what a loop reads lies what is fetched meanwhile, in bytes, and for which cache: LLVM's
+# number of the first is 3, of the second 2
+IN_ORDER = ((8192, 2), (2048, 3))
+
+
+def fetcher(n_bytes: int, places: tuple[tuple[int, int], ...] = IN_ORDER) -> Any:
+    """Return the function that, where so many bytes are read, asks for all lines of what lies behind them.
+
+    Without it memory and arithmetic take turns. Every line is asked for twice: the second-level cache has
+    more requests under way than the first, to which a line then comes from there. No line may be left out, as
+    those fetched keep the processor's own prefetchers from seeing a stream.
+    """
 
     @intrinsic
-    def prefetch_lines(typingctx: Any, address: Any, ahead: Any) -> Any:
+    def fetch_ahead(typingctx: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            start = builder.gep(builder.inttoptr(args[0], BYTE.as_pointer()), [args[1]])
+            start = builder.inttoptr(args[0], BYTE.as_pointer())
             for offset in range(0, n_bytes, 64):
-                line = builder.gep(start, [INT32(offset)])
-                call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, INT32(0), INT32(3), INT32(1)])
+                for distance, cache in places:
+                    line = builder.gep(start, [INT32(offset + distance)])
+                    call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, INT32(0), INT32(cache), INT32(1)])
             return context.get_dummy_value()
 
-        return types.void(types.intp, types.intp), generate
+        return types.void(types.intp), generate
 
-    return prefetch_lines
+    return fetch_ahead
 
 
 @intrinsic

@@ -35,7 +35,7 @@ from logitloss._kernels.numba_job import (
     place,
     put,
 )
-from logitloss._kernels.numba_sums import CHAIN, DIRECT, PREFETCH_BYTES, ROW, sums
+from logitloss._kernels.numba_sums import CHAIN, DIRECT, ROW, sums
 from logitloss._kernels.vectors import inline, outline
 from numba import carray
 from numba.extending import register_jitable
@@ -117,14 +117,14 @@ def kernels(item: str) -> SimpleNamespace:
     share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
     softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
     load_wide, store_wide = numba_items.loader("f64", np.float64), numba_items.storer("f64", np.float64)
-    lanes_from, lanes_sum, prefetch = ops.lanes_from, ops.lanes_sum, numba_memory.prefetch
+    lanes_from, lanes_sum = ops.lanes_from, ops.lanes_sum
     load_pair, store_pair = (
         numba_items.pair_loader(item, real, lanes),
         numba_items.pair_storer(item, real, lanes),
     )
     has_turns, pair = width == 2, numba_operations.operations(real, TURN)
     turn, splat_turn, keep_rolled = 2 * pair.lanes, pair.splat, vectors.keep_rolled
-    prefetch_turn = numba_memory.prefetcher(turn * width)
+    fetch_group, fetch_turn = numba_memory.fetcher(group * width), numba_memory.fetcher(turn * width)
     load_turn = numba_items.pair_loader(item, real, pair.lanes)
     stream_turn = numba_items.pair_storer(item, real, pair.lanes, streams=True)
     stream_vector, line = ops.stream, 64 // size
@@ -391,7 +391,7 @@ def kernels(item: str) -> SimpleNamespace:
             return
         for c in range(0, n, group):
             at = min(c, n - group)
-            prefetch(x + at * width + PREFETCH_BYTES)
+            fetch_group(x + at * width)
             v0, v1 = load_pair(x + at * width)
             p0, q0 = scaled_parts(v0 - minus, bound, magic)
             p1, q1 = scaled_parts(v1 - minus, bound, magic)
@@ -405,7 +405,7 @@ def kernels(item: str) -> SimpleNamespace:
         lowest, shift = scale_of(k)
         bound, magic, by = splat_turn(lowest), splat_turn(shift), splat_turn(real(factor * relative))
         for i in range(0, n * width, turn * width):
-            prefetch_turn(x + i, PREFETCH_BYTES)
+            fetch_turn(x + i)
             v0, v1 = load_turn(x + i)
             p0, q0 = scaled_parts(v0, bound, magic)
             p1, q1 = scaled_parts(v1, bound, magic)

@@ -25,10 +25,6 @@ CHAIN = 8
 # Registers that the plain loop takes at a time, of float32, step by step: as each step waits for the one
 # before, a processor does not look ahead far enough to fill its units with one or two.
 TURN = 4
-# Without it memory and arithmetic take turns.
-PREFETCH_BYTES = 8192
-# Of the half that is asked for around the loop, what is asked for at each of four places, if there is as much
-PART_BYTES = 512
 # The largest |x| whose multiple of log2(e) is taken apart exactly
 DIRECT = {real: most / parts_of(real) for real, most in ((np.float32, 2.0**21), (np.float64, 2.0**30))}
 
@@ -70,7 +66,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     lanes_max, lanes_sum, load_real, load_one = ops.lanes_max, ops.lanes_sum, ops.load, ops.load_one
     summed_parts, summed_scale_of = elementary.summed_parts, elementary.summed_scale_of
     rounded = elementary.rounded
-    any_lane, first_lane, prefetch = vectors.any_lane, vectors.first_lane, numba_memory.prefetch
+    any_lane, first_lane = vectors.any_lane, vectors.first_lane
     keep_rolled, share, merge_gaps = vectors.keep_rolled, wide.share, wide.merge_gaps
     exp_parts, exp2_unit, wide_fma = elementary.exp_parts, wide_elementary.exp2_unit, vectors.fma
     log2e, wide_log2e = elementary.log2e, float(elementary.log2e)
@@ -83,10 +79,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     splat_turn, store_turn, parts = turn_ops.splat, turn_ops.store, turn_ops.parts
     turn = turn_ops.lanes if is_float32 else group
     load_turn = turn_ops.load if is_float32 else numba_items.pair_loader(item, real, lanes)
-    # Memory would stand still during what stands around the loop: with registers of 64 bytes, half the time
-    # of a row of 1000 classes. Then the loop asks for the first half of a chunk to come, evenly.
-    spreads = vectors.VECTOR_BYTES == 64 and group * width >= 128
-    prefetch_part = numba_memory.prefetcher(PART_BYTES)
+    fetch_vector, fetch_reals = numba_memory.fetcher(lanes * width), numba_memory.fetcher(lanes * size)
+    fetch_group = numba_memory.fetcher(group * width)
 
     # ---- the largest ----
 
@@ -148,12 +142,6 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return maximum(rest, real(row.seen_largest))
         return real(row.seen_largest)
 
-    @inline
-    def fetch_part(x, n, part):
-        """Ask for a part of the second half of what comes PREFETCH_BYTES on from n classes; part < 4."""
-        if spreads and n * width >= 4 * PART_BYTES:
-            prefetch_part(x + n * width // 2 + part * PART_BYTES, PREFETCH_BYTES)
-
     # ---- sums ----
 
     if is_float32:
@@ -173,17 +161,15 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         """Take out lane `at` of a vector, and the lanes before `skip`."""
         return where(lanes_from(skip, lanes) & ~lanes_from(at, at + 1), v, filler)
 
-    def summing(turn: int, load_turn: Any, spreads: bool, **steps: Any) -> Any:
+    def summing(turn: int, load_turn: Any, **steps: Any) -> Any:
         """Return the function that sums a chunk by such steps, so many classes a turn.
 
-        If it `spreads`, the loop asks for the first half of what comes, and the rest is fetched in parts.
         `begin` returns what `add_part` needs, what `add_turn` needs, and empty sums; `fold` takes a chain of
         turns, begun by `zeros`, into the sums, and `ends` makes numbers of them.
         """
         begin, zeros, fold, ends = (steps[name] for name in ("begin", "zeros", "fold", "ends"))
         add_turn, add_part = steps["add_turn"], steps["add_part"]
-        halves = 2 if spreads else 1
-        prefetch_turn = numba_memory.prefetcher(turn * width // halves)
+        fetch_turn = numba_memory.fetcher(turn * width)
 
         @outline
         def sum_chunk(x, n, at, numbers, next_x, next_n, exps):
@@ -194,6 +180,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             ahead = next_x + (next_n - whole) * width if next_x else x
             if whole < n:
                 sums = add_part(x, n - group, at, whole - n + group, of_part, sums, exps)
+            for i in range(0, (next_n - whole) * width if next_x else 0, group * width):
+                fetch_group(next_x + i)
             c, cut = 0, at - at % group if 0 <= at < whole else whole
             while True:
                 while c < cut:
@@ -201,20 +189,20 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                     chain = zeros()
                     rest = (stop - c) % turn
                     for i in range(c, stop - rest, turn):
-                        prefetch_turn(ahead + i * width // halves, PREFETCH_BYTES)
+                        fetch_turn(ahead + i * width)
                         for j in range(0, turn, group):
                             high0, high1 = look(high0, high1, ahead + (i + j) * width)
                         chain = add_turn(load_turn(x + i * width), of_turn, chain, exps + i * size)
                         keep_rolled()
                     sums = fold(sums, chain)
                     if rest:
+                        fetch_group(ahead + (stop - group) * width)
                         high0, high1 = look(high0, high1, ahead + (stop - group) * width)
                         sums = add_part(x, stop - group, -1, 0, of_part, sums, exps)
                     c = stop
                 if c == whole:
-                    if spreads:
-                        fetch_part(next_x, next_n, 0)
                     return ends(sums), largest_of(high0, high1)
+                fetch_group(ahead + c * width)
                 high0, high1 = look(high0, high1, ahead + c * width)
                 sums = add_part(x, c, at, 0, of_part, sums, exps)
                 c, cut = c + group, whole
@@ -274,7 +262,6 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         sum_chunk = summing(
             turn,
             load_turn,
-            spreads,
             begin=begin,
             zeros=zeros,
             add_turn=add_turn,
@@ -293,17 +280,14 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             top = row.m if row.m > largest else np.float64(largest)
             if not (abs(top) <= direct or top == -infinity):
                 return False
-            fetch_part(x, n, 2)
             at = -1
             if largest > row.m:
                 at = place_of(x, n, largest)
                 raise_top(row, largest, first + at)
                 k = rounded(largest * log2e)
                 row.k, row.relative = k, exp2_unit(-wide_fma(row.m, wide_log2e, -np.float64(k))) * unit
-            fetch_part(x, n, 3)
             whole = n - n % group
             total, seen_largest = sum_chunk(x, n, at, summed_scale_of(real(row.k)), next_x, next_n, exps)
-            fetch_part(next_x, next_n, 1)
             if keeps and at >= 0:
                 store_one(exps + at * size, real(1.0 / row.relative))
             row.s += total * row.relative
@@ -349,8 +333,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 stop = min(cut, c + CHAIN * lanes)
                 sum_, weight, gap = splat(zero), splat(zero), splat(zero)
                 for i in range(c, stop, lanes):
-                    prefetch(x + i * width + PREFETCH_BYTES)
-                    prefetch(gamma + i * size + PREFETCH_BYTES)
+                    fetch_vector(x + i * width)
+                    fetch_reals(gamma + i * size)
                     sum_, weight, gap = add_any_vector(
                         load(x + i * width),
                         load_real(gamma + i * size),
