@@ -136,10 +136,13 @@ INLINE void V(fetch_classes)(V(fetch) *next, ptrdiff_t lane, int n_classes)
 #pragma GCC unroll 8
     for (int c = 0; c < n_classes; c++) {
         const V(real) *near = next->at + c * next->class_step;
-        if (!next->is_block)
-            __builtin_prefetch(near, 0, 3);
         const V(real) *far = next->then + lane + c * next->class_step + next->skipped;
-        __builtin_prefetch(next->is_block ? near : far, 0, 2);
+        if (next->is_block) {
+            __builtin_prefetch(near, 0, 2);
+        } else {
+            __builtin_prefetch(near, 0, 3);
+            __builtin_prefetch(far, 0, 2);
+        }
     }
     next->at += next->row_step * V(LINE);
 }
