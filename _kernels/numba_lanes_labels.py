@@ -61,7 +61,8 @@ def labels(real: type) -> SimpleNamespace:
         functions.log1p,
     )
     size, vector_bytes = ops.size, ops.lanes * ops.size
-    fetch = numba_memory.fetcher(vector_bytes, ((0, 2),))  # the first-level cache has no room for it
+    # Into the second-level cache: the first has no room for a block, its tile and the next block.
+    fetch = numba_memory.fetcher(vector_bytes, ((0, 2),))
     zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
     extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
     most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
