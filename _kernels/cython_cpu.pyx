@@ -10,8 +10,9 @@ the result does not depend on the number of threads. What the methods mean stand
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport PTRDIFF_MAX, int64_t
-from libc.stdlib cimport free, malloc
+from libc.math cimport NAN
+from libc.stdint cimport PTRDIFF_MAX, int64_t, uint8_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
 
 import numpy as np
 
@@ -45,7 +46,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef enum pointwise_kind:
         BCE_WITH_LOGITS, BCE, KL_DIV, KL_DIV_LOG_TARGET, SIGMOID, LOG_SIGMOID
 
-    const int BLOCK_ELEMENTS, SEGMENT, PART_BYTES, STREAM_FROM
+    const int BLOCK_ELEMENTS, SEGMENT, PART_BYTES, STREAM_FROM, COUNT_ROWS, RANKING_BINS
 
     ctypedef struct array_view:
         char *data
@@ -84,6 +85,17 @@ cdef extern from "kernels.h" nogil:
         double label_smoothing
         int streams
 
+    ctypedef struct count_job:
+        ptrdiff_t n_rows
+        array_view loss
+        const uint8_t *counted
+        const double *figures
+        array_view logits, target
+        double ignored
+
+    ctypedef struct row_counts:
+        pass
+
     ctypedef void (*block_function)(
         const void *job, ptrdiff_t block, void *scratch, block_result *result
     ) noexcept nogil
@@ -92,6 +104,10 @@ cdef extern from "kernels.h" nogil:
         const char *isa
         block_function softmax_block, part_statistics, part_second_pass
         block_function label_weight_block, pointwise_block
+        void (*count_block)(
+            const count_job *job, ptrdiff_t block, uint32_t *ranking, row_counts *found
+        ) noexcept nogil
+        void (*merge_counts)(row_counts *into, const row_counts *found) noexcept nogil
 
     const kernel_table *const *logitloss_tables()
     ptrdiff_t lanes_rows(const softmax_job *job)
@@ -107,6 +123,8 @@ cdef enum:
     # How often a thread comes back for blocks: so often that threads end together, so seldom that what lies
     # behind those it takes is rarely fetched in vain.
     TURNS = 64
+    # Blocks that are counted before their counts are merged: 600 kB of them
+    ROUND_COUNTS = 256
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -417,6 +435,59 @@ cdef class Kernels:
 
     def sigmoid(self, cnp.ndarray logits, out, bint log, int num_threads):
         self.plain_pointwise(LOG_SIGMOID if log else SIGMOID, logits, None, None, None, out, num_threads)
+
+    def count_rows(
+        self, cnp.ndarray loss, cnp.ndarray counted, cnp.ndarray figures, cnp.ndarray logits,
+        cnp.ndarray target, ignored, cnp.ndarray counts, cnp.ndarray ranking, int num_threads
+    ):
+        """Add rows to `counts`, which has the layout of `row_counts`, and logits to `ranking`."""
+        cdef count_job job
+        if cnp.PyArray_NBYTES(counts) != sizeof(row_counts):
+            raise ValueError(f"counts of {counts.nbytes} bytes, expected {sizeof(row_counts)}")
+        job.n_rows = describe(&job.loss, loss, False)
+        job.counted = NULL if counted is None else <uint8_t *> cnp.PyArray_DATA(counted)
+        job.figures = address(figures)
+        describe(&job.logits, logits, False)
+        describe(&job.target, target, False)
+        job.ignored = NAN if ignored is None else ignored
+        run_counts(
+            self.table, &job, <row_counts *> cnp.PyArray_DATA(counts),
+            NULL if ranking is None else <int64_t *> cnp.PyArray_DATA(ranking), num_threads
+        )
+
+
+cdef int run_counts(
+    const kernel_table *table, count_job *job, row_counts *counts, int64_t *ranking, int num_threads
+) except -1:
+    """Count blocks of rows, ROUND_COUNTS at a time, and merge what they found, in order."""
+    cdef ptrdiff_t b, n, first = 0, n_blocks = (job.n_rows + COUNT_ROWS - 1) // COUNT_ROWS
+    cdef ptrdiff_t ranking_size = 2 * RANKING_BINS if ranking != NULL else 0
+    cdef int n_threads = <int> max(1, min(num_threads, n_blocks))
+    if ranking_size:  # to add up a thread's takes as long as some 20,000 rows
+        n_threads = <int> max(1, min(n_threads, job.n_rows >> 18))
+    cdef row_counts *found = <row_counts *> malloc(min(max(1, n_blocks), ROUND_COUNTS) * sizeof(row_counts))
+    cdef uint32_t *rankings = <uint32_t *> calloc(n_threads * ranking_size + 1, sizeof(uint32_t))
+    try:
+        if found == NULL or rankings == NULL:
+            raise MemoryError(f"no memory to count {job.n_rows} rows")
+        with nogil:
+            while first < n_blocks:
+                n = min(n_blocks - first, ROUND_COUNTS)
+                if n_threads == 1 or n == 1:
+                    for b in range(n):
+                        table.count_block(job, first + b, rankings, found + b)
+                else:
+                    for b in prange(n, num_threads=n_threads, schedule="dynamic"):
+                        table.count_block(job, first + b, rankings + threadid() * ranking_size, found + b)
+                for b in range(n):
+                    table.merge_counts(counts, found + b)
+                first += n
+            for b in range(n_threads * ranking_size):
+                ranking[b % ranking_size] += rankings[b]
+    finally:
+        free(found)
+        free(rankings)
+    return 0
 
 
 cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits):

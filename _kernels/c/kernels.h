@@ -111,6 +111,48 @@ typedef struct {
     int streams; /* as above */
 } pointwise_job;
 
+/* Rows to be counted, as an evaluation keeps them (the package's evaluate/counts.py). */
+enum {
+    COUNT_ROWS = 1 << 14, /* of a block */
+    RANK_BINS = 102,      /* 0, of which there is none, to 100, and what is above */
+    PROBABILITY_BINS = 15,
+    /* Of losses: each power of two from 2^-20 to 2^10 in four parts, by a double's first bits, and the ends */
+    LOSS_BINS = 122,
+    LOSS_BIN_SHIFT = 50,
+    LOSS_BIN_FIRST = (1023 - 20) << 2,
+    /* Of logits, for each kind of label: from -32 to 32 */
+    RANKING_BINS = 1 << 16,
+    RANKING_BINS_PER_LOGIT = 1 << 10
+};
+enum { LOSS_MOMENT, SQUARES_MOMENT, RECIPROCAL_MOMENT, CONFIDENCE_MOMENT, ENTROPY_MOMENT, N_MOMENTS };
+
+typedef struct {
+    ptrdiff_t n_rows;
+    array_view loss;
+    const uint8_t *counted; /* which rows count; NULL: all but those that figures say are ignored */
+    const double *figures;  /* of classes; or NULL */
+    array_view logits, target; /* of binary labels; or no data */
+    double ignored;            /* label */
+} count_job;
+
+typedef struct {
+    double sum, lost; /* to rounding: a sum may have thousands of terms */
+} compensated;
+
+/* Of how many numbers the sum, and that of their squared deviations from the mean */
+typedef struct {
+    int64_t n;
+    compensated total, deviations;
+} moments;
+
+/* What was counted: rows, hits, labels outside 0 to 1; rows in bins, sums in those of probabilities. */
+typedef struct {
+    int64_t counted, correct, n_bad;
+    int64_t ranks[RANK_BINS], losses[LOSS_BINS], n[PROBABILITY_BINS];
+    compensated probability[PROBABILITY_BINS], outcome[PROBABILITY_BINS];
+    moments moments[N_MOMENTS];
+} row_counts;
+
 /* `scratch` is the calling thread's own, of the size that the job asked for. */
 typedef void (*block_function)(const void *job, ptrdiff_t block, void *scratch, block_result *result);
 
@@ -121,6 +163,9 @@ typedef struct {
     block_function part_statistics, part_second_pass;
     block_function label_weight_block; /* of a softmax_job: of its target alone */
     block_function pointwise_block;    /* of a pointwise_job */
+    /* Count a block of rows; logits of binary labels are added to `ranking`, which is the calling thread's. */
+    void (*count_block)(const count_job *job, ptrdiff_t block, uint32_t *ranking, row_counts *found);
+    void (*merge_counts)(row_counts *into, const row_counts *from);
 } kernel_table;
 
 /* The tables that this processor can run, best first, ended by NULL. */

@@ -24,6 +24,9 @@
 #include "softmax_block.h"
 #include "pointwise_bce.h"
 #include "pointwise_block.h"
+#ifdef REAL_IS_F64
+#include "counts.h"
+#endif
 #undef MAGIC
 #undef LOG2E
 #undef MANTISSA_BITS

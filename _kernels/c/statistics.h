@@ -9,10 +9,6 @@
  * the label's.
  */
 typedef struct {
-    double sum, lost; /* to rounding: a rising row adds to its sums thousands of times */
-} compensated;
-
-typedef struct {
     double largest, shift, exponent, top_weight;
     compensated sum, weight, gap, square, spread;
     ptrdiff_t top, n_before;
