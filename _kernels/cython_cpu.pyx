@@ -125,6 +125,8 @@ cdef enum:
     TURNS = 64
     # Blocks that are counted before their counts are merged: 600 kB of them
     ROUND_COUNTS = 256
+    # Blocks after which threads' rankings are added up: of 2**31 rows, which 32 bits can count
+    RANKED_BLOCKS = 1 << 17
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -482,8 +484,10 @@ cdef int run_counts(
                 for b in range(n):
                     table.merge_counts(counts, found + b)
                 first += n
-            for b in range(n_threads * ranking_size):
-                ranking[b % ranking_size] += rankings[b]
+                if first == n_blocks or first % RANKED_BLOCKS == 0:
+                    for b in range(n_threads * ranking_size):
+                        ranking[b % ranking_size] += rankings[b]
+                        rankings[b] = 0
     finally:
         free(found)
         free(rankings)

@@ -8,7 +8,7 @@ from cases import rng_for
 from sklearn import metrics as sklearn_metrics
 
 from logitloss.evaluate import EvaluationState, evaluate
-from logitloss.evaluate.calibration import N_BINS, Calibration
+from logitloss.evaluate.counts import N_PROBABILITIES, count_rows
 from logitloss.evaluate.ranking import LIMIT, STEP, Ranking
 
 
@@ -65,10 +65,10 @@ def test_bounds_hold_for_any_order_within_bins(trial):
 
 
 def test_logits_beyond_the_bins_are_equals():
+    logits = np.array([-np.inf, -LIMIT - 1.0, LIMIT, 1e30, np.inf])
+    labels = np.array([False, True, False, True, True])
     ranking = Ranking()
-    ranking.add(
-        np.array([-np.inf, -LIMIT - 1.0, LIMIT, 1e30, np.inf]), np.array([False, True, False, True, True])
-    )
+    ranking.add(count_rows(np.zeros(5), logits=logits, target=labels))
     assert ranking.number.size == 2
     area, bound = ranking.roc_auc()
     assert area == (2 + 0.5 * (1 + 2)) / 6
@@ -79,8 +79,8 @@ def test_calibration_by_definition():
     logits, labels = arrays(3000)
     p = 1 / (1 + np.exp(-logits))
     table, gaps, total = [], 0.0, len(p)
-    for i in range(N_BINS):
-        rows = (p > i / N_BINS) & (p <= (i + 1) / N_BINS)
+    for i in range(N_PROBABILITIES):
+        rows = (p > i / N_PROBABILITIES) & (p <= (i + 1) / N_PROBABILITIES)
         table.append((rows.sum(), p[rows].mean(), labels[rows].mean()))
         gaps += rows.sum() * abs(p[rows].mean() - labels[rows].mean())
     figures = found(logits, labels)
@@ -91,12 +91,6 @@ def test_calibration_by_definition():
     assert figures.expected_calibration_error == pytest.approx(gaps / total, rel=1e-10)
     worst = max(abs(probability - outcome) for _, probability, outcome in table)
     assert figures.maximum_calibration_error == pytest.approx(worst, rel=1e-10)
-
-
-def test_ends_of_the_bins():
-    calibration = Calibration()
-    calibration.add(np.array([0.0, 1 / N_BINS, np.nextafter(1 / N_BINS, 1), 1.0]), np.ones(4))
-    assert calibration.count.tolist() == [2, 1] + [0] * (N_BINS - 3) + [1]
 
 
 def test_labels_between_0_and_1():
@@ -155,7 +149,7 @@ def test_any_cutting_and_order_gives_the_same(trial):
         ("ranking", {"number": [3, 2], "negative": [0, 1], "positive": [1, 1]}, "out of order"),
         ("ranking", {"number": [2], "negative": [-1], "positive": [1]}, "below 0"),
         ("calibration", {"count": [1, 2]}, "other than 15 bins"),
-        ("calibration", {"count": [-1] * N_BINS}, "other than 15 bins"),
+        ("calibration", {"count": [-1] * N_PROBABILITIES}, "other than 15 bins"),
     ],
 )
 def test_what_is_no_state_is_refused(part, change, message):

@@ -16,9 +16,9 @@ from ulp import exact
 
 from logitloss import demo
 from logitloss.evaluate import EvaluationState, ShapeError, VocabularyShards, evaluate
-from logitloss.evaluate.calibration import N_BINS
-from logitloss.evaluate.classes import AT_ONCE, N_RANKS
+from logitloss.evaluate.counts import N_PROBABILITIES, N_RANKS
 from logitloss.evaluate.labels import CONFUSIONS, MOST_CONFUSED
+from logitloss.evaluate.moments import PLAIN
 
 IGNORED = -100
 LISTS = ("top_k", "accuracy_by_rank", "calibration")
@@ -104,13 +104,15 @@ def test_calibration_by_definition(data):
     logits, labels = data
     p = probabilities(logits)
     confidence, hit = p.max(axis=1), p.argmax(axis=1) == labels
-    bins = np.ceil(confidence * N_BINS).astype(int) - 1
+    bins = np.ceil(confidence * N_PROBABILITIES).astype(int) - 1
     wanted = [
         (i, np.count_nonzero(bins == i), confidence[bins == i].mean(), hit[bins == i].mean())
         for i in np.unique(bins)
     ]
     figures = found(logits, labels).classes
-    told = [(b["low"] * N_BINS, b["count"], b["probability"], b["outcome"]) for b in figures.calibration]
+    told = [
+        (b["low"] * N_PROBABILITIES, b["count"], b["probability"], b["outcome"]) for b in figures.calibration
+    ]
     np.testing.assert_allclose(told, wanted, rtol=1e-12)
     gaps = np.array([abs(mean - share) for _, _, mean, share in wanted])
     counts = np.array([count for _, count, _, _ in wanted])
@@ -131,7 +133,7 @@ def test_like_torchmetrics(data):
         assert line["accuracy"] == pytest.approx(wanted.item(), rel=1e-6)
     p = torch.softmax(logits, dim=1)
     for norm, name in (("l1", "expected_calibration_error"), ("max", "maximum_calibration_error")):
-        wanted = theirs.multiclass_calibration_error(p, labels, n_classes, n_bins=N_BINS, norm=norm)
+        wanted = theirs.multiclass_calibration_error(p, labels, n_classes, n_bins=N_PROBABILITIES, norm=norm)
         assert getattr(figures.classes, name) == pytest.approx(wanted.item(), abs=1e-5)
 
 
@@ -330,9 +332,9 @@ def test_any_cutting_order_and_sharing_gives_the_same(cuts, random, n_classes):
     assert_same_states(states[0], whole)
 
 
-@pytest.mark.parametrize("chunk_rows", [1000, AT_ONCE + 1, None])
+@pytest.mark.parametrize("chunk_rows", [1000, PLAIN + 1, None])
 def test_blocks_do_not_show(chunk_rows):
-    logits, labels = random_batch(3 * AT_ONCE + 5, 4)
+    logits, labels = random_batch(3 * PLAIN + 5, 4)
     options = {"per_class": True, "backend": "reference"}
     whole = evaluate(logits, labels, chunk_rows=7001, **options)
     assert_same_states(evaluate(logits, labels, chunk_rows=chunk_rows, **options), whole)

@@ -5,15 +5,18 @@ import pytest
 from cases import rng_for
 
 from logitloss.evaluate import EvaluationState, evaluate
-from logitloss.evaluate.histogram import LEAST, MOST, N_BINS, LossHistogram
-from logitloss.evaluate.moments import PLAIN
+from logitloss.evaluate.counts import N_LOSSES, count_rows
+from logitloss.evaluate.histogram import LEAST, MOST, LossHistogram
 
 EDGES = np.append(LEAST * np.outer(2.0 ** np.arange(30), [1, 1.25, 1.5, 1.75]), MOST)
 
 
+N_ROWS = 50_000
+
+
 def counted(losses):
     histogram = LossHistogram()
-    histogram.add(np.asarray(losses, np.float64))
+    histogram.add(count_rows(np.asarray(losses, np.float64)))
     return histogram.count
 
 
@@ -21,12 +24,12 @@ def counted(losses):
 def losses():
     """Return losses of every size, many blocks of them."""
     rng = rng_for("histogram")
-    return rng.exponential(size=3 * PLAIN + 7) * 10.0 ** rng.integers(-8, 5, 3 * PLAIN + 7)
+    return rng.exponential(size=N_ROWS) * 10.0 ** rng.integers(-8, 5, N_ROWS)
 
 
 def test_counts_like_numpy(losses):
     wanted = np.histogram(losses, [0, *EDGES, np.inf])[0]
-    assert N_BINS == wanted.size == 122
+    assert N_LOSSES == wanted.size == 122
     assert wanted.min() > 0
     np.testing.assert_array_equal(counted(losses), wanted)
 
@@ -44,9 +47,9 @@ def test_what_has_no_bin_is_at_the_ends():
 
 def test_cutting_does_not_show(losses):
     whole, parts = LossHistogram(), [LossHistogram() for _ in range(3)]
-    whole.add(losses)
+    whole.add(count_rows(losses))
     for number, part in enumerate(np.array_split(losses, 11)):
-        parts[number % 3].add(part)
+        parts[number % 3].add(count_rows(part))
     parts[2].merge(parts[0])
     parts[2].merge(LossHistogram.from_list(parts[1].to_list()))
     assert parts[2] == whole

@@ -1,23 +1,27 @@
 /* Rows counted once their loss and figures are known, as an evaluation keeps them; included in float64 only.
  *
- * Rows that count are gathered in a tile, side by side. What follows from them by arithmetic goes by vectors;
- * what goes into bins, by one row after another, and into copies of the bins in turn, as an addition waits
- * for the one before it to the same place.
+ * Rows that count are gathered in a tile, side by side. What follows from them by arithmetic goes by vectors,
+ * numbers of bins among it. Then row after row is put into its bins, into copies of them in turn, as an
+ * addition waits for the one before it to the same place.
  */
 
-enum { COUNT_TILE = 512, COPIES = 4 };
+enum { COUNT_TILE = 512, TILE_ROOM = COUNT_TILE + f64_QUAD, COPIES = 4 };
 
 /* Columns of a tile; first those of which there are moments */
 enum { PROBABILITY = N_MOMENTS, ROW_RANK, OTHERS, OUTCOME, LOGIT, COLUMNS };
+/* A row's bins: of its probability, with PROBABILITY_BINS + 1 more where it came true; of its rank or logit
+ */
+enum { LOSS_BIN, PROBABILITY_BIN, RANK_BIN, BIN_COLUMNS, OUTCOME_BINS = 2 * (PROBABILITY_BINS + 1) };
 
 typedef struct {
-    int64_t ranks[RANK_BINS], losses[LOSS_BINS], n[PROBABILITY_BINS + 1];
-    double probability[PROBABILITY_BINS + 1], outcome[PROBABILITY_BINS + 1];
+    int64_t losses[LOSS_BINS], ranks[RANK_BINS], n[OUTCOME_BINS];
+    double probability[OUTCOME_BINS], soft_outcome[OUTCOME_BINS];
 } count_bins;
 
 typedef struct {
-    double ALIGNED column[COLUMNS][COUNT_TILE + f64_QUAD];
-    double ALIGNED given[3][COUNT_TILE];
+    ptrdiff_t n;
+    double ALIGNED column[COLUMNS][TILE_ROOM];
+    int64_t ALIGNED bin[BIN_COLUMNS][TILE_ROOM];
     count_bins copies[COPIES];
 } counting;
 
@@ -32,45 +36,79 @@ INLINE f64_vector expm1_nonpositive(f64_vector x)
     return f64_fma(power * quotient, f, power - 1);
 }
 
-/* The rows that count of n from `first` on, with 0 behind them; returns how many. */
-static ptrdiff_t gather_rows(const count_job *job, ptrdiff_t first, ptrdiff_t n, counting *tile)
+/* To the tile the rows that count of n from `first` on, with 0 behind them */
+static void gather_rows(const count_job *job, ptrdiff_t first, ptrdiff_t n, counting *tile)
 {
-    double(*column)[COUNT_TILE + f64_QUAD] = tile->column;
-    const double *loss = f64_items(&job->loss, first, n, tile->given[0]);
-    const double *logit = NULL, *target = NULL;
-    ptrdiff_t n_live = 0;
-    if (job->logits.data) {
-        logit = f64_items(&job->logits, first, n, tile->given[1]);
-        target = f64_items(&job->target, first, n, tile->given[2]);
+    double (*column)[TILE_ROOM] = tile->column;
+    uint8_t is_live[COUNT_TILE];
+    const array_view *views[] = {&job->loss, &job->logits, &job->target};
+    const int to[] = {LOSS_MOMENT, LOGIT, OUTCOME};
+    for (int k = 0; k < (job->logits.data ? 3 : 1); k++) {
+        const double *items = f64_items(views[k], first, n, column[to[k]]);
+        if (items != column[to[k]])
+            memcpy(column[to[k]], items, sizeof(double) * (size_t)n);
     }
+    for (ptrdiff_t i = 0; job->figures && i < n; i++) {
+        const double *row = job->figures + FIGURES * (first + i);
+        fetch_ahead(row, FIGURES * (ptrdiff_t)sizeof(double), in_order);
+        column[ROW_RANK][i] = row[RANK];
+        column[CONFIDENCE_MOMENT][i] = row[TOP_PROBABILITY];
+        column[ENTROPY_MOMENT][i] = row[ENTROPY_OF_ROW];
+        column[OTHERS][i] = row[OTHERS_SQUARED];
+    }
+    const double *mark = job->figures ? column[ROW_RANK] : job->logits.data ? column[OUTCOME] : NULL;
+    double dead = job->figures ? 0 : job->ignored;
+    tile->n = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        int is_live = !job->counted || job->counted[first + i];
-        column[LOSS_MOMENT][n_live] = loss[i];
-        if (job->figures) {
-            const double *row = job->figures + FIGURES * (first + i);
-            column[ROW_RANK][n_live] = row[RANK];
-            column[CONFIDENCE_MOMENT][n_live] = row[TOP_PROBABILITY];
-            column[ENTROPY_MOMENT][n_live] = row[ENTROPY_OF_ROW];
-            column[OTHERS][n_live] = row[OTHERS_SQUARED];
-        } else if (logit) {
-            is_live &= target[i] != job->ignored;
-            column[LOGIT][n_live] = logit[i];
-            column[OUTCOME][n_live] = target[i];
-        }
-        n_live += is_live;
+        is_live[i] = (!job->counted || job->counted[first + i]) & !(mark && mark[i] == dead);
+        tile->n += is_live[i];
     }
-    for (int c = 0; c < COLUMNS; c++)
-        for (ptrdiff_t i = n_live; i < n_live + f64_QUAD; i++)
-            column[c][i] = 0;
-    return n_live;
+    for (int c = 0; c < COLUMNS; c++) {
+        for (ptrdiff_t i = 0, at = 0; tile->n < n && i < n; at += is_live[i++])
+            column[c][at] = column[c][i];
+        for (int i = 0; i < f64_QUAD; i++)
+            column[c][tile->n + i] = 0;
+    }
 }
 
-/* From the figures of rows to what there are moments of, and hits */
-static void derive_classes(ptrdiff_t n, counting *tile)
+/* The integers that doubles of 0 and above are */
+INLINE void store_bins(int64_t *to, f64_vector number)
 {
-    double(*column)[COUNT_TILE + f64_QUAD] = tile->column;
+    f64_ivector bins = (f64_ivector)(number + MAGIC) - (f64_ivector)f64_all(MAGIC);
+    memcpy(to, &bins, sizeof bins);
+}
+
+/* x from `low` on and up to `high`, which NaN is, too */
+INLINE f64_vector clamped(f64_vector x, double low, double high)
+{
+    return f64_max(f64_all(low), f64_min(x, f64_all(high)));
+}
+
+/* The bin whose upper end is the first not below p, counted from 1; 0 for 0 */
+INLINE void store_probability_bins(int64_t *to, f64_vector p, f64_mask came_true)
+{
     const f64_vector one = f64_all(1);
-    for (ptrdiff_t i = 0; i < n; i += f64_LANES) {
+    f64_vector end = clamped(p * PROBABILITY_BINS, 0, PROBABILITY_BINS), whole = (end + MAGIC) - MAGIC;
+    whole += f64_keep(f64_greater(end, whole), one);
+    store_bins(to, whole + f64_keep(came_true, f64_all(PROBABILITY_BINS + 1)));
+}
+
+static void find_loss_bins(counting *tile)
+{
+    const double ends[] = {0x1.cp-21, 0x1p10}; /* a number of the first bin, and of the last */
+    for (ptrdiff_t i = 0; i < tile->n; i += f64_LANES) {
+        f64_vector loss = clamped(f64_load(tile->column[LOSS_MOMENT] + i), ends[0], ends[1]);
+        f64_ivector bins = ((f64_ivector)loss >> LOSS_BIN_SHIFT) - (LOSS_BIN_FIRST - 1);
+        memcpy(tile->bin[LOSS_BIN] + i, &bins, sizeof bins);
+    }
+}
+
+/* From the figures of rows to what there are moments of, and to bins */
+static void derive_classes(counting *tile)
+{
+    double (*column)[TILE_ROOM] = tile->column;
+    const f64_vector one = f64_all(1);
+    for (ptrdiff_t i = 0; i < tile->n; i += f64_LANES) {
         /* p - 1 of the label keeps its relative precision. The squares of the other classes are those of all
          * but the top; of a miss the top is one of them, and the label is not. */
         f64_vector rank = f64_load(column[ROW_RANK] + i), top = f64_load(column[CONFIDENCE_MOMENT] + i);
@@ -80,17 +118,19 @@ static void derive_classes(ptrdiff_t n, counting *tile)
         squares += f64_drop(is_hit, (top - p) * (top + p));
         f64_store(column[SQUARES_MOMENT] + i, squares);
         f64_store(column[RECIPROCAL_MOMENT] + i, one / rank);
-        f64_store(column[PROBABILITY] + i, top);
-        f64_store(column[OUTCOME] + i, f64_keep(is_hit, one));
+        store_probability_bins(tile->bin[PROBABILITY_BIN] + i, top, is_hit);
+        store_bins(tile->bin[RANK_BIN] + i, clamped(rank, 0, RANK_BINS - 1));
     }
+    memcpy(column[PROBABILITY], column[CONFIDENCE_MOMENT], sizeof column[PROBABILITY]);
 }
 
-/* From logits and labels between 0 and 1 */
-static void derive_binary(ptrdiff_t n, counting *tile)
+/* From logits and labels between 0 and 1 to squared errors and bins */
+static void derive_binary(counting *tile, row_counts *found)
 {
-    double(*column)[COUNT_TILE + f64_QUAD] = tile->column;
-    const f64_vector one = f64_all(1), zero = f64_all(0);
-    for (ptrdiff_t i = 0; i < n; i += f64_QUAD) {
+    double (*column)[TILE_ROOM] = tile->column;
+    const f64_vector one = f64_all(1), zero = f64_all(0), half = f64_all(0.5);
+    ptrdiff_t n_hard = 0;
+    for (ptrdiff_t i = 0; i < tile->n; i += f64_QUAD) {
         f64_vector e[4];
         for (int j = 0; j < 4; j++)
             e[j] = -f64_abs(f64_load(column[LOGIT] + i + j * f64_LANES));
@@ -98,66 +138,49 @@ static void derive_binary(ptrdiff_t n, counting *tile)
         for (int j = 0; j < 4; j++) {
             ptrdiff_t at = i + j * f64_LANES;
             f64_vector x = f64_load(column[LOGIT] + at), y = f64_load(column[OUTCOME] + at);
-            f64_mask above = f64_greater(x, zero);
+            f64_mask above = f64_greater(x, zero), is_positive = f64_greater(y, half);
             f64_vector share = one / (one + e[j]), other = e[j] * share;
             f64_vector p = f64_choose(above, share, other), rest = f64_choose(above, other, share);
             f64_vector error = p * (one - y) - rest * y;
             f64_store(column[SQUARES_MOMENT] + at, error * error);
             f64_store(column[PROBABILITY] + at, p);
+            store_probability_bins(tile->bin[PROBABILITY_BIN] + at, p, is_positive);
+            f64_vector place = clamped(x * RANKING_BINS_PER_LOGIT + RANKING_BINS / 2, 0, RANKING_BINS - 1);
+            f64_vector whole = (place + MAGIC) - MAGIC;
+            whole -= f64_keep(f64_greater(whole, place), one);
+            store_bins(tile->bin[RANK_BIN] + at, whole + f64_keep(is_positive, f64_all(RANKING_BINS)));
         }
     }
+    for (ptrdiff_t i = 0; i < tile->n; i++) {
+        double x = column[LOGIT][i], y = column[OUTCOME][i];
+        found->correct += (x > 0) == (y > 0.5);
+        found->n_bad += !((y >= 0) & (y <= 1));
+        n_hard += (y == 0) | (y == 1);
+    }
+    for (ptrdiff_t i = 0; n_hard < tile->n && i < tile->n; i++) { /* else the bin says what came true */
+        double y = column[OUTCOME][i];
+        tile->copies->soft_outcome[tile->bin[PROBABILITY_BIN][i]] += y - (y > 0.5);
+    }
 }
 
-INLINE int64_t loss_bin(double loss)
+static void put_in_bins(const count_job *job, counting *tile, uint32_t *ranking)
 {
-    int64_t bin;
-    memcpy(&bin, &loss, sizeof bin);
-    bin = (bin >> LOSS_BIN_SHIFT) - (LOSS_BIN_FIRST - 1);
-    return bin < 0 ? 0 : bin < LOSS_BINS ? bin : LOSS_BINS - 1;
-}
-
-/* The bin whose upper end is the first not below p, counted from 1; 0 for 0 */
-INLINE int probability_bin(double p)
-{
-    double end = p * PROBABILITY_BINS;
-    int below = end > 0 && end < PROBABILITY_BINS ? (int)end : end > 0 ? PROBABILITY_BINS : 0;
-    return below + (below < end && below < PROBABILITY_BINS);
-}
-
-INLINE int ranking_bin(double logit)
-{
-    double place = logit * RANKING_BINS_PER_LOGIT + RANKING_BINS / 2;
-    return place > 0 ? place < RANKING_BINS ? (int)place : RANKING_BINS - 1 : 0; /* NaN has 0 */
-}
-
-static void put_in_bins(const count_job *job, ptrdiff_t n, counting *tile, row_counts *found,
-                        uint32_t *ranking)
-{
-    const double(*column)[COUNT_TILE + f64_QUAD] = (const double(*)[COUNT_TILE + f64_QUAD])tile->column;
-    for (ptrdiff_t i = 0; i < n; i++)
-        tile->copies[i % COPIES].losses[loss_bin(column[LOSS_MOMENT][i])]++;
+    const int64_t *bin = tile->bin[LOSS_BIN];
+    for (ptrdiff_t i = 0; i < tile->n; i++)
+        tile->copies[i % COPIES].losses[bin[i]]++;
     if (!job->figures && !job->logits.data)
         return;
-    for (ptrdiff_t i = 0; i < n; i++) {
+    bin = tile->bin[PROBABILITY_BIN];
+    for (ptrdiff_t i = 0; i < tile->n; i++) {
         count_bins *bins = tile->copies + i % COPIES;
-        double p = column[PROBABILITY][i], outcome = column[OUTCOME][i];
-        int bin = probability_bin(p);
-        bins->n[bin]++;
-        bins->probability[bin] += p;
-        bins->outcome[bin] += outcome;
+        bins->n[bin[i]]++;
+        bins->probability[bin[i]] += tile->column[PROBABILITY][i];
     }
-    for (ptrdiff_t i = 0; job->figures && i < n; i++) {
-        double rank = column[ROW_RANK][i];
-        tile->copies[i % COPIES].ranks[rank >= 0 && rank < RANK_BINS ? (int)rank : RANK_BINS - 1]++;
-        found->correct += rank == 1;
-    }
-    for (ptrdiff_t i = 0; job->logits.data && i < n; i++) {
-        double x = column[LOGIT][i], y = column[OUTCOME][i];
-        int is_positive = y > 0.5;
-        ranking[ranking_bin(x) + is_positive * RANKING_BINS]++;
-        found->correct += (x > 0) == is_positive;
-        found->n_bad += !(y >= 0 && y <= 1);
-    }
+    const int64_t *rank = tile->bin[RANK_BIN];
+    for (ptrdiff_t i = 0; job->figures && i < tile->n; i++)
+        tile->copies[i % COPIES].ranks[rank[i]]++;
+    for (ptrdiff_t i = 0; job->logits.data && i < tile->n; i++)
+        ranking[rank[i]]++;
 }
 
 /* The numbers that another has seen, too (Chan) */
@@ -173,53 +196,70 @@ static void merge_moments(moments *into, const moments *from)
     add_all(&into->deviations, &from->deviations);
 }
 
-static void add_moments(moments *to, const double *column, ptrdiff_t n)
+static double sum_of(const double *column, ptrdiff_t n)
 {
-    f64_vector sum = f64_all(0), squares = f64_all(0);
-    for (ptrdiff_t i = 0; i < n; i += f64_LANES)
-        sum += f64_load(column + i);
-    moments of_tile = {.n = n, .total = {f64_lanes_sum(sum), 0}};
-    f64_vector mean = f64_all(n ? of_tile.total.sum / (double)n : 0);
-    for (ptrdiff_t i = 0; i < n; i += f64_LANES) {
-        f64_vector around = f64_load(column + i) - mean;
-        if (n - i < f64_LANES)
-            around = f64_keep(f64_greater(f64_all((double)(n - i)), f64_numbers()), around);
-        squares = f64_fma(around, around, squares);
-    }
-    of_tile.deviations.sum = f64_lanes_sum(squares);
-    merge_moments(to, &of_tile);
+    f64_vector sum[4] = {f64_all(0), f64_all(0), f64_all(0), f64_all(0)};
+    for (ptrdiff_t i = 0; i < n; i += f64_QUAD)
+        for (int j = 0; j < 4; j++)
+            sum[j] += f64_load(column + i + j * f64_LANES);
+    return f64_lanes_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-/* Infinite losses are counted, and have no part in the mean. */
-static ptrdiff_t drop_infinite(double *loss, ptrdiff_t n)
+static double deviations_of(double *column, ptrdiff_t n, double mean)
+{
+    f64_vector sum[4] = {f64_all(0), f64_all(0), f64_all(0), f64_all(0)};
+    for (int i = 0; i < f64_QUAD; i++)
+        column[n + i] = mean;
+    for (ptrdiff_t i = 0; i < n; i += f64_QUAD)
+        for (int j = 0; j < 4; j++) {
+            f64_vector around = f64_load(column + i + j * f64_LANES) - f64_all(mean);
+            sum[j] = f64_fma(around, around, sum[j]);
+        }
+    return f64_lanes_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+/* The numbers of a column, which has 0 behind them */
+/* Move what is finite to the front, with 0 behind; returns how many are. */
+static ptrdiff_t drop_infinite(double *column, ptrdiff_t n)
 {
     ptrdiff_t n_finite = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        loss[n_finite] = loss[i];
-        n_finite += loss[i] != INFINITY;
+        column[n_finite] = column[i];
+        n_finite += column[i] != INFINITY;
     }
     for (ptrdiff_t i = n_finite; i < n; i++)
-        loss[i] = 0;
+        column[i] = 0;
     return n_finite;
 }
 
-static void count_tile(const count_job *job, ptrdiff_t n, counting *tile, row_counts *found,
-                       uint32_t *ranking)
+/* The numbers of a column, which has 0 behind them, but for infinite losses */
+static void add_moments(moments *to, double *column, ptrdiff_t n)
 {
-    if (job->figures)
-        derive_classes(n, tile);
-    else if (job->logits.data)
-        derive_binary(n, tile);
-    put_in_bins(job, n, tile, found, ranking);
-    found->counted += n;
-    int n_moments = job->figures ? N_MOMENTS : job->logits.data ? SQUARES_MOMENT + 1 : 1;
-    for (int k = SQUARES_MOMENT; k < n_moments; k++) {
-        for (ptrdiff_t i = n; i < n + f64_LANES; i++)
-            tile->column[k][i] = 0;
-        add_moments(found->moments + k, tile->column[k], n);
+    double sum = sum_of(column, n);
+    if (sum == INFINITY) {
+        n = drop_infinite(column, n);
+        sum = sum_of(column, n);
     }
-    add_moments(found->moments + LOSS_MOMENT, tile->column[LOSS_MOMENT],
-                drop_infinite(tile->column[LOSS_MOMENT], n));
+    double mean = n ? sum / (double)n : 0;
+    merge_moments(to, &(moments){n, {sum, 0}, {deviations_of(column, n, mean), 0}});
+}
+
+static void count_tile(const count_job *job, counting *tile, row_counts *found, uint32_t *ranking)
+{
+    int n_moments = job->figures ? N_MOMENTS : job->logits.data ? SQUARES_MOMENT + 1 : LOSS_MOMENT + 1;
+    find_loss_bins(tile);
+    if (job->figures)
+        derive_classes(tile);
+    else if (job->logits.data)
+        derive_binary(tile, found);
+    put_in_bins(job, tile, ranking);
+    found->counted += tile->n;
+    for (int k = 0; k < n_moments; k++) {
+        double *column = tile->column[k];
+        for (int i = 0; i < f64_QUAD; i++)
+            column[tile->n + i] = 0;
+        add_moments(found->moments + k, column, tile->n);
+    }
 }
 
 /* Count a block of rows; of binary labels add logits to `ranking`, which is the thread's. */
@@ -232,7 +272,8 @@ static void count_block(const count_job *job, ptrdiff_t block, uint32_t *ranking
     memset(found, 0, sizeof *found);
     for (ptrdiff_t n; first < end; first += n) {
         n = end - first < COUNT_TILE ? end - first : COUNT_TILE;
-        count_tile(job, gather_rows(job, first, n, &tile), &tile, found, ranking);
+        gather_rows(job, first, n, &tile);
+        count_tile(job, &tile, found, ranking);
     }
     for (int k = 0; k < COPIES; k++) {
         const count_bins *bins = tile.copies + k;
@@ -240,13 +281,16 @@ static void count_block(const count_job *job, ptrdiff_t block, uint32_t *ranking
             found->ranks[i] += bins->ranks[i];
         for (int i = 0; i < LOSS_BINS; i++)
             found->losses[i] += bins->losses[i];
-        for (int i = 0; i <= PROBABILITY_BINS; i++) {
-            int bin = i > 0 ? i - 1 : 0; /* the first has 0, too */
+        for (int i = 0; i < OUTCOME_BINS; i++) {
+            int came_true = i > PROBABILITY_BINS, number = i - came_true * (PROBABILITY_BINS + 1);
+            int bin = number > 0 ? number - 1 : 0; /* the first has 0, too */
             found->n[bin] += bins->n[i];
             add(found->probability + bin, bins->probability[i]);
-            add(found->outcome + bin, bins->outcome[i]);
+            add(found->outcome + bin, (double)(came_true * bins->n[i]) + bins->soft_outcome[i]);
         }
     }
+    if (job->figures)
+        found->correct = found->ranks[1];
 }
 
 static void merge_counts(row_counts *into, const row_counts *from)

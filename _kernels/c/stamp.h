@@ -77,6 +77,6 @@ static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, blo
 #define STRING_(text) #text
 #define STRING(text) STRING_(text)
 
-const kernel_table PASTE(logitloss_table, ISA) = {
-    STRING(ISA),        softmax_block,   part_statistics, part_second_pass,
-    label_weight_block, pointwise_block, count_block,     merge_counts};
+const kernel_table PASTE(logitloss_table, ISA) = {STRING(ISA),      softmax_block,      part_statistics,
+                                                  part_second_pass, label_weight_block, pointwise_block,
+                                                  count_block,      merge_counts};

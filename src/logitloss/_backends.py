@@ -125,6 +125,24 @@ class Kernels(Protocol):
         """Sigmoid or its logarithm."""
 
 
+class Counter(Protocol):
+    """What counts rows for an evaluation: the C rows alone do."""
+
+    def count_rows(
+        self,
+        loss: Array,
+        counted: Array | None,
+        figures: Float64 | None,
+        logits: Array | None,
+        target: Array | None,
+        ignored: float | None,
+        counts: Array,
+        ranking: Array | None,
+        num_threads: int,
+    ) -> None:
+        """Add to counts of the layout that `logitloss.evaluate.counts` says."""
+
+
 _loaded: dict[str | None, Kernels] = {}
 
 
@@ -132,6 +150,12 @@ def get(backend: str | None) -> Kernels:
     """Return the backend of that name, None being the default one."""
     kernels = _loaded.get(backend)
     return _load(backend) if kernels is None else kernels
+
+
+def counter(backend: str | None) -> Counter:
+    """Return the C rows of that name; of a backend that has none, the default ones."""
+    is_cython = backend is not None and backend.startswith(DEFAULT)
+    return cast("Counter", get(backend if is_cython else None))
 
 
 def backends() -> dict[str, str | None]:

@@ -22,7 +22,8 @@ from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, EvaluationState, Metrics, evaluate_files
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
-from logitloss.evaluate.classes import N_RANKS, TOP_K
+from logitloss.evaluate.classes import TOP_K
+from logitloss.evaluate.counts import N_RANKS
 from logitloss.evaluate.merge import merge_files
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.provenance import provenance

@@ -3,16 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from logitloss.activations import sigmoid
 from logitloss.evaluate.calibration import Calibration
+from logitloss.evaluate.counts import Counts
 from logitloss.evaluate.metrics import BinaryMetrics
 from logitloss.evaluate.moments import Moments
 from logitloss.evaluate.ranking import Ranking
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -23,12 +18,11 @@ class BinaryState:
     calibration: Calibration = field(default_factory=Calibration)
     ranking: Ranking = field(default_factory=Ranking)
 
-    def add(self, logits: npt.NDArray[Any], labels: Float64) -> None:
-        """Add logits and labels that count."""
-        p = np.asarray(sigmoid(logits)).astype(np.float64, copy=False)
-        self.squares.merge(Moments.of((p - labels) ** 2))
-        self.calibration.add(p, labels)
-        self.ranking.add(logits, labels > 0.5)
+    def add(self, counts: Counts) -> None:
+        """Add what was counted."""
+        self.squares.merge(counts.moments("brier"))
+        self.calibration.add(counts)
+        self.ranking.add(counts)
 
     def merge(self, other: "BinaryState") -> None:
         """Add what another has seen."""

@@ -10,12 +10,10 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from logitloss.evaluate.moments import PLAIN, Sums
+from logitloss.evaluate.counts import N_PROBABILITIES, Counts
+from logitloss.evaluate.moments import Sums
 
-Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-
-N_BINS = 15
 
 
 class Bin(TypedDict):
@@ -29,11 +27,11 @@ class Bin(TypedDict):
 
 
 def _counts() -> Int64:
-    return np.zeros(N_BINS, np.int64)
+    return np.zeros(N_PROBABILITIES, np.int64)
 
 
 def _sums() -> Sums:
-    return Sums.zeros(N_BINS)
+    return Sums.zeros(N_PROBABILITIES)
 
 
 @dataclass(slots=True, eq=False)
@@ -44,19 +42,11 @@ class Calibration:
     probability: Sums = field(default_factory=_sums)
     outcome: Sums = field(default_factory=_sums)
 
-    def add(self, probability: Float64, outcome: Float64) -> None:
-        """Add probabilities, and what came true of them: 0 or 1, or a share."""
-        for first in range(0, probability.size, PLAIN):
-            p, y = probability[first : first + PLAIN], outcome[first : first + PLAIN]
-            # the bin whose upper end is the first not below p; of 0 there is none, and the first takes it
-            end = p * N_BINS
-            number = np.ceil(end, out=end).astype(np.intp)
-            parts: list[Any] = [np.bincount(number, weights, N_BINS + 1) for weights in (None, p, y)]
-            for part in parts:
-                part[1] += part[0]
-            self.count += parts[0][1:]
-            self.probability.add(parts[1][1:])
-            self.outcome.add(parts[2][1:])
+    def add(self, counts: Counts) -> None:
+        """Add probabilities that were counted, and what came true of them: 0 or 1, or a share."""
+        self.count = self.count + counts.found["bins"]
+        self.probability.merge(Sums(*counts.found["probability"].T))
+        self.outcome.merge(Sums(*counts.found["outcome"].T))
 
     def merge(self, other: "Calibration") -> None:
         """Add what another has seen."""
@@ -81,8 +71,8 @@ class Calibration:
         """Read what `to_dict` wrote."""
         count = np.array(saved["count"], np.int64)
         sums = [Sums.from_list(saved[name]) for name in ("probability", "outcome")]
-        if {count.shape, *(one.high.shape for one in sums)} != {(N_BINS,)} or (count < 0).any():
-            raise ValueError(f"calibration of other than {N_BINS} bins")
+        if {count.shape, *(one.high.shape for one in sums)} != {(N_PROBABILITIES,)} or (count < 0).any():
+            raise ValueError(f"calibration of other than {N_PROBABILITIES} bins")
         return cls(count, *sums)
 
     def table(self) -> list[Bin]:
@@ -90,8 +80,8 @@ class Calibration:
         p, y = self.probability.values, self.outcome.values
         return [
             {
-                "low": i / N_BINS,
-                "high": (i + 1) / N_BINS,
+                "low": i / N_PROBABILITIES,
+                "high": (i + 1) / N_PROBABILITIES,
                 "count": int(self.count[i]),
                 "probability": float(p[i] / self.count[i]),
                 "outcome": float(y[i] / self.count[i]),

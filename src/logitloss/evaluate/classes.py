@@ -1,7 +1,7 @@
 """What is kept of classes beside their loss: ranks, squared errors, entropy, confidence, calibration.
 
-All of it follows from the kernels' figures of a row and its loss, by a few passes over blocks that stay in
-the cache. Ranks are counted one by one up to `N_RANKS`, so top-k accuracy is exact for any k up to that.
+All of it follows from the kernels' figures of a row and its loss. Ranks are counted one by one up to
+`N_RANKS`, so top-k accuracy is exact for any k up to that.
 """
 
 from collections.abc import Iterable
@@ -12,19 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.calibration import Calibration
+from logitloss.evaluate.counts import N_RANKS, Counts
 from logitloss.evaluate.metrics import ClassMetrics, TopK, share_error
-from logitloss.evaluate.moments import PLAIN, Moments, whole_number
-from logitloss.evaluate.rows import Rows
+from logitloss.evaluate.moments import Moments, whole_number
 
-Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-N_RANKS = 100
 # Which are told where there are more classes
 TOP_K = (1, 5, 10)
-# Rows taken at once: what is made of their figures stays in the cache
-AT_ONCE = PLAIN
-# As they lie side by side in `ClassState.add`
 MEANS = ("reciprocal_rank", "brier", "confidence", "entropy")
 
 
@@ -44,26 +39,13 @@ class ClassState:
     confidence: Moments = field(default_factory=Moments)
     calibration: Calibration = field(default_factory=Calibration)
 
-    def add(self, rows: Rows) -> None:
-        """Add those of some rows that count."""
-        self.n_classes = max(self.n_classes, rows.n_classes)
-        for part in rows.counted_parts(AT_ONCE):
-            assert part.figures is not None
-            columns = np.array(part.figures.T, order="C")
-            rank, _, confidence, _, others = columns
-            number = np.minimum(rank, N_RANKS + 1).astype(np.intp)
-            self.ranks += np.bincount(number, minlength=N_RANKS + 2)
-            self.calibration.add(confidence, part.hit.astype(np.float64))
-            # p_y - 1 keeps its relative precision. The squares of the other classes are those of all but the
-            # top; of a miss the top is one of them, and the target is not.
-            short = np.expm1(-part.loss.astype(np.float64, copy=False))
-            squares = short * short
-            squares += others
-            short += 1
-            squares += (rank != 1) * ((confidence - short) * (confidence + short))
-            columns[:2] = 1 / rank, squares
-            for name, moments in zip(MEANS, Moments.of_each(columns[: len(MEANS)]), strict=True):
-                getattr(self, name).merge(moments)
+    def add(self, n_classes: int, counts: Counts) -> None:
+        """Add what was counted of rows with so many classes."""
+        self.n_classes = max(self.n_classes, n_classes)
+        self.ranks = self.ranks + counts.found["ranks"]
+        for name in MEANS:
+            getattr(self, name).merge(counts.moments(name))
+        self.calibration.add(counts)
 
     def merge(self, other: "ClassState") -> None:
         """Add what another has seen."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from logitloss.evaluate.moments import PLAIN
+from logitloss.evaluate.counts import N_LOSSES, Counts
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -45,16 +45,15 @@ def _place(loss: float) -> int:
 
 
 FIRST = _place(LEAST)
-N_BINS = _place(MOST) - FIRST + 2
 
 
 def _edges() -> Float64:
-    ends = (np.arange(FIRST, FIRST + N_BINS - 1) << SHIFT).view(np.float64)
+    ends = (np.arange(FIRST, FIRST + N_LOSSES - 1) << SHIFT).view(np.float64)
     return np.concatenate([[0.0], ends, [np.inf]])
 
 
 def _counts() -> Int64:
-    return np.zeros(N_BINS, np.int64)
+    return np.zeros(N_LOSSES, np.int64)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,14 +62,9 @@ class LossHistogram:
 
     count: Int64 = field(default_factory=_counts)
 
-    def add(self, losses: Float64) -> None:
-        """Add losses in nats."""
-        for first in range(0, losses.size, PLAIN):  # which stay in the cache
-            number = losses[first : first + PLAIN].view(np.int64) >> SHIFT
-            number -= FIRST - 1
-            np.maximum(number, 0, out=number)
-            np.minimum(number, N_BINS - 1, out=number)
-            self.count += np.bincount(number, minlength=N_BINS)
+    def add(self, counts: Counts) -> None:
+        """Add what was counted."""
+        self.count = self.count + counts.found["losses"]
 
     def merge(self, other: "LossHistogram") -> None:
         """Add what another has seen."""
@@ -89,8 +83,8 @@ class LossHistogram:
     def from_list(cls, saved: list[Any]) -> "LossHistogram":
         """Read what `to_list` wrote."""
         counts, count = np.array(saved, np.int64), _counts()
-        if counts.ndim != 1 or counts.size > N_BINS or (counts < 0).any():
-            raise ValueError(f"histogram of more than {N_BINS} bins, or of counts below 0")
+        if counts.ndim != 1 or counts.size > N_LOSSES or (counts < 0).any():
+            raise ValueError(f"histogram of more than {N_LOSSES} bins, or of counts below 0")
         count[: counts.size] = counts
         return cls(count)
 

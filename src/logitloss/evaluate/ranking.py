@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.counts import N_LOGITS, Counts
+
 Int64 = npt.NDArray[np.int64]
 
-LIMIT, STEP = 32, 2.0**-10
-N_BINS = int(2 * LIMIT / STEP)
-# Logits counted at once: their temporaries stay in the cache
-AT_ONCE = 1 << 16
+LIMIT = 32
+STEP = 2 * LIMIT / N_LOGITS
 
 
 def _none() -> Int64:
@@ -31,20 +31,11 @@ class Ranking:
     negative: Int64 = field(default_factory=_none)
     positive: Int64 = field(default_factory=_none)
 
-    def add(self, logits: npt.NDArray[Any], is_positive: npt.NDArray[np.bool_]) -> None:
-        """Add logits."""
-        counts = np.zeros(2 * N_BINS, np.int64)
-        for first in range(0, logits.size, AT_ONCE):
-            place = np.multiply(logits[first : first + AT_ONCE], 1 / STEP, dtype=np.float64)
-            place += N_BINS // 2
-            np.maximum(place, 0, out=place)
-            np.minimum(place, N_BINS - 1, out=place)
-            number = place.astype(np.int64)
-            number += is_positive[first : first + AT_ONCE] * N_BINS
-            counts += np.bincount(number, minlength=2 * N_BINS)
-        by_kind = counts.reshape(2, N_BINS)
-        number = np.flatnonzero(by_kind.any(axis=0))
-        self._add(number, *by_kind[:, number])
+    def add(self, counts: Counts) -> None:
+        """Add logits that were counted."""
+        assert counts.logits is not None
+        number = np.flatnonzero(counts.logits.any(axis=0))
+        self._add(number, *counts.logits[:, number])
 
     def merge(self, other: "Ranking") -> None:
         """Add what another has seen."""

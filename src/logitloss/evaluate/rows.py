@@ -1,7 +1,7 @@
 """Every figure of each row of a batch, in one pass of the kernels, or an error that names the first bad row.
 
 The kernels tell that something is wrong (a bad label, a NaN loss) as they go; only then is the batch searched
-for the row to name, so that sound input is read once. Sums over rows are left to `state.py`.
+for the row to name, so that sound input is read once. Sums over rows are left to `counts.py`.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from logitloss import _backends, _check
 from logitloss._kernels import FIGURES
 from logitloss._threads import threads_for
 from logitloss.binary import binary_cross_entropy_with_logits
+from logitloss.evaluate.counts import Counts, count_rows
 from logitloss.evaluate.errors import DtypeError, LabelError, LogitError
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.positions import Mask, as_bool, without_masked
@@ -22,32 +23,57 @@ Array = npt.NDArray[Any]
 
 
 class Rows(NamedTuple):
-    """Of each row, in C order: its loss in nats, whether it is a hit, and whether it counts (None: all do).
+    """Of each row, in C order: its loss in nats, and whether it counts (None: all do).
 
-    A row that does not count has loss 0 and is no hit. Of classes there are the kernels' figures, the labels,
-    and how many classes there are; of binary labels the labels and logits. `VocabularyShards` can lack both.
-    `kept` is False where a mask leaves a row out (None: nowhere).
+    A row that does not count has loss 0. Of classes there are the kernels' figures, the labels, and how many
+    classes there are; of binary labels the labels and logits. `VocabularyShards` can lack both, and then know
+    which rows are hits. `kept` is False where a mask leaves a row out (None: nowhere). `counts` may be there
+    already.
     """
 
     loss: Array
-    hit: npt.NDArray[np.bool_]
-    counted: npt.NDArray[np.bool_] | None
+    counted: Mask | None
     label: Array | None = None
     figures: npt.NDArray[np.float64] | None = None
     n_classes: int = 0
     logit: Array | None = None
     kept: Mask | None = None
+    known_hit: Mask | None = None
+    counts: Counts | None = None
 
     def chosen(self, rows: Array | slice) -> "Rows":
         """Return some of them."""
         parts: Any = (one[rows] if isinstance(one, np.ndarray) else one for one in self)
-        return Rows(*parts)
+        return Rows(*parts)._replace(counts=None)
 
     def counted_parts(self, n_rows: int) -> Iterator["Rows"]:
         """Return those that count, of so many rows at a time."""
         for first in range(0, self.loss.size, n_rows):
             part = self.chosen(slice(first, first + n_rows))
             yield part if part.counted is None else part.chosen(np.flatnonzero(part.counted))
+
+    def find_counts(self) -> Counts:
+        """Return what they come to."""
+        if self.counts is not None:
+            return self.counts
+        if self.logit is not None:
+            return count_rows(self.loss, self.counted, logits=self.logit, target=self.label)
+        counts = count_rows(self.loss, self.counted, figures=self.figures)
+        if self.known_hit is not None:
+            counts.found["correct"] = np.count_nonzero(self.known_hit)
+        return counts
+
+    @property
+    def hit(self) -> Mask:
+        """Whether each is a hit; one that does not count is none."""
+        if self.known_hit is not None:
+            return self.known_hit
+        if self.figures is not None:
+            return np.equal(self.figures[:, FIGURES.index("rank")], 1)
+        assert self.logit is not None
+        assert self.label is not None
+        hit: Mask = (self.logit > 0) == (self.label > 0.5)
+        return hit if self.counted is None else hit & self.counted
 
     def store(self, out: Array) -> None:
         """Write them to an array of `row_dtype`, of as many elements."""
@@ -64,17 +90,6 @@ class Rows(NamedTuple):
     def masked(self) -> int:
         """How many a mask leaves out."""
         return 0 if self.kept is None else self.kept.size - int(np.count_nonzero(self.kept))
-
-    @property
-    def ignored(self) -> int:
-        """How many others do not count."""
-        if self.counted is None:
-            return 0
-        return self.counted.size - int(np.count_nonzero(self.counted)) - self.masked
-
-    def of_counted(self, array: Array) -> Array:
-        """Return what one of the arrays has for the rows that count."""
-        return array if self.counted is None else array[self.counted]
 
 
 def row_dtype(logits_dtype: npt.DTypeLike, loss: Loss = "ce") -> np.dtype[Any]:
@@ -131,14 +146,19 @@ def cross_entropy_rows(
     )
     if bad >= 0:
         raise bad_label(labels, _index(bad, labels.shape), x.shape[-1], ignore_index)
-    if _any_nan(loss):
+    counts = count_rows(loss, figures=figures, num_threads=num_threads, backend=backend)
+    if counts.has_nan:
         index = first_index(np.isnan(loss))
         raise LogitError("logits", _why_nan(x[index]), index)
-    counts = None if counted == labels.size else (seen != ignore_index).ravel()
-    figures = figures.reshape(-1, len(FIGURES))
-    hit = figures[:, FIGURES.index("rank")] == 1
-    flat = None if kept is None else kept.ravel()
-    return Rows(loss.ravel(), hit, counts, labels.ravel(), figures, x.shape[-1], kept=flat)
+    return Rows(
+        loss.ravel(),
+        None if counted == labels.size else (seen != ignore_index).ravel(),
+        labels.ravel(),
+        figures.reshape(-1, len(FIGURES)),
+        x.shape[-1],
+        kept=None if kept is None else kept.ravel(),
+        counts=counts,
+    )
 
 
 def bad_label(labels: Array, index: tuple[int, ...], n_classes: int, ignore_index: int) -> LabelError:
@@ -159,37 +179,41 @@ def binary_rows(
     """Binary cross-entropy of each logit against its label, a probability; a hit has both on one side."""
     x = _check.floats("logits", logits, _check.HOST)
     labels = _check.same_shape("target", _check.reals("target", target, x), x.shape, "the logits'")
-    ignored = labels == ignore_index
-    if kept is not None:
-        ignored |= ~kept
-    counted = None
-    if ignored.any():
-        counted = ~ignored.ravel()
-        x, labels = np.where(ignored, x.dtype.type(0), x), np.where(ignored, labels.dtype.type(0), labels)
-    bad = ~((labels >= 0) & (labels <= 1))
-    if bad.any():
-        index = first_index(bad)
-        what = f"label {labels[index]} is outside 0 to 1, and is not ignore_index={ignore_index}"
-        raise LabelError("target", what, index)
     loss = np.asarray(
         binary_cross_entropy_with_logits(
             x, labels, reduction="none", num_threads=num_threads, backend=backend
         )
     )
-    if _any_nan(loss):
-        raise LogitError("logits", "the logit is nan", first_index(np.isnan(loss)))
-    hit = ((x > 0) == (labels > 0.5)).ravel()
-    loss = loss.ravel()
-    if counted is not None:
+    counts = count_rows(
+        loss,
+        None if kept is None else np.ascontiguousarray(kept),
+        logits=x,
+        target=labels,
+        ignored=ignore_index,
+        num_threads=num_threads,
+        backend=backend,
+    )
+    counted = None
+    if counts.found["counted"] < loss.size:
+        counted = labels != ignore_index
+        if kept is not None:
+            counted &= kept
         loss[~counted] = 0
-        hit &= counted
-    flat = None if kept is None else kept.ravel()
-    return Rows(loss, hit, counted, labels.ravel(), logit=x.ravel(), kept=flat)
-
-
-def _any_nan(loss: Array) -> bool:
-    # the largest is NaN if any is, and to find it makes no array of marks
-    return loss.size > 0 and bool(np.isnan(loss.max()))
+    if counts.found["bad"]:
+        bad = ~((labels >= 0) & (labels <= 1))
+        index = first_index(bad if counted is None else bad & counted)
+        what = f"label {labels[index]} is outside 0 to 1, and is not ignore_index={ignore_index}"
+        raise LabelError("target", what, index)
+    if counts.has_nan:
+        raise LogitError("logits", "the logit is nan", first_index(np.isnan(loss)))
+    return Rows(
+        loss.ravel(),
+        None if counted is None else counted.ravel(),
+        labels.ravel(),
+        logit=x.ravel(),
+        kept=None if kept is None else kept.ravel(),
+        counts=counts,
+    )
 
 
 def first_index(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:

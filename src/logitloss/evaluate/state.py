@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.binary import BinaryState
-from logitloss.evaluate.classes import N_RANKS, TOP_K, ClassState
+from logitloss.evaluate.classes import TOP_K, ClassState
+from logitloss.evaluate.counts import N_RANKS
 from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.histogram import LossHistogram
 from logitloss.evaluate.labels import LabelState
@@ -142,23 +143,21 @@ class EvaluationState:
             raise ShapeError(
                 "per_class", "needs rows with figures, for which VocabularyShards need the target's logits"
             )
-        losses = rows.of_counted(rows.loss).astype(np.float64, copy=False)
-        finite = losses
-        if losses.size and losses.max() == np.inf:
-            finite = losses[losses != np.inf]
-        self.finite.merge(Moments.of(finite))
-        self.histogram.add(losses)
-        self.infinite += losses.size - finite.size
-        self.correct += int(np.count_nonzero(rows.hit))
-        self.ignored += rows.ignored
+        counts = rows.find_counts()
+        finite = counts.moments("loss")
+        n_counted = int(counts.found["counted"])
+        self.finite.merge(finite)
+        self.histogram.add(counts)
+        self.infinite += n_counted - finite.count
+        self.correct += int(counts.found["correct"])
+        self.ignored += rows.loss.size - n_counted - rows.masked
         self.masked += rows.masked
         if rows.figures is not None:
-            self.classes.add(rows)
+            self.classes.add(rows.n_classes, counts)
             if self.per_class:
                 self.labels.add(rows)
-        if rows.logit is not None and rows.label is not None:
-            labels = rows.of_counted(rows.label).astype(np.float64, copy=False)
-            self.binary.add(rows.of_counted(rows.logit), labels)
+        if rows.logit is not None:
+            self.binary.add(counts)
         if groups is not None and groups.size:
             names, number = np.unique(groups, return_inverse=True)
             order = np.argsort(number, kind="stable", axis=None)

@@ -260,13 +260,13 @@ class VocabularyShards:
             raise LabelError("target", f"label {target[index]} was in none of the shards", index)
         with np.errstate(invalid="ignore"):  # of rows that do not count
             loss = np.where(counted, (self.m - self.target_logit) + np.log1p(self.others), 0.0)
-        hit = (counted & (self.top == target)).ravel()
         marks = None if counted.all() else counted.ravel()
         if not self.has_ranks:
-            return Rows(loss.ravel(), hit, marks)
+            hit = (counted & (self.top == target)).ravel()
+            return Rows(loss.ravel(), marks, known_hit=hit)
         columns = (1 + self.before, self.top, 1 / (1 + self.others), self.entropy, self.others_squared)
         figures = np.where(counted[..., None], np.stack(columns, axis=-1), 0.0).reshape(-1, len(FIGURES))
-        return Rows(loss.ravel(), hit, marks, target.ravel(), figures, n_classes)
+        return Rows(loss.ravel(), marks, target.ravel(), figures, n_classes)
 
 
 def _labels(target: npt.ArrayLike) -> Array:
