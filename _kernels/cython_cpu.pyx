@@ -126,7 +126,8 @@ cdef enum:
     # Blocks that are counted before their counts are merged: 600 kB of them
     ROUND_COUNTS = 256
     # Blocks after which threads' rankings are added up: of 2**31 rows, which 32 bits can count
-    RANKED_BLOCKS = 1 << 17
+    RANKED_BLOCKS = 1 << 19
+    RANKING_SLICE = 1 << 12
 
 
 cdef dtype_code dtype_of(cnp.ndarray array):
@@ -463,12 +464,10 @@ cdef int run_counts(
 ) except -1:
     """Count blocks of rows, ROUND_COUNTS at a time, and merge what they found, in order."""
     cdef ptrdiff_t b, n, first = 0, n_blocks = (job.n_rows + COUNT_ROWS - 1) // COUNT_ROWS
-    cdef ptrdiff_t ranking_size = 2 * RANKING_BINS if ranking != NULL else 0
-    cdef int n_threads = <int> max(1, min(num_threads, n_blocks))
-    if ranking_size:  # to add up a thread's takes as long as some 20,000 rows
-        n_threads = <int> max(1, min(n_threads, job.n_rows >> 18))
-    cdef row_counts *found = <row_counts *> malloc(min(max(1, n_blocks), ROUND_COUNTS) * sizeof(row_counts))
-    cdef uint32_t *rankings = <uint32_t *> calloc(n_threads * ranking_size + 1, sizeof(uint32_t))
+    cdef int n_threads = num_threads if n_blocks > 1 else 1
+    cdef ptrdiff_t ranked = 2 * RANKING_BINS if ranking != NULL else 0
+    cdef row_counts *found = <row_counts *> malloc(ROUND_COUNTS * sizeof(row_counts))
+    cdef uint32_t *rankings = <uint32_t *> calloc(n_threads * ranked + 1, sizeof(uint32_t))
     try:
         if found == NULL or rankings == NULL:
             raise MemoryError(f"no memory to count {job.n_rows} rows")
@@ -480,18 +479,34 @@ cdef int run_counts(
                         table.count_block(job, first + b, rankings, found + b)
                 else:
                     for b in prange(n, num_threads=n_threads, schedule="dynamic"):
-                        table.count_block(job, first + b, rankings + threadid() * ranking_size, found + b)
+                        table.count_block(job, first + b, rankings + threadid() * ranked, found + b)
                 for b in range(n):
                     table.merge_counts(counts, found + b)
                 first += n
                 if first == n_blocks or first % RANKED_BLOCKS == 0:
-                    for b in range(n_threads * ranking_size):
-                        ranking[b % ranking_size] += rankings[b]
-                        rankings[b] = 0
+                    if n_threads == 1:
+                        add_rankings(ranking, rankings, 0, ranked, ranked, 1)
+                    else:
+                        for b in prange(ranked // RANKING_SLICE, num_threads=n_threads):
+                            add_rankings(
+                                ranking, rankings, b * RANKING_SLICE, RANKING_SLICE, ranked, n_threads
+                            )
     finally:
         free(found)
         free(rankings)
     return 0
+
+
+cdef void add_rankings(
+    int64_t *whole, uint32_t *parts, ptrdiff_t first, ptrdiff_t n, ptrdiff_t in_part, int n_parts
+) noexcept nogil:
+    """Add n bins of each part to the whole, and leave 0 there."""
+    cdef ptrdiff_t b
+    cdef int part
+    for part in range(n_parts):
+        for b in range(first, first + n):
+            whole[b] += parts[part * in_part + b]
+            parts[part * in_part + b] = 0
 
 
 cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits):

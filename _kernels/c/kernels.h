@@ -113,7 +113,7 @@ typedef struct {
 
 /* Rows to be counted, as an evaluation keeps them (the package's evaluate/counts.py). */
 enum {
-    COUNT_ROWS = 1 << 14, /* of a block */
+    COUNT_ROWS = 1 << 12, /* of a block */
     RANK_BINS = 102,      /* 0, of which there is none, to 100, and what is above */
     PROBABILITY_BINS = 15,
     /* Of losses: each power of two from 2^-20 to 2^10 in four parts, by a double's first bits, and the ends
