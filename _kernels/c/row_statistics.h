@@ -67,17 +67,31 @@ INLINE chunk_scale *V(scale_of)(const V(block) *block, ptrdiff_t i, ptrdiff_t fi
     return block->scales + i * n_chunks + first_class / V(CHUNK);
 }
 
-static void V(find_target_logits)(V(block) *block)
+static void V(find_target_logit)(V(block) *block, ptrdiff_t i)
 {
     const array_view *logits = &block->job->logits;
+    if (!block->live[i])
+        return;
+    const char *item = V(item)(logits, block->first + i, block->label[i]);
+    V(real) logit;
+    if (V(is_real)(logits))
+        memcpy(&logit, item, sizeof logit);
+    block->target_logit[i] = V(is_real)(logits) ? logit : view_real(logits, item);
+}
+
+static void V(find_target_logits)(V(block) *block)
+{
     for (ptrdiff_t i = 0; i < block->n && block->job->target_kind == LABELS; i++)
-        if (block->live[i]) {
-            const char *item = V(item)(logits, block->first + i, block->label[i]);
-            V(real) logit;
-            if (V(is_real)(logits))
-                memcpy(&logit, item, sizeof logit);
-            block->target_logit[i] = V(is_real)(logits) ? logit : view_real(logits, item);
-        }
+        V(find_target_logit)(block, i);
+}
+
+/* The same of a row that is to be ranked; that of the row after the next is on its way meanwhile. */
+INLINE void V(find_ranked_logit)(V(block) *block, ptrdiff_t i)
+{
+    ptrdiff_t ahead = i + 2;
+    if (ahead < block->n && block->live[ahead])
+        __builtin_prefetch(V(item)(&block->job->logits, block->first + ahead, block->label[ahead]));
+    V(find_target_logit)(block, i);
 }
 
 /* Rows whose results follow without a look at all their logits: ignored ones, and those whose lse is known,
@@ -188,8 +202,11 @@ static void V(find_row)(V(block) *block, ptrdiff_t i)
 
 static void V(find_statistics)(V(block) *block)
 {
-    for (ptrdiff_t i = 0; i < block->n; i++)
+    for (ptrdiff_t i = 0; i < block->n; i++) {
+        if (block->job->figures)
+            V(find_ranked_logit)(block, i);
         if (!V(needs_no_pass)(block, i))
             V(find_row)(block, i);
+    }
 }
 #undef V

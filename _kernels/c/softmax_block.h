@@ -28,7 +28,7 @@ static int V(do_rows)(V(block) *block, block_result *result)
             block->scale[i] = 1;
         result->counted += block->live[i];
     }
-    if (block->known_lse || job->figures)
+    if (block->known_lse)
         V(find_target_logits)(block);
     if (block->writer)
         V(write_lead)(block->writer, V(item)(&job->logits, block->first, 0));
@@ -137,7 +137,7 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
         block.target_logit[0] = 0;
         block.live[0] = job->figures && rows_labels(job, block.first, 1, block.label, &bad) == 1 &&
                         block.label[0] != job->ignore_index;
-        V(find_target_logits)(&block);
+        V(find_target_logit)(&block, 0);
         V(part_statistics)(&block, 0, part, &row);
         memcpy(V(part)(job, block.first, part), &row, sizeof row);
     }
