@@ -16,17 +16,16 @@ INLINE V(vector) PASTE(V(take), REAL)(const V(real) *p) { return V(load)(p); }
 INLINE void PASTE(V(give), REAL)(V(real) *p, V(vector) v) { V(store)(p, v); }
 #ifndef REAL_IS_F64
 /* As many rows as a vector of doubles has lanes */
-typedef float f32_half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef float f32_unaligned_half
     __attribute__((vector_size(VECTOR_BYTES / 2), aligned(sizeof(float)), may_alias));
 INLINE f64_vector f32_take_f64(const float *p)
 {
     f32_half_vector half = *(const f32_unaligned_half *)p;
-    return __builtin_convertvector(half, f64_vector);
+    return f32_widened(half);
 }
 INLINE void f32_give_f64(float *p, f64_vector v)
 {
-    *(f32_unaligned_half *)p = __builtin_convertvector(v, f32_half_vector);
+    *(f32_unaligned_half *)p = f32_narrowed(v);
 }
 #endif
 

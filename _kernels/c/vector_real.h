@@ -289,6 +289,28 @@ INLINE void V(stream)(V(real) *p, V(vector) v)
 #endif
 }
 
+#ifndef REAL_IS_F64
+/* As many floats as a vector has doubles, as those and back: of AVX-512 one operation, where compilers take
+ * three for each half */
+typedef float f32_half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
+INLINE f64_vector f32_widened(f32_half_vector floats)
+{
+#ifdef VECTOR_AVX512
+    return _mm512_cvtps_pd((__m256)floats);
+#else
+    return __builtin_convertvector(floats, f64_vector);
+#endif
+}
+INLINE f32_half_vector f32_narrowed(f64_vector doubles)
+{
+#ifdef VECTOR_AVX512
+    return (f32_half_vector)_mm512_cvtpd_ps(doubles);
+#else
+    return __builtin_convertvector(doubles, f32_half_vector);
+#endif
+}
+#endif
+
 /* Sum, exact but for one rounding in double, and largest over the lanes */
 INLINE double V(lanes_sum)(V(vector) v)
 {
@@ -300,11 +322,9 @@ INLINE double V(lanes_sum)(V(vector) v)
             lane[i] += lane[i + width];
     return lane[0] + lane[1];
 #else
-    typedef float half __attribute__((vector_size(VECTOR_BYTES / 2)));
-    half part[2];
+    f32_half_vector part[2];
     memcpy(part, &v, VECTOR_BYTES);
-    return f64_lanes_sum(__builtin_convertvector(part[0], f64_vector) +
-                         __builtin_convertvector(part[1], f64_vector));
+    return f64_lanes_sum(f32_widened(part[0]) + f32_widened(part[1]));
 #endif
 }
 INLINE V(real) V(lanes_max)(V(vector) v)
