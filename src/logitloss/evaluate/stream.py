@@ -6,6 +6,7 @@ out whole, the figures do not depend on that another was, and what was counted b
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
@@ -236,11 +237,18 @@ def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
 def found_in(
     source: Source, shard: Shard, options: Options, boxes: Iterable[tuple[Box, int]]
 ) -> Generator[tuple[Block, Rows], None, None]:
-    """Evaluate blocks of a shard, and let go of their logits."""
-    with closing(source.read(partial(shard.read, box, seen) for box, seen in boxes)) as blocks:
+    """Evaluate blocks of a shard, and let go of their logits: where that is done, the next ones are read."""
+    spent: deque[Box] = deque()
+
+    def read(box: Box, seen: int) -> Block:
+        while spent:
+            shard.release_logits(spent.popleft())
+        return shard.read(box, seen)
+
+    with closing(source.read(partial(read, box, seen) for box, seen in boxes)) as blocks:
         for block in blocks:
             rows = rows_of_block(shard, block, options)
-            shard.release_logits(block.box)
+            spent.append(block.box)
             block = block._replace(logits=NOTHING)
             yield block, rows
 
