@@ -110,16 +110,22 @@ INLINE V(fetch)
                       .skipped = skipped * x_stride};
 }
 
-/* Of logits that are brought into the tile: the next block's, as they lie */
-INLINE V(fetch) V(fetch_in_rows)(const V(real) *next_block, ptrdiff_t n_classes)
+/* A whole block's that is to come: line after line of it for each class and line of lanes */
+INLINE V(fetch) V(fetch_block)(const V(real) *next_block, ptrdiff_t row_step, ptrdiff_t class_step)
 {
     return (V(fetch)){.at = next_block,
                       .then = next_block,
                       .after_all = next_block,
-                      .row_step = n_classes,
-                      .class_step = V(LINE),
+                      .row_step = row_step,
+                      .class_step = class_step,
                       .turn = -1,
                       .is_block = 1};
+}
+
+/* Of logits that are brought into the tile: as they lie */
+INLINE V(fetch) V(fetch_in_rows)(const V(real) *next_block, ptrdiff_t n_classes)
+{
+    return V(fetch_block)(next_block, n_classes, V(LINE));
 }
 
 INLINE void V(fetch_before_sweep)(V(fetch) *next, ptrdiff_t n_classes, ptrdiff_t n_left)

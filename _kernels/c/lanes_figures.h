@@ -79,10 +79,11 @@ static V(vector) V(nan_of)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_cla
 
 /* Add classes from first_class on to sums, figures and peak. */
 static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
-                              ptrdiff_t first_class)
+                              ptrdiff_t first_class, V(fetch) next)
 {
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         const V(vector) zero = V(all)(0);
+        V(fetch_classes)(&next, lane, next.at ? (int)n_classes : 0);
         V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
         V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
         V(figuring) row = {.reference = V(keep)(is_finite, largest),
@@ -100,15 +101,16 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
             row.square = (V(long_sum)){zero, V(load)(rows->weight + lane), V(load)(rows->weight_lost + lane)};
             row.spread = (V(long_sum)){zero, V(load)(rows->gap + lane), V(load)(rows->gap_lost + lane)};
         }
-        ptrdiff_t c = 0;
-        for (; c + 4 <= n_classes; c += 4) {
-            V(figure_some)(&row, x, x_stride, c, 4);
-            if (c % 8 == 4)
+        for (ptrdiff_t c = 0; c < n_classes; c += 4) {
+            switch (n_classes - c) {
+            case 1: V(figure_some)(&row, x, x_stride, c, 1); break;
+            case 2: V(figure_some)(&row, x, x_stride, c, 2); break;
+            case 3: V(figure_some)(&row, x, x_stride, c, 3); break;
+            default: V(figure_some)(&row, x, x_stride, c, 4);
+            }
+            if (c % 8 == 4 || c + 4 >= n_classes)
                 V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
         }
-        for (; c < n_classes; c++)
-            V(figure_some)(&row, x, x_stride, c, 1);
-        V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
         if (V(any)(
                 V(not_below)(V(abs)(largest), V(all)(INFINITY)))) /* there is no largest to be relative to */
             row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes));
@@ -127,30 +129,50 @@ static void V(find_figure_sums)(V(lanes) *rows)
 {
     const softmax_job *job = rows->job;
     ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride;
+    int are_beside = V(are_beside)(rows, &job->logits);
+    int are_rows = V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize;
     for (int sweep = 0; sweep < 2; sweep++)
         for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
             n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
             const V(real) *x = rows->x_tile;
-            if (sweep == 0 || n < job->n_classes || V(are_beside)(rows, &job->logits))
+            if (sweep == 0 || n < job->n_classes || are_beside)
                 x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
-            (sweep ? V(sum_figures_of) : V(find_places))(rows, x, x_stride, n, c);
+            if (sweep == 0) {
+                V(find_places)(rows, x, x_stride, n, c);
+                continue;
+            }
+            const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+            V(fetch) next =
+                V(fetch_block)(c + n < job->n_classes ? x + n * x_stride : following, 1, x_stride);
+            if (!are_beside)
+                next = V(fetch_in_rows)(are_rows ? following + V(LINE) *c : NULL, job->n_classes);
+            V(sum_figures_of)(rows, x, x_stride, n, c, next);
         }
 }
 
 static void V(put_figures)(const V(lanes) *rows)
 {
     double *figures = rows->job->figures + rows->first * FIGURES;
-    for (ptrdiff_t i = 0; i < rows->n; i++, figures += FIGURES) {
-        double factor = rows->factor[i], poison = 0 * factor;
-        double gap = (double)rows->gap[i] + rows->gap_lost[i];
-        double weight = (double)rows->weight[i] + rows->weight_lost[i];
-        figures[RANK] = 1 + rows->n_before[i] + poison;
-        figures[TOP] = rows->top[i] + poison;
-        figures[TOP_PROBABILITY] = rows->peak[i] * factor;
-        figures[ENTROPY_OF_ROW] = rows->log1p_others[i] + gap * factor;
-        figures[OTHERS_SQUARED] = weight * factor * factor;
-        for (int k = 0; k < FIGURES && rows->live[i] == 0; k++)
-            figures[k] = 0;
+    double ALIGNED found[FIGURES][f64_LANES];
+    for (ptrdiff_t lane = 0; lane < rows->n; lane += f64_LANES) {
+#define TAKE(what) PASTE(V(take), f64)(rows->what + lane)
+        f64_vector factor = TAKE(factor), poison = 0 * factor;
+        f64_mask live = f64_nonzero(TAKE(live));
+        f64_vector gap = TAKE(gap) + TAKE(gap_lost), weight = TAKE(weight) + TAKE(weight_lost);
+        f64_store(found[TOP_PROBABILITY], f64_keep(live, TAKE(peak) * factor));
+        f64_store(found[ENTROPY_OF_ROW], f64_keep(live, TAKE(log1p_others) + gap * factor));
+        f64_store(found[OTHERS_SQUARED], f64_keep(live, weight * factor * factor));
+        f64_vector rank = poison + 1, top = poison;
+        for (int i = 0; i < f64_LANES; i++) {
+            rank[i] += (double)rows->n_before[lane + i];
+            top[i] += (double)rows->top[lane + i];
+        }
+#undef TAKE
+        f64_store(found[RANK], f64_keep(live, rank));
+        f64_store(found[TOP], f64_keep(live, top));
+        for (ptrdiff_t i = 0; i < f64_LANES && lane + i < rows->n; i++, figures += FIGURES)
+            for (int k = 0; k < FIGURES; k++)
+                figures[k] = found[k][i];
     }
 }
 #undef V

@@ -23,10 +23,7 @@ INLINE f64_vector f32_take_f64(const float *p)
     f32_half_vector half = *(const f32_unaligned_half *)p;
     return f32_widened(half);
 }
-INLINE void f32_give_f64(float *p, f64_vector v)
-{
-    *(f32_unaligned_half *)p = f32_narrowed(v);
-}
+INLINE void f32_give_f64(float *p, f64_vector v) { *(f32_unaligned_half *)p = f32_narrowed(v); }
 #endif
 
 /* The lanes as doubles, in pairs or fours if they are more */
