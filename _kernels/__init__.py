@@ -93,6 +93,17 @@ kl_div(log_probabilities, target, log_target, loss, num_threads) -> total
     loss = t*(log(t) - x), or with log_target exp(t)*(t - x). 0 where t, or exp(t), is 0 and x is not NaN.
 
 sigmoid(logits, out, log, num_threads)      out: logits' dtype and shape; the logarithm if log
+
+Counting, which the Cython backend alone does
+---------------------------------------------
+count_rows(loss, counted, figures, logits, target, ignored, counts, ranking, num_threads)
+    Add rows whose loss is known to `counts`, laid out as `logitloss.evaluate.counts` says, for an evaluation.
+    loss     R, of any shape; infinite ones have a bin, and no part in the mean
+    counted  bool, contiguous, as many: which rows count; None for all
+    figures  of classes, as cross_entropy fills it; a row of rank 0 does not count; or None
+    logits, target  of binary labels, the loss's shape, any real dtype; or None. Those equal to `ignored` do
+             not count, others outside [0, 1] are counted as bad.
+    ranking  int64[2, 65536], to which such logits are added, the negatives' first
 """
 
 # The last axis of `figures`

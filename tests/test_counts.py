@@ -13,6 +13,7 @@ from logitloss.evaluate.counts import LAYOUT, MOMENTS, N_LOGITS, N_PROBABILITIES
 from logitloss.evaluate.histogram import LEAST, MOST
 from logitloss.evaluate.ranking import LIMIT
 
+pytestmark = pytest.mark.sanitize
 FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 # Some tiles, and blocks, and what is left
 SIZES = (0, 1, 7, 511, 513, 1 << 14, 50_000)

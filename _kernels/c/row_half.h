@@ -70,13 +70,15 @@ typedef struct {
     dtype_code dtype;
     f32_exp_scale scale;
     f32_vector reference;
-    const f32_ranking *ranking; /* or NULL */
+    int has_figures;
+    const f32_ranking *ranking; /* or NULL: nothing is to be counted */
 } half_summing;
 
-static half_summing summing_halves(dtype_code dtype, const row_statistics *row, const f32_ranking *ranking)
+INLINE half_summing summing_halves(dtype_code dtype, const row_statistics *row, int has_figures,
+                                   const f32_ranking *ranking)
 {
     return (half_summing){dtype, f32_exp_scale_of(f32_all((float)row->exponent)),
-                          f32_all((float)row->largest), ranking};
+                          f32_all((float)row->largest), has_figures, ranking};
 }
 
 /* Add two vectors of logits, and count those above the bound. */
@@ -87,12 +89,12 @@ INLINE void add_exps(const half_summing *with, f32_vector x[2], f32_vector bound
     if (with->ranking) {
         const f32_mask above[2] = {f32_greater(x[0], bound), f32_greater(x[1], bound)};
         *n_before = f32_count(*n_before, above, 2);
-        for (int k = 0; k < 2; k++)
-            gap[k] = with->reference - x[k];
     }
+    for (int k = 0; with->has_figures && k < 2; k++)
+        gap[k] = with->reference - x[k];
     half_exp_parts(x, power, f32_parts_magic(with->scale));
     for (int k = 0; k < 2; k++) {
-        if (!with->ranking) {
+        if (!with->has_figures) {
             to->sum[k] = f32_fma(x[k], power[k], to->sum[k]);
             continue;
         }
@@ -113,7 +115,7 @@ INLINE void add_half_sums(row_statistics *row, const half_summing *with, const h
                           f32_counter n_before)
 {
     add(&row->sum, HALF_UNIT * f32_lanes_sum(sums->sum[0] + sums->sum[1]));
-    if (!with->ranking)
+    if (!with->has_figures)
         return;
     add(&row->square, HALF_UNIT * HALF_UNIT * f32_lanes_sum(sums->square[0] + sums->square[1]));
     add(&row->spread, HALF_UNIT * f32_lanes_sum(sums->spread[0] + sums->spread[1]));
@@ -189,18 +191,20 @@ INLINE void sum_halves(row_statistics *row, const half_summing *with, const uint
 }
 
 /* Functions of their own, so that each has the registers to itself */
-#define SUM_HALVES(name, code, has_figures)                                                        \
+#define SUM_HALVES(name, code, has_figures, ranks)                                                 \
     static __attribute__((noinline)) void name(row_statistics *row, const f32_ranking *ranking,    \
                                                const uint16_t *x, ptrdiff_t c, ptrdiff_t n_groups, \
                                                half_following *next)                               \
     {                                                                                              \
-        const half_summing with = summing_halves(code, row, has_figures ? ranking : NULL);         \
+        const half_summing with = summing_halves(code, row, has_figures, ranks ? ranking : NULL);  \
         sum_halves(row, &with, x, c, n_groups, next);                                              \
     }
-SUM_HALVES(sum_bfloats, DTYPE_BF16, 0)
-SUM_HALVES(sum_float16s, DTYPE_F16, 0)
-SUM_HALVES(sum_bfloat_figures, DTYPE_BF16, 1)
-SUM_HALVES(sum_float16_figures, DTYPE_F16, 1)
+SUM_HALVES(sum_bfloats, DTYPE_BF16, 0, 0)
+SUM_HALVES(sum_float16s, DTYPE_F16, 0, 0)
+SUM_HALVES(sum_bfloat_figures, DTYPE_BF16, 1, 1)
+SUM_HALVES(sum_float16_figures, DTYPE_F16, 1, 1)
+SUM_HALVES(sum_bfloat_figures_behind, DTYPE_BF16, 1, 0)
+SUM_HALVES(sum_float16_figures_behind, DTYPE_F16, 1, 0)
 #undef SUM_HALVES
 
 /* What comes before the label beside the logits above it: a top that is left out of the sums, at its number
@@ -249,10 +253,17 @@ static int add_halves(row_statistics *row, dtype_code dtype, const char *logits,
     }
     *next = n_next >= HALF_SPAN ? following((const uint16_t *)(const void *)next_logits, n_next)
                                 : following(x, n);
+    /* No class comes before the label's where it is the largest itself, or larger. */
+    int has_figures = ranking != NULL;
+    if (ranking && (largest < ranking->logit || (top >= 0 && top == ranking->label)))
+        ranking = NULL;
+    static void (*const sums[2][3])(row_statistics *, const f32_ranking *, const uint16_t *, ptrdiff_t,
+                                    ptrdiff_t, half_following *) = {
+        {sum_bfloats, sum_bfloat_figures_behind, sum_bfloat_figures},
+        {sum_float16s, sum_float16_figures_behind, sum_float16_figures}};
     void (*sum)(row_statistics *, const f32_ranking *, const uint16_t *, ptrdiff_t, ptrdiff_t,
-                half_following *) = dtype == DTYPE_F16 ? (ranking ? sum_float16_figures : sum_float16s)
-                                                       : (ranking ? sum_bfloat_figures : sum_bfloats);
-    const half_summing with = summing_halves(dtype, row, ranking);
+                half_following *) = sums[dtype == DTYPE_F16][has_figures + (ranking != NULL)];
+    const half_summing with = summing_halves(dtype, row, has_figures, ranking);
     ptrdiff_t n_groups = n / HALF_GROUP, rest = n % HALF_GROUP;
     ptrdiff_t whole = top >= 0 && top / HALF_GROUP < n_groups ? top / HALF_GROUP : n_groups;
     sum(row, ranking, x, 0, whole, next);
