@@ -297,11 +297,14 @@ def kernels(item: str) -> SimpleNamespace:
             x, step = lanes_of(job.logits, rows, c, n_some)
             find_tops(rows, x, step, c, n_some)
         target_logits(job, rows)
+        after_all = place(job.logits, rows.first + rows.n)
         for c in range(0, job.n_classes, in_tile):
             n_some = min(in_tile, job.n_classes - c)
             if in_tile < job.n_classes:
                 x, step = lanes_of(job.logits, rows, c, n_some)
-            exp_range(rows, x, step, rows.other, n_some, x, step)
+            # Rows of few classes follow each other.
+            ahead_step = rows.n * item_size if x == rows.tile else step
+            exp_range(rows, x, step, rows.other, n_some, after_all + c * ahead_step, ahead_step)
             sum_figures(rows, x, step, rows.other, c, n_some)
         found.total = finish_figures(job, rows)
         put_results(job, rows)
