@@ -466,7 +466,7 @@ cdef int run_counts(
     cdef ptrdiff_t b, n, first = 0, n_blocks = (job.n_rows + COUNT_ROWS - 1) // COUNT_ROWS
     cdef int n_threads = num_threads if n_blocks > 1 else 1
     cdef ptrdiff_t ranked = 2 * RANKING_BINS if ranking != NULL else 0
-    cdef row_counts *found = <row_counts *> malloc(ROUND_COUNTS * sizeof(row_counts))
+    cdef row_counts *found = <row_counts *> malloc(min(n_blocks, ROUND_COUNTS) * sizeof(row_counts) + 1)
     cdef uint32_t *rankings = <uint32_t *> calloc(n_threads * ranked + 1, sizeof(uint32_t))
     try:
         if found == NULL or rankings == NULL:

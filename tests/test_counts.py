@@ -10,6 +10,7 @@ from cases import INTEGERS, rng_for
 import logitloss
 from logitloss._backends import ISAS, counter
 from logitloss.evaluate.counts import LAYOUT, MOMENTS, N_LOGITS, N_PROBABILITIES, N_RANKS, count_rows
+from logitloss.evaluate.errors import ShapeError
 from logitloss.evaluate.histogram import LEAST, MOST
 from logitloss.evaluate.ranking import LIMIT
 
@@ -228,3 +229,11 @@ def test_another_layout_is_refused(isa):
     with pytest.raises(ValueError, match=r"counts of \d+ bytes, expected"):
         counter(isa).count_rows(np.zeros(3), None, None, None, None, None, short, None, 1)
     assert len(MOMENTS) == LAYOUT["moments"].shape[0]
+
+
+@pytest.mark.parametrize("name", ["counted", "figures", "logits", "target"])
+def test_arrays_of_another_shape_are_refused(name):
+    arrays = {"counted": np.ones(3, bool), "figures": np.zeros((3, 5)), "logits": np.zeros(3)}
+    arrays["target"] = np.zeros(3)
+    with pytest.raises(ShapeError, match=f"{name}: of shape .*expected"):
+        count_rows(np.zeros(3), **{name: arrays[name][:2]})

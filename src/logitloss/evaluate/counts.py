@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends
+from logitloss._kernels import FIGURES
 from logitloss._threads import threads_for
+from logitloss.evaluate.errors import ShapeError
 from logitloss.evaluate.moments import Compensated, Moments
 
 Array = npt.NDArray[Any]
@@ -90,9 +92,9 @@ def count_rows(
     ----------
     loss : float32 or float64 array
         Nats.
-    counted : bool array of as many, contiguous, optional
+    counted : bool array of the loss's shape, optional
         Which rows count. All by default, but those that are ignored.
-    figures : float64 array (rows, FIGURES), contiguous, optional
+    figures : float64 array of that shape and FIGURES, optional
         Of classes, as kernels tell them; of an ignored row they are 0.
     logits, target : arrays of the loss's shape, optional
         Of binary labels; those equal to `ignored` are.
@@ -100,9 +102,20 @@ def count_rows(
         The result does not depend on it.
     backend : str, optional
         Which C rows are to count; of any other backend, the default ones.
+
+    Raises
+    ------
+    ShapeError
+        A ValueError: one of them has another shape.
     """
+    shapes = {"counted": loss.shape, "figures": (*loss.shape, len(FIGURES))}
+    shapes |= {"logits": loss.shape, "target": loss.shape}
+    for name, array in (("counted", counted), ("figures", figures), ("logits", logits), ("target", target)):
+        if array is not None and array.shape != shapes[name]:
+            raise ShapeError(name, f"of shape {array.shape}, expected {shapes[name]}")
     found = np.zeros((), LAYOUT)
-    figures = None if figures is None else np.ascontiguousarray(figures)
+    counted = None if counted is None else np.ascontiguousarray(counted, np.bool_)
+    figures = None if figures is None else np.ascontiguousarray(figures, np.float64)
     ranking = None if logits is None else np.zeros((2, N_LOGITS), np.int64)
     threads = threads_for(LOGITS_A_ROW * loss.size, num_threads)
     _backends.counter(backend).count_rows(

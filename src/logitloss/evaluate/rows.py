@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     A row that does not count has loss 0. Of classes there are the kernels' figures, the labels, and how many
     classes there are; of binary labels the labels and logits. `VocabularyShards` can lack both, and then know
     which rows are hits. `kept` is False where a mask leaves a row out (None: nowhere). `counts` may be there
-    already.
+    already; else they are found by so many threads.
     """
 
     loss: Array
@@ -40,6 +40,7 @@ class Rows(NamedTuple):
     kept: Mask | None = None
     known_hit: Mask | None = None
     counts: Counts | None = None
+    num_threads: int | None = None
 
     def chosen(self, rows: Array | slice) -> "Rows":
         """Return some of them."""
@@ -56,9 +57,12 @@ class Rows(NamedTuple):
         """Return what they come to."""
         if self.counts is not None:
             return self.counts
+        threads = self.num_threads
         if self.logit is not None:
-            return count_rows(self.loss, self.counted, logits=self.logit, target=self.label)
-        counts = count_rows(self.loss, self.counted, figures=self.figures)
+            return count_rows(
+                self.loss, self.counted, logits=self.logit, target=self.label, num_threads=threads
+            )
+        counts = count_rows(self.loss, self.counted, figures=self.figures, num_threads=threads)
         if self.known_hit is not None:
             counts.found["correct"] = np.count_nonzero(self.known_hit)
         return counts
@@ -158,6 +162,7 @@ def cross_entropy_rows(
         x.shape[-1],
         kept=None if kept is None else kept.ravel(),
         counts=counts,
+        num_threads=num_threads,
     )
 
 
@@ -186,7 +191,7 @@ def binary_rows(
     )
     counts = count_rows(
         loss,
-        None if kept is None else np.ascontiguousarray(kept),
+        kept,
         logits=x,
         target=labels,
         ignored=ignore_index,
@@ -213,6 +218,7 @@ def binary_rows(
         logit=x.ravel(),
         kept=None if kept is None else kept.ravel(),
         counts=counts,
+        num_threads=num_threads,
     )
 
 
