@@ -9,8 +9,8 @@ enum { COUNT_TILE = 512, TILE_ROOM = COUNT_TILE + f64_QUAD, COPIES = 4 };
 
 /* Columns of a tile; first those of which there are moments */
 enum { PROBABILITY = N_MOMENTS, ROW_RANK, OTHERS, OUTCOME, LOGIT, COLUMNS };
-/* A row's bins: of its probability, with PROBABILITY_BINS + 1 more where it came true; of its rank or logit
- */
+/* A row's bins: that of its probability by PROBABILITY_BINS + 1 later where it came true, that of its rank or
+ * logit */
 enum { LOSS_BIN, PROBABILITY_BIN, RANK_BIN, BIN_COLUMNS, OUTCOME_BINS = 2 * (PROBABILITY_BINS + 1) };
 
 typedef struct {
@@ -218,7 +218,6 @@ static double deviations_of(double *column, ptrdiff_t n, double mean)
     return f64_lanes_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-/* The numbers of a column, which has 0 behind them */
 /* Move what is finite to the front, with 0 behind; returns how many are. */
 static ptrdiff_t drop_infinite(double *column, ptrdiff_t n)
 {
