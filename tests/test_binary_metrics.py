@@ -7,7 +7,7 @@ import pytest
 from cases import rng_for
 from sklearn import metrics as sklearn_metrics
 
-from logitloss.evaluate import EvaluationState, evaluate
+from logitloss.evaluate import EvaluationState, LabelError, evaluate
 from logitloss.evaluate.counts import N_PROBABILITIES, count_rows
 from logitloss.evaluate.ranking import LIMIT, STEP, Ranking
 
@@ -99,6 +99,16 @@ def test_labels_between_0_and_1():
     p = 1 / (1 + np.exp(-logits))
     assert figures.brier == pytest.approx(((p - labels) ** 2).mean(), rel=1e-14)
     assert figures.roc_auc == 1.0  # 0.75 alone is positive
+
+
+@pytest.mark.parametrize("ignored", [2**53, -(2**63)])
+def test_a_label_next_to_a_large_ignored_one_is_refused(ignored):
+    """In float64 they are one number."""
+    state = EvaluationState("bce")
+    state.update(np.zeros(2), np.array([1, ignored]), ignore_index=ignored, backend="reference")
+    assert (state.count, state.ignored) == (1, 1)
+    with pytest.raises(LabelError, match=rf"row 1: label {ignored + 1} is outside 0 to 1"):
+        state.update(np.zeros(2), np.array([1, ignored + 1]), ignore_index=ignored, backend="reference")
 
 
 @pytest.mark.parametrize("label", [0, 1])

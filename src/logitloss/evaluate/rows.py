@@ -189,12 +189,17 @@ def binary_rows(
             x, labels, reduction="none", num_threads=num_threads, backend=backend
         )
     )
+    marks, ignored = kept, None
+    if abs(ignore_index) < 2**53:
+        ignored = ignore_index
+    else:  # labels are counted as doubles, of which this may be several integers
+        marks = labels != ignore_index if kept is None else (labels != ignore_index) & kept
     counts = count_rows(
         loss,
-        kept,
+        marks,
         logits=x,
         target=labels,
-        ignored=ignore_index,
+        ignored=ignored,
         num_threads=num_threads,
         backend=backend,
     )
