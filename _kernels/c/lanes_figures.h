@@ -83,7 +83,8 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
 {
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         const V(vector) zero = V(all)(0);
-        V(fetch_classes)(&next, lane, next.at ? (int)n_classes : 0);
+        if (next.at) /* known where the next block's lines are */
+            V(fetch_classes)(&next, lane, (int)n_classes);
         V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
         V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
         V(figuring) row = {.reference = V(keep)(is_finite, largest),
