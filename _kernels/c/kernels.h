@@ -116,8 +116,7 @@ enum {
     COUNT_ROWS = 1 << 12, /* of a block */
     RANK_BINS = 102,      /* 0, of which there is none, to 100, and what is above */
     PROBABILITY_BINS = 15,
-    /* Of losses: each power of two from 2^-20 to 2^10 in four parts, by a double's first bits, and the ends
-     */
+    /* Of losses: by a double's first bits, each power of two from 2^-20 to 2^10 in four parts; both ends */
     LOSS_BINS = 122,
     LOSS_BIN_SHIFT = 50,
     LOSS_BIN_FIRST = (1023 - 20) << 2,
@@ -164,8 +163,7 @@ typedef struct {
     block_function part_statistics, part_second_pass;
     block_function label_weight_block; /* of a softmax_job: of its target alone */
     block_function pointwise_block;    /* of a pointwise_job */
-    /* Count a block of rows; logits of binary labels are added to `ranking`, which is the calling thread's.
-     */
+    /* Count a block of rows; logits of binary labels are added to `ranking`, the calling thread's own. */
     void (*count_block)(const count_job *job, ptrdiff_t block, uint32_t *ranking, row_counts *found);
     void (*merge_counts)(row_counts *into, const row_counts *from);
 } kernel_table;

@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     A row that does not count has loss 0. Of classes there are the kernels' figures, the labels, and how many
     classes there are; of binary labels the labels and logits. `VocabularyShards` can lack both, and then know
     which rows are hits. `kept` is False where a mask leaves a row out (None: nowhere). `counts` may be there
-    already; else they are found by so many threads.
+    already; else `num_threads` find them.
     """
 
     loss: Array
