@@ -231,6 +231,38 @@ def test_results_too_large_for_the_cache(backend, dtype, n_classes):
         assert np.array_equal(whole, in_place, equal_nan=True), name
 
 
+@pytest.mark.parametrize("offset", [0, 5])
+@pytest.mark.parametrize(("n_classes", "n_beside"), [(1, 0), (10, 0), (24, 0), (2, 4099), (21, 1728)])
+def test_gradients_of_few_classes_too_large_for_the_cache(backend, dtype, n_classes, n_beside, offset):
+    """They are written while later rows are summed, from anywhere in a line on: each row as if alone."""
+    if backend == "reference":
+        pytest.skip("the reference knows no caches")
+    n_planes = 2**25 // (max(4, dtype.itemsize) * n_classes * max(n_beside, 1)) + 3
+    beside = (n_beside,) if n_beside else ()
+    rng = np.random.default_rng()
+    logits = (4 * rng.standard_normal((n_planes, n_classes, *beside), np.float32)).astype(dtype)
+    target = rng.integers(0, n_classes, (n_planes, *beside))
+    # Some go another way than their neighbours: ignored, or not in the range of a plain sum
+    first_logit = np.moveaxis(logits, 1, -1)[..., 0]
+    first_logit.flat[[200, 640, 900, -1]] = np.array([np.nan, -np.inf, 300, -300]).astype(dtype)
+    target.flat[[3, 700, -2]] = -100
+    memory = np.full(logits.size + 64, 9, dtype)
+    out = memory[offset : offset + logits.size].reshape(logits.shape)
+    options = {"axis": 1, "reduction": "none", "backend": backend}
+    loss, _ = ll.cross_entropy_value_and_grad(logits, target, out=out, **options)
+    assert (memory[:offset] == 9).all()
+    assert (memory[offset + logits.size :] == 9).all()
+    step = 2**20 // (n_classes * max(n_beside, 1))
+    for first in range(0, n_planes, step):
+        some = slice(first, first + step)
+        alone = ll.cross_entropy_value_and_grad(logits[some], target[some], **options)
+        assert np.array_equal(loss[some], alone[0], equal_nan=True)
+        assert np.array_equal(out[some], alone[1], equal_nan=True)
+    again, in_place = ll.cross_entropy_value_and_grad(logits, target, out=logits, num_threads=1, **options)
+    assert np.array_equal(loss, again, equal_nan=True)
+    assert np.array_equal(out, in_place, equal_nan=True)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "every_second_class"])
 def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
     """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""

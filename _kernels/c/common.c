@@ -112,12 +112,22 @@ ptrdiff_t lanes_rows(const softmax_job *job)
     if (job->n_classes > INT32_MAX || (job->n_classes >= FEW_CLASSES && !are_beside))
         return 0;
     ptrdiff_t class_bytes = job->n_classes * (x->dtype == DTYPE_F64 ? 8 : 4);
-    ptrdiff_t most = (are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES) / class_bytes - 16;
+    ptrdiff_t tile_bytes = are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES;
+    if (job->second_pass == GRADIENT && job->n_classes <= LANES_PLAIN_CLASSES)
+        tile_bytes = are_beside ? LANES_BESIDE_GRADIENT_BYTES : LANES_SHORT_GRADIENT_BYTES;
+    ptrdiff_t most = tile_bytes / class_bytes - 16;
     int are_long = are_beside && most < 64;
     most = most < LANES_ROWS && !are_long ? most : LANES_ROWS;
     ptrdiff_t share = job->n_rows / (are_long ? 4 : 64); /* work for many threads */
     most = most < share ? most : share;
     return most < 64 ? 64 : most / 64 * 64;
+}
+
+/* How often a block takes so many rows at once: seldom enough that there is work for many threads */
+static ptrdiff_t blocks_at_once(const softmax_job *job)
+{
+    ptrdiff_t times = job->n_rows / (64 * job->rows_at_once);
+    return times < 1 ? 1 : times < 16 ? times : 16;
 }
 
 /* How a job whose arrays are described goes through its rows; returns the bytes of scratch that a thread
@@ -130,8 +140,12 @@ size_t plan_rows(softmax_job *job)
     job->block_rows = job->rows_at_once = lanes_rows(job);
     job->kept_bytes = 0;
     job->keeps_exps = 0;
-    if (job->block_rows)
+    if (job->block_rows) {
+        /* Gradients of rows are written while the next of the block are summed. */
+        if (job->streams && job->second_pass == GRADIENT)
+            job->block_rows *= blocks_at_once(job);
         return 0;
+    }
     ptrdiff_t fitting = row_bytes ? BLOCK_BYTES / row_bytes : BLOCK_ROWS;
     job->rows_at_once = fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
     job->keeps_exps =
@@ -140,8 +154,7 @@ size_t plan_rows(softmax_job *job)
     if (job->streams && (job->keeps_exps || job->second_pass == LOG_SOFTMAX)) {
         /* While rows of a block are written, others are summed: not those that come last. */
         job->rows_at_once = job->rows_at_once > 1 ? job->rows_at_once / 2 : 1;
-        ptrdiff_t times = job->n_rows / (64 * job->rows_at_once);
-        job->block_rows = job->rows_at_once * (times < 1 ? 1 : times < 16 ? times : 16);
+        job->block_rows = job->rows_at_once * blocks_at_once(job);
     }
     /* Rows' exponentials in whole groups of vectors */
     size_t kept = (size_t)(job->rows_at_once * (row_bytes + 256));

@@ -30,7 +30,8 @@ INLINE f64_vector expm1_nonpositive(f64_vector x)
 {
     enum { TERMS = sizeof f64_exp2_fine_terms / sizeof(double) - 1 }; /* all but the last are f times these */
     f64_vector shifted, f = f64_max(f64_all(-60), x);
-    f64_exp_rounded(&f, &shifted, 1, f64_exp_scale_of(f64_all(0)));
+    f64_exp_scale scale = f64_exp_scale_of(f64_all(0));
+    f64_exp_rounded(&f, &shifted, 1, &scale, 0);
     f64_vector power = (f64_vector)((f64_ivector)shifted << MANTISSA_BITS), quotient = f;
     f64_polynomial(f64_exp2_fine_terms, TERMS, &quotient, 1);
     return f64_fma(power * quotient, f, power - 1);

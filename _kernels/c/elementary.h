@@ -197,29 +197,14 @@ INLINE V(exp_scale) V(exp_scale_of)(V(vector) k)
     return scale;
 }
 
-/* To x the fraction of x*log2_base, to `shifted` the whole, whose low bits are the exponent's place */
-INLINE void V(exp_rounded)(V(vector) *x, V(vector) *shifted, int n, V(exp_scale) scale)
+/* To x the fraction of x*log2_base, to `shifted` the whole, whose low bits are the exponent's place. `scale`
+ * is that of all if `step` is 0, or there is one for each if it is 1. */
+INLINE void V(exp_rounded)(V(vector) *x, V(vector) *shifted, int n, const V(exp_scale) *scale, int step)
 {
     for (int j = 0; j < n; j++)
-        shifted[j] = V(fma)(x[j], V(all)(LOG2E), scale.magic);
+        shifted[j] = V(fma)(x[j], V(all)(LOG2E), scale[j * step].magic);
     for (int j = 0; j < n; j++)
-        x[j] = V(fraction)(x[j], shifted[j] - scale.magic, LOG2_BASE);
-}
-
-/* exp(x)*2^-k (in a row's base) of n <= 8 vectors, in place but for a factor `power`; for x <= (k +
- * EXPONENT_BIAS)*ln2 and |k*ln2| <= DIRECT; 0 at -inf, NaN at NaN. `seen`, if not NULL, gathers the bits of
- * what was shifted. */
-INLINE void V(exp_gathered)(V(vector) *x, V(vector) *power, int n, V(exp_scale) scale, int is_fine,
-                            V(ivector) *seen)
-{
-    for (int j = 0; j < n; j++)
-        x[j] = V(max)(scale.floor, x[j]);
-    V(exp_rounded)(x, power, n, scale);
-    for (int j = 0; j < n && seen; j++)
-        *seen |= (V(ivector))power[j];
-    for (int j = 0; j < n; j++)
-        power[j] = (V(vector))((V(ivector))power[j] << MANTISSA_BITS);
-    V(exp2_units)(x, n, is_fine);
+        x[j] = V(fraction)(x[j], shifted[j] - scale[j * step].magic, LOG2_BASE);
 }
 
 /* The rounding constant that leaves parts in the low bits, too */
@@ -235,11 +220,12 @@ INLINE V(vector) V(power_of_parts)(V(vector) shifted)
     return (V(vector))power;
 }
 
-/* The same by parts, for a row's sum, of x that are at least the floor or NaN */
+/* exp(x)*2^-k (in a row's base) of n <= 8 vectors, in place but for a factor `power`, by parts, for a row's
+ * sum; for x <= (k + EXPONENT_BIAS)*ln2 that are at least the floor or NaN, |k*ln2| <= DIRECT */
 INLINE void V(exp_parts)(V(vector) *x, V(vector) *power, int n, V(exp_scale) scale)
 {
     scale.magic = V(parts_magic)(scale);
-    V(exp_rounded)(x, power, n, scale);
+    V(exp_rounded)(x, power, n, &scale, 0);
     for (int j = 0; j < n; j++)
         power[j] = V(power_of_parts)(power[j]);
 #if PART_BITS
@@ -256,33 +242,45 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     return x * power;
 }
 
-/* The same with the longer polynomial and for every x, |k*ln2| <= DIRECT. Returns all bits where one of them
- * was NaN or too large, if its result does not say so. */
-INLINE V(ivector) V(exps_fine)(V(vector) *x, V(exp_scale) scale, int n)
+/* The same with the longer polynomial and for every x: 0 at -inf, NaN at NaN. `is_lost`, in steps as those of
+ * `scale`, gets all bits where one was NaN or too large, if its result does not say so. */
+INLINE void V(exps_fine)(V(vector) *x, int n, const V(exp_scale) *scale, int step, V(ivector) *is_lost)
 {
     V(vector) power[8];
+    const int n_lost = step ? n : 1;
 #ifdef VECTOR_AVX512
     /* One operation scales by 2^n, whatever n: it needs no bounds (16.4 operations a class became 15.4). */
-    V(exp_rounded)(x, power, n, scale);
+    V(exp_rounded)(x, power, n, scale, step);
     for (int j = 0; j < n; j++)
         power[j] -= MAGIC + EXPONENT_BIAS;
     V(exp2_units)(x, n, 1);
     for (int j = 0; j < n; j++)
         x[j] = V(scale_normal)(x[j], power[j]);
-    return V(all_bits)(0);
+    for (int j = 0; j < n_lost; j++)
+        is_lost[j] = V(all_bits)(0);
 #else
     /* From the floor on nothing is under MAGIC, so what is beyond the exponent's place has other bits. */
     const V(ivector) fit = (V(ivector))V(all)(MAGIC) | (2 * EXPONENT_BIAS + 1);
-    V(ivector) seen = fit;
-    V(exp_gathered)(x, power, n, scale, 1, &seen);
+    for (int j = 0; j < n_lost; j++)
+        is_lost[j] = fit;
+    for (int j = 0; j < n; j++)
+        x[j] = V(max)(scale[j * step].floor, x[j]);
+    V(exp_rounded)(x, power, n, scale, step);
+    for (int j = 0; j < n; j++) {
+        is_lost[j * step] |= (V(ivector))power[j];
+        power[j] = (V(vector))((V(ivector))power[j] << MANTISSA_BITS);
+    }
+    V(exp2_units)(x, n, 1);
     for (int j = 0; j < n; j++)
         x[j] *= power[j];
-    return seen != fit;
+    for (int j = 0; j < n_lost; j++)
+        is_lost[j] = is_lost[j] != fit;
 #endif
 }
 INLINE V(vector) V(exp_fine)(V(vector) x, V(exp_scale) scale)
 {
-    V(exps_fine)(&x, scale, 1);
+    V(ivector) is_lost;
+    V(exps_fine)(&x, 1, &scale, 0, &is_lost);
     return x;
 }
 

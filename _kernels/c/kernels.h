@@ -36,8 +36,16 @@ enum {
     FEW_CLASSES = 48, /* fewer go by lanes wherever they lie */
     LANES_ROWS = 1024,
     LANES_TILE_BYTES = 1 << 17,
-    LANES_SHORT_BYTES = 1 << 14
+    LANES_SHORT_BYTES = 1 << 14,
+    /* Of more classes a plain sum would need more roundings than a result may. */
+    LANES_PLAIN_CLASSES = 24,
+    /* Where two blocks' exponentials are to be near, those written and those summed (lanes_gradients.h) */
+    LANES_BESIDE_GRADIENT_BYTES = 9 << 12,
+    LANES_SHORT_GRADIENT_BYTES = 1 << 13
 };
+
+/* Exponentials that are summed by lanes: only so, or kept in the tile too, or there already */
+typedef enum { SUMMED, KEPT, GIVEN } powers_are;
 
 typedef enum {
     DTYPE_F16,

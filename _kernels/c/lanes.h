@@ -19,8 +19,27 @@ enum {
     V(AHEAD) = 512 / sizeof(V(real)),
     /* The padding keeps what belongs to a row, or to its classes, out of one set of the cache. */
     V(LANES_STRIDE) = LANES_ROWS + V(LINE),
-    V(LANES_TILE) = LANES_TILE_BYTES / sizeof(V(real)) + V(LINE)
+    /* Of more a plain gradient, which has one more rounding, needs what the sum lost. */
+    V(LABELS_FEW) = 2 * V(SWEEP),
+    V(LANES_TILE) = LANES_TILE_BYTES / sizeof(V(real)) + V(LINE),
+    V(FLAT_TILE) = LANES_SHORT_BYTES / sizeof(V(real)) + V(LINE) /* what precedes the rows included */
 };
+
+/* Gradients that are to be written of n rows, of which `done` rows or classes are (lanes_gradients.h). Those
+ * written last ended at `end`, if it is not NULL, amid a line which still is to be written. */
+typedef struct {
+    int is_flat, streams, continues;
+    ptrdiff_t n, n_classes, done;
+    V(real) *power, *out, *end;
+    V(real) ALIGNED factor[V(LANES_STRIDE)];
+    /* Of flat ones: where the first whole line begins, and after the last */
+    ptrdiff_t head, tail;
+    /* Of others */
+    ptrdiff_t done_in_class, stride, out_stride;
+    V(real) ALIGNED label_entry[V(LANES_STRIDE)];
+    V(bits) ALIGNED label[V(LANES_STRIDE)];
+    V(real) ALIGNED carried[LANES_PLAIN_CLASSES][2 * V(LINE)];
+} V(unwritten);
 
 typedef struct {
     const softmax_job *job;
@@ -46,7 +65,10 @@ typedef struct {
     V(real) ALIGNED is_plain[V(LANES_STRIDE)], plain_loss[V(LANES_STRIDE)];
     V(real) ALIGNED plain_factor[V(LANES_STRIDE)], plain_entry[V(LANES_STRIDE)];
     double ALIGNED lse[V(LANES_STRIDE)], lse_in[V(LANES_STRIDE)];
-    V(real) ALIGNED x_tile[V(LANES_TILE)], gamma_tile[V(LANES_TILE)];
+    V(unwritten) unwritten;
+    V(bits) ALIGNED row_of[LANES_PLAIN_CLASSES * V(LANES)]; /* of lanes_gradients.h */
+    V(real) *x_tile, *gamma_tile;
+    V(real) ALIGNED tile[2][V(LANES_TILE)];
 } V(lanes);
 
 INLINE V(ivector) V(load_bits)(const V(bits) *p) { return (V(ivector))V(load)((const V(real) *)p); }

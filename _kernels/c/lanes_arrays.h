@@ -138,6 +138,14 @@ INLINE int V(are_beside)(const V(lanes) *rows, const array_view *view)
            V(run_length)(view, rows->first, rows->n) == rows->n;
 }
 
+/* Do they lie one after another, without gaps? */
+INLINE int V(are_flat)(const V(lanes) *rows, const array_view *view)
+{
+    return V(is_real)(view) && view->class_stride == view->itemsize &&
+           V(last_stride)(view) == rows->job->n_classes * view->itemsize &&
+           V(run_length)(view, rows->first, rows->n) == rows->n;
+}
+
 INLINE char *V(place)(const array_view *view, ptrdiff_t row, ptrdiff_t c)
 {
     return view->data + view_offset(view, row) + c * view->class_stride;

@@ -206,55 +206,80 @@ static void V(second_pass_of)(V(lanes) *rows, int powers)
         fence();
 }
 
-static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_result *result)
+/* Rows that stand in `rows`, added to the result; returns 0 if a label is bad. */
+static int V(lanes_some)(V(lanes) *rows, block_result *result)
 {
-    V(lanes) rows;
-    rows.job = job;
-    rows.first = number * job->block_rows;
-    rows.n = job->n_rows - rows.first < job->block_rows ? job->n_rows - rows.first : job->block_rows;
-    rows.width = (rows.n + V(LANES) - 1) / V(LANES) *V(LANES);
-    result->counted = V(prepare)(&rows);
-    if (result->counted < 0) {
+    const softmax_job *job = rows->job;
+    double total;
+    rows->width = (rows->n + V(LANES) - 1) / V(LANES) *V(LANES);
+    ptrdiff_t counted = V(prepare)(rows);
+    if (counted < 0) {
         int64_t labels[LANES_ROWS];
-        result->counted = 0;
-        block_labels(job, number, labels, result);
-        return;
+        rows_labels(job, rows->first, rows->n, labels, result);
+        return 0;
     }
-    rows.all_live = result->counted == rows.n;
-    int fits = V(classes_in_tile)(&rows) == job->n_classes;
+    rows->all_live = counted == rows->n;
+    int fits = V(classes_in_tile)(rows) == job->n_classes;
     int powers = fits && (job->second_pass == GRADIENT || job->second_pass == SOFTMAX);
     int tries_plain = fits && V(has_plain_labels)(job);
-    int is_plain = tries_plain && V(plain_labels)(&rows, powers, &result->total);
-    rows.some_plain = 0;
+    int is_plain = tries_plain && V(plain_labels)(rows, powers, &total);
+    rows->some_plain = 0;
     if (!is_plain) {
+        V(write_carried)(&rows->unwritten);
         if (tries_plain)
-            V(keep_plain)(&rows);
-        V(prepare_more)(&rows);
+            V(keep_plain)(rows);
+        V(prepare_more)(rows);
         if (job->figures)
-            V(find_figure_sums)(&rows);
+            V(find_figure_sums)(rows);
         else
-            V(find_sums)(&rows, powers);
+            V(find_sums)(rows, powers);
 #ifdef REAL_IS_F64
-        result->total = f64_finish_lanes_f64(&rows);
+        total = f64_finish_lanes_f64(rows);
 #else
         if (job->lse.data || job->lse_in.data || job->gamma || job->target_kind == PROBABILITIES ||
             job->z_loss != 0)
-            result->total = f32_finish_lanes_f64(&rows);
+            total = f32_finish_lanes_f64(rows);
         else
-            result->total = f32_finish_lanes_f32(&rows);
+            total = f32_finish_lanes_f32(rows);
 #endif
         if (tries_plain)
-            result->total = V(restore_plain)(&rows);
+            total = V(restore_plain)(rows);
     }
+    result->counted += counted;
+    result->total += total;
     if (job->loss.data)
-        V(store_items)(&job->loss, rows.first, rows.n, rows.loss);
+        V(store_items)(&job->loss, rows->first, rows->n, rows->loss);
     if (job->lse.data)
-        f64_store_items(&job->lse, rows.first, rows.n, rows.lse);
+        f64_store_items(&job->lse, rows->first, rows->n, rows->lse);
     if (job->figures)
-        V(put_figures)(&rows);
-    if (job->second_pass != NOTHING && !(is_plain && V(put_gradients)(&rows))) {
-        rows.all_live |= is_plain;
-        V(second_pass_of)(&rows, powers);
+        V(put_figures)(rows);
+    if (job->second_pass != NOTHING && !rows->unwritten.n) {
+        rows->all_live |= is_plain;
+        V(second_pass_of)(rows, powers);
     }
+    return 1;
+}
+
+static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_result *result)
+{
+    V(lanes) rows;
+    ptrdiff_t first = number * job->block_rows, left = job->n_rows - first;
+    rows.job = job;
+    rows.x_tile = rows.tile[0];
+    rows.gamma_tile = rows.tile[1];
+    rows.unwritten.n = rows.unwritten.done = rows.unwritten.done_in_class = 0;
+    rows.unwritten.power = rows.unwritten.end = NULL;
+    if (job->second_pass == GRADIENT && V(has_plain_labels)(job))
+        V(place_rows)(rows.row_of, job->n_classes);
+    left = left < job->block_rows ? left : job->block_rows;
+    for (rows.first = first; left > 0; rows.first += rows.n, left -= rows.n) {
+        rows.n = left < job->rows_at_once ? left : job->rows_at_once;
+        if (!V(lanes_some)(&rows, result))
+            return;
+    }
+    V(write_rest)(&rows);
+    V(write_carried)(&rows.unwritten);
+    if (job->streams)
+        fence();
 }
 #undef V

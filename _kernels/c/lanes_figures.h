@@ -49,6 +49,7 @@ INLINE void V(figure_some)(V(figuring) *row, const V(real) *x, ptrdiff_t x_strid
     const V(exp_scale) scale = V(exp_scale_of)(V(all)(-V(LANES_HEADROOM)));
     const V(vector) lowest = V(all)(sizeof(V(real)) == 8 ? (V(real))-2000 : (V(real))-200);
     V(vector) e[4], below[4];
+    V(ivector) is_lost; /* not here: they are at most 0 */
     for (int j = 0; j < n; j++) {
         V(ivector) number = V(all_bits)((V(bits))(c + j));
         V(vector) logit = V(load)(x + (c + j) * x_stride);
@@ -57,7 +58,7 @@ INLINE void V(figure_some)(V(figuring) *row, const V(real) *x, ptrdiff_t x_strid
         below[j] = V(max)(lowest, logit - row->reference); /* where e is 0: finite */
         e[j] = below[j];
     }
-    V(exps_fine)(e, scale, n);
+    V(exps_fine)(e, n, &scale, 0, &is_lost);
     for (int j = 0; j < n; j++) {
         e[j] = V(drop)(V(equal_bits)(row->top, V(all_bits)((V(bits))(c + j))), e[j]);
         row->sum.chain += e[j];

@@ -8,10 +8,6 @@
  */
 #define V(name) PASTE(REAL, name)
 
-/* Of more the sum would need more roundings than a result may; of more than two sweeps a gradient, which has
- * one more, needs what the sum lost. */
-enum { V(LABELS_MOST_CLASSES) = 3 * V(SWEEP), V(LABELS_FEW) = 2 * V(SWEEP) };
-
 INLINE V(vector) PASTE(V(take), REAL)(const V(real) *p) { return V(load)(p); }
 INLINE void PASTE(V(give), REAL)(V(real) *p, V(vector) v) { V(store)(p, v); }
 #ifndef REAL_IS_F64
@@ -40,7 +36,7 @@ INLINE f64_vector V(halves_sum)(V(vector) v)
 static int V(has_plain_labels)(const softmax_job *job)
 {
     return job->target_kind == LABELS && !job->gamma && job->z_loss == 0 && !job->lse_in.data &&
-           !job->lse.data && !job->figures && job->n_classes <= V(LABELS_MOST_CLASSES);
+           !job->lse.data && !job->figures && job->n_classes <= LANES_PLAIN_CLASSES;
 }
 
 /* What the rows' exponentials are relative to */
@@ -70,25 +66,31 @@ INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *
 #endif
 }
 
-/* Add classes from first_class on to others (`sum`) and own (`peak`). The exponentials go to `e`, if not
- * NULL; it may be x. */
-INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
-                          ptrdiff_t e_stride, int n_classes, ptrdiff_t first_class, V(fetch) next)
+/* Add classes from first_class on to others (`sum`) and own (`peak`). */
+INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, powers_are powers,
+                          int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
-    const int keeps_lost = e && rows->job->n_classes > V(LABELS_FEW);
+    const int keeps_lost = powers != SUMMED && rows->job->n_classes > V(LABELS_FEW);
+    const ptrdiff_t e_stride = V(tile_stride)(rows);
+    V(real) *e = rows->x_tile + first_class * e_stride;
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(exp_scale) scale = rows->exp_scale[lane / V(LANES)];
         V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
+        V(ivector) is_lost = V(all_bits)(0);
         V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
-        V(fetch_classes)(&next, lane, n_classes);
+        if (powers != GIVEN)
+            V(fetch_classes)(&next, lane, n_classes);
+        if (powers == KEPT && rows->unwritten.n && lane % V(LINE) == 0)
+            V(write_class_lines)(&rows->unwritten, n_classes);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++)
             power[c] = V(load)(x + c * x_stride);
-        V(ivector) is_lost = V(exps_fine)(power, scale, n_classes);
+        if (powers != GIVEN)
+            V(exps_fine)(power, n_classes, &scale, 0, &is_lost);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
-            if (e)
+            if (powers == KEPT)
                 V(store)(e + c * e_stride + lane, power[c]);
             V(take_class)(power, c, label, &own);
         }
@@ -115,15 +117,17 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
     }
 }
 
-static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *e,
-                          ptrdiff_t e_stride, V(fetch) next)
+static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, powers_are powers,
+                          V(fetch) next)
 {
-#define LABEL_SUMS(n)                                                            \
-    case n:                                                                      \
-        if (e)                                                                   \
-            V(label_sums)(rows, x, x_stride, e, e_stride, n, first_class, next); \
-        else                                                                     \
-            V(label_sums)(rows, x, x_stride, NULL, 0, n, first_class, next);     \
+#define LABEL_SUMS(n)                                                       \
+    case n:                                                                 \
+        if (powers == GIVEN)                                                \
+            V(label_sums)(rows, x, x_stride, GIVEN, n, first_class, next);  \
+        else if (powers == KEPT)                                            \
+            V(label_sums)(rows, x, x_stride, KEPT, n, first_class, next);   \
+        else                                                                \
+            V(label_sums)(rows, x, x_stride, SUMMED, n, first_class, next); \
         break
     ptrdiff_t first_class = 0;
     for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) {
@@ -140,7 +144,6 @@ static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
             LABEL_SUMS(8);
         }
         x += n * x_stride;
-        e = e ? e + n * e_stride : NULL;
         first_class += n;
         next.at += n * next.class_step;
     }
@@ -161,7 +164,8 @@ INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
 {
     V(vector) worst = V(all)(1);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
-        __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize);
+        for (int i = 0; i < 8 * V(LANES) / 64; i++)
+            __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize + 64 * i);
         V(vector) others = V(load)(rows->sum + lane), own = V(load)(rows->peak + lane);
         V(vector) whole = own + others;
         V(mask) live = V(nonzero)(V(load)(rows->live + lane));
@@ -171,12 +175,14 @@ INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
         worst = V(min)(worst, is_plain);
         V(store)(rows->loss + lane, V(keep)(live, others / own));
         if (gradient) {
-            V(vector) factor = V(load)(rows->scale + lane) / whole;
+            V(vector) scale = V(load)(rows->scale + lane), inverse = V(all)(1) / whole;
+            V(vector) factor = scale * inverse, rest = V(fma)(-factor, whole, scale);
             if (rows->job->n_classes > V(LABELS_FEW)) {
                 V(long_sum) exact = {own, others, V(load)(rows->sum_lost + lane)};
                 V(fold)(&exact);
-                factor -= factor * (exact.lost / whole);
+                rest -= factor * exact.lost;
             }
+            factor = V(fma)(rest, inverse, factor);
             if (is_weighted)
                 factor *= V(load)(rows->beta + lane);
             factor = V(keep)(live, factor);
@@ -248,19 +254,10 @@ static double V(restore_plain)(V(lanes) *rows)
     return total;
 }
 
-/* All of it but the gradient; returns 0 if a row is out of range. */
-static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
+/* The losses of rows whose sums are known; returns 0 if a row is out of range. */
+static int V(plain_losses)(V(lanes) *rows, int powers, double *total)
 {
     const softmax_job *job = rows->job;
-    const char *label = job->target.data + view_offset(&job->target, rows->first);
-    const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
-    ptrdiff_t x_stride;
-    const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
-    V(scale_rows)(rows, x);
-    rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
-    V(fetch) next = x == rows->x_tile ? V(fetch_in_rows)(following, job->n_classes)
-                                      : V(fetch_in_place)(rows, x, x_stride, following);
-    V(sum_labels)(rows, x, x_stride, powers ? rows->x_tile : NULL, V(tile_stride)(rows), next);
     if (job->beta) {
         int is_plain = V(label_ratios)(rows, 1, powers);
         *total = V(label_losses)(rows, 1);
@@ -271,31 +268,37 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
     return is_plain;
 }
 
-/* The gradients of rows with classes next to each other, from the exponentials in x_tile; returns 0 where
- * they are not so. */
-static int V(put_gradients)(V(lanes) *rows)
+/* Losses, and gradients left to be written or, where they are no reals side by side, exponentials in x_tile;
+ * returns 0 if a row is out of range. */
+static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
 {
-    const array_view *out = &rows->job->out;
-    ptrdiff_t n_classes = rows->job->n_classes, stride = V(last_stride)(out) / (ptrdiff_t)sizeof(V(real));
-    int streams = rows->job->streams && stride == n_classes;
-    if (!V(is_real)(out) || out->class_stride != out->itemsize || n_classes < V(PIECE))
-        return 0;
-    for (ptrdiff_t done = 0, n; done < rows->n; done += n) {
-        V(real) *to = (V(real) *)V(place)(out, rows->first + done, 0);
-        V(real) *at = streams ? rows->gamma_tile : to;
-        n = V(run_length)(out, rows->first + done, rows->n - done);
-        V(lanes_to_rows_times)(rows->x_tile + done, V(tile_stride)(rows), n, n_classes, at, stride,
-                               rows->factor + done);
-        for (ptrdiff_t i = 0; i < n; i++) {
-            V(bits) label = rows->label[done + i];
-            if (label >= 0)
-                at[i * stride + label] = rows->label_entry[done + i];
-        }
-        if (streams)
-            V(stream_run)(to, n * n_classes, at);
+    const softmax_job *job = rows->job;
+    const char *label = job->target.data + view_offset(&job->target, rows->first);
+    const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+    ptrdiff_t x_stride = V(tile_stride)(rows);
+    rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
+    V(unwritten) *left = &rows->unwritten;
+    V(real) *flat = NULL;
+    if (CAN_SPREAD && job->second_pass == GRADIENT && V(are_flat)(rows, &job->logits) &&
+        V(are_flat)(rows, &job->out)) {
+        flat = rows->gamma_tile + V(LINE);
+        flat += left->power == flat ? V(FLAT_TILE) : 0;
+        V(flat_powers)(rows, (const V(real) *)V(place)(&job->logits, rows->first, 0), following, flat);
+        V(rows_to_lanes)(flat, job->n_classes, rows->width, job->n_classes, rows->x_tile, x_stride);
+        V(sum_labels)(rows, rows->x_tile, x_stride, GIVEN, (V(fetch)){0});
+    } else {
+        if (left->n != rows->n)
+            V(write_rest)(rows);
+        const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
+        V(scale_rows)(rows, x);
+        V(fetch) next = x == rows->x_tile ? V(fetch_in_rows)(following, job->n_classes)
+                                          : V(fetch_in_place)(rows, x, x_stride, following);
+        V(sum_labels)(rows, x, x_stride, powers ? KEPT : SUMMED, next);
     }
-    if (streams)
-        fence();
-    return 1;
+    V(write_rest)(rows);
+    int is_plain = V(plain_losses)(rows, powers, total);
+    if (is_plain && (flat || (powers && job->streams && V(are_beside)(rows, &job->out))))
+        V(leave_gradients)(rows, flat);
+    return is_plain;
 }
 #undef V

@@ -16,6 +16,7 @@
 #endif
 #include "lanes.h"
 #include "lanes_arrays.h"
+#include "lanes_gradients.h"
 #include "lanes_labels.h"
 #include "lanes_figures.h"
 #include "lanes_block.h"

@@ -84,9 +84,9 @@ static void V(rows_to_lanes)(const V(real) *x, ptrdiff_t stride, ptrdiff_t n_row
             lanes[c * lanes_stride + i] = x[i * stride + c];
 }
 
-/* And back, times a factor of each row if that is not NULL */
-INLINE void V(lanes_to_rows_times)(const V(real) *lanes, ptrdiff_t lanes_stride, ptrdiff_t n_rows,
-                                   ptrdiff_t n_classes, V(real) *out, ptrdiff_t stride, const V(real) *factor)
+/* And back */
+static void V(lanes_to_rows)(const V(real) *lanes, ptrdiff_t lanes_stride, ptrdiff_t n_rows,
+                             ptrdiff_t n_classes, V(real) *out, ptrdiff_t stride)
 {
     ptrdiff_t whole = n_classes < V(PIECE) ? 0 : n_rows / V(LANES) *V(LANES), c = 0;
     for (ptrdiff_t done = 0; done < n_classes && whole; done += V(PIECE)) {
@@ -97,8 +97,6 @@ INLINE void V(lanes_to_rows_times)(const V(real) *lanes, ptrdiff_t lanes_stride,
             V(vector) v[V(PIECE)];
             for (int j = 0; j < V(PIECE); j++)
                 v[j] = V(load)(from + j * lanes_stride + i);
-            for (int j = 0; j < V(PIECE) &&factor; j++)
-                v[j] *= V(load)(factor + i);
             V(transpose)(v);
             for (int j = 0; j < V(PIECE); j++)
                 V(store_pieces)(to + j * stride, V(PIECE) *stride, v[j]);
@@ -106,12 +104,6 @@ INLINE void V(lanes_to_rows_times)(const V(real) *lanes, ptrdiff_t lanes_stride,
     }
     for (ptrdiff_t i = whole; i < n_rows; i++)
         for (c = 0; c < n_classes; c++)
-            out[i * stride + c] = lanes[c * lanes_stride + i] * (factor ? factor[i] : 1);
-}
-
-static void V(lanes_to_rows)(const V(real) *lanes, ptrdiff_t lanes_stride, ptrdiff_t n_rows,
-                             ptrdiff_t n_classes, V(real) *out, ptrdiff_t stride)
-{
-    V(lanes_to_rows_times)(lanes, lanes_stride, n_rows, n_classes, out, stride, NULL);
+            out[i * stride + c] = lanes[c * lanes_stride + i];
 }
 #undef V

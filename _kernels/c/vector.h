@@ -57,6 +57,13 @@ INLINE void fence(void)
 #endif
 }
 
+/* Whether a vector's reals are put in any order by one operation */
+#ifdef VECTOR_X86
+enum { CAN_SPREAD = 1 };
+#else
+enum { CAN_SPREAD = 0 };
+#endif
+
 #define REAL f64
 #define REAL_IS_F64
 #include "vector_real.h"

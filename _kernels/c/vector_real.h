@@ -229,6 +229,23 @@ INLINE V(vector) V(load_first)(const V(real) *p, ptrdiff_t n, V(real) filler)
 #endif
 }
 
+/* Of each lane, the real at its place among as many as a vector has */
+INLINE V(vector) V(spread)(const V(real) *numbers, V(ivector) at)
+{
+#if defined VECTOR_AVX512
+    return INTRINSIC(permutexvar)((__m512i)at, V(load)(numbers));
+#elif defined VECTOR_AVX2 && defined REAL_IS_F64
+    return _mm256_i64gather_pd(numbers, (__m256i)at, sizeof(double));
+#elif defined VECTOR_AVX2
+    return _mm256_permutevar8x32_ps(V(load)(numbers), (__m256i)at);
+#else
+    V(vector) v;
+    for (int i = 0; i < V(LANES); i++)
+        v[i] = numbers[at[i]];
+    return v;
+#endif
+}
+
 /* Of each lane's lowest bits, what stands there in a table of two vectors (AVX2: of one) */
 #if defined VECTOR_AVX512 && defined REAL_IS_F64
 INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
