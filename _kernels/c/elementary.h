@@ -32,12 +32,15 @@
 #endif
 
 /* How many of f's highest bits are looked up in a row's sum, where registers can be a table: the polynomial
- * of the rest has three terms (float64 four) less, for a look-up and an addition of integers. */
+ * of the rest has three terms (float64 four, of four parts two) less, for a look-up and an addition of
+ * integers. */
 #if defined VECTOR_AVX512 && defined REAL_IS_F64
 #define PART_BITS 4
 #elif defined VECTOR_AVX512
 #define PART_BITS 5
-#elif defined VECTOR_AVX2 && !defined REAL_IS_F64
+#elif defined VECTOR_AVX2 && defined REAL_IS_F64
+#define PART_BITS 2
+#elif defined VECTOR_AVX2
 #define PART_BITS 3
 #else
 #define PART_BITS 0
@@ -94,7 +97,7 @@ static const float f32_exp2_fine_terms[] = {
 #endif
 
 /* Of each part, the mantissa of 2^(i/PARTS) less what i adds to it; and 2^f for |f| <= 1/2/PARTS: relative
- * error 0.45 ulp before rounding, 0.3 of eight parts, 0.07 of float64 */
+ * error 0.45 ulp before rounding, 0.3 of eight parts, 0.07 of float64 (0.03 of four parts) */
 #if PART_BITS == 4
 static const int64_t ALIGNED f64_parts[] = {0x0,
                                             -0x4aa7930676f1,
@@ -119,6 +122,11 @@ static const double f64_part_terms[] = {0x1.430a49610efc6p-13,
                                         0x1.ebfbdff82c594p-3,
                                         0x1.62e42fefa39fdp-1,
                                         1};
+#elif PART_BITS == 2
+static const int64_t ALIGNED f64_parts[] = {0x0, -0xf901f5ce48eb, -0x15f619980c433, -0x1176066a52c53};
+static const double f64_part_terms[] = {0x1.62f42ff813501p-20, 0x1.ffeb435b51452p-17, 0x1.430910e6af5b8p-13,
+                                        0x1.5d87fdb9aa2cfp-10, 0x1.3b2ab6fbb201dp-7,  0x1.c6b08d7050cbdp-5,
+                                        0x1.ebfbdff82c58ap-3,  0x1.62e42fefa39edp-1,  1};
 #elif PART_BITS == 5
 static const int32_t ALIGNED f32_parts[] = {
     0x0,      -0x13279, -0x2553d, -0x367f1, -0x46a3e, -0x55bc6, -0x63c2d, -0x70b10,
@@ -136,7 +144,7 @@ static const float f32_part_terms[] = {0x1.c6bb7ap-5f, 0x1.ec0f92p-3f, 0x1.62e43
  * terms go even and odd powers by themselves, for half the latency. */
 INLINE void V(polynomial)(const V(real) *terms, int n_terms, V(vector) *f, int n)
 {
-    const int at_once = n_terms > 8 ? 2 : 1;
+    const int at_once = n_terms > 9 ? 2 : 1;
     V(vector) p[2][8], step[8];
     for (int j = 0; j < n; j++) {
         step[j] = at_once == 2 ? f[j] * f[j] : f[j];

@@ -259,7 +259,15 @@ INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
     const __m512i *t = (const __m512i *)(const void *)table;
     return (V(ivector))_mm512_permutex2var_epi32(t[0], (__m512i)at, t[1]);
 }
-#elif defined VECTOR_AVX2 && !defined REAL_IS_F64
+#elif defined VECTOR_AVX2 && defined REAL_IS_F64
+INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
+{
+    /* As halves, twice the place and one more */
+    __m256i low = _mm256_shuffle_epi32((__m256i)at, 0xa0), even = _mm256_add_epi32(low, low);
+    __m256i place = _mm256_or_si256(even, _mm256_set1_epi64x((int64_t)1 << 32));
+    return (V(ivector))_mm256_permutevar8x32_epi32(*(const __m256i *)(const void *)table, place);
+}
+#elif defined VECTOR_AVX2
 INLINE V(ivector) V(look_up)(const V(bits) *table, V(ivector) at)
 {
     return (V(ivector))_mm256_permutevar8x32_epi32(*(const __m256i *)(const void *)table, (__m256i)at);
