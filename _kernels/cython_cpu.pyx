@@ -75,6 +75,7 @@ cdef extern from "kernels.h" nogil:
         array_view scale, lse_in, loss, lse, out
         double *figures
         void *parts
+        ptrdiff_t part_classes
         int keeps_exps
 
     ctypedef struct pointwise_job:
@@ -111,6 +112,7 @@ cdef extern from "kernels.h" nogil:
 
     const kernel_table *const *logitloss_tables()
     ptrdiff_t lanes_rows(const softmax_job *job)
+    size_t lanes_parts_bytes(const softmax_job *job)
     size_t plan_rows(softmax_job *job)
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
@@ -265,23 +267,31 @@ cdef class Kernels:
         describe(&job.out, out, has_class_axis)
         scratch_bytes = plan_rows(job)
         job.parts = NULL
+        if job.part_classes:
+            return self.run_parts(job, 1, job.part_classes, lanes_parts_bytes(job), num_threads)
         if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and not lanes_rows(job):
-            return self.run_parts(job, num_threads)
+            job.keeps_exps = False
+            return self.run_parts(job, job.n_rows, SEGMENT, 0, num_threads)
         return run(job, self.table.softmax_block, job.n_rows, job.block_rows, scratch_bytes, num_threads)
 
-    cdef block_result run_parts(self, softmax_job *job, int num_threads) except *:
-        """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass."""
-        cdef ptrdiff_t n_parts = (job.n_classes + SEGMENT - 1) // SEGMENT
+    cdef block_result run_parts(
+        self, softmax_job *job, ptrdiff_t n_apart, ptrdiff_t part_classes, size_t n_bytes, int num_threads
+    ) except *:
+        """Share few long rows among the threads: parts' statistics, rows' losses, parts' second pass.
+
+        They are in parts one by one (n_apart), or all together.
+        """
+        cdef ptrdiff_t n_parts = (job.n_classes + part_classes - 1) // part_classes
         cdef block_result found
-        job.keeps_exps = False
-        job.parts = malloc(job.n_rows * (n_parts + 1) * PART_BYTES)
+        n_bytes = n_bytes or job.n_rows * (n_parts + 1) * PART_BYTES
+        job.parts = malloc(n_bytes)
         if job.parts == NULL:
             raise MemoryError(f"no memory for the {n_parts} parts of {job.n_rows} rows")
         try:
-            run(job, self.table.part_statistics, job.n_rows * n_parts, 1, 0, num_threads)
-            found = run(job, self.table.softmax_block, job.n_rows, 1, 0, num_threads)
+            run(job, self.table.part_statistics, n_apart * n_parts, 1, 0, num_threads)
+            found = run(job, self.table.softmax_block, job.n_rows, job.n_rows // n_apart, 0, num_threads)
             if found.first_bad < 0 and job.second_pass != NOTHING and job.second_pass != ENTROPY:
-                run(job, self.table.part_second_pass, job.n_rows * n_parts, 1, 0, num_threads)
+                run(job, self.table.part_second_pass, n_apart * n_parts, 1, 0, num_threads)
         finally:
             free(job.parts)
         return found

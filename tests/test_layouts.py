@@ -276,3 +276,44 @@ def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
         again = ll.cross_entropy_value_and_grad(logits, target, num_threads=threads, **options)
         assert again[0] == value
         assert np.array_equal(again[1], grad)
+
+
+@pytest.mark.parametrize("n_classes", [22000, 90000])
+def test_few_rows_whose_classes_threads_share(backend, dtype, n_classes):
+    """Rows side by side go to the threads by class: the same bits for any number of them, each row right."""
+    if not backend.startswith("cython"):
+        pytest.skip("only the C rows go to threads by class")
+    n_rows = 96
+    rng = np.random.default_rng()
+    logits = (4 * rng.standard_normal((n_rows, n_classes), np.float32)).astype(dtype)
+    target = rng.integers(0, n_classes, n_rows)
+    if n_classes == 22000:  # which not all rows' first sums tell
+        logits[3, 5], logits[4, -1], logits[5], logits[6, 1:] = np.nan, np.inf, -np.inf, -np.inf
+        logits[7, 900] += 40
+    target[7], target[9], target[10] = 900, -100, n_classes - 1
+    logits = np.asfortranarray(logits)
+    some = [0, 3, 4, 5, 6, 7, 8, 9, 10, n_rows - 1]
+    calls = {
+        "softmax": lambda out, **options: ll.softmax(logits, axis=1, out=out, **options),
+        "log_softmax": lambda out, **options: ll.log_softmax(logits, axis=1, out=out, **options),
+        "logsumexp": lambda _, **options: ll.logsumexp(logits, axis=1, **options),
+    }
+    found = []
+    for threads in (1, 2, 3):
+        options = {"num_threads": threads, "backend": backend}
+        out = np.full_like(logits, 7)
+        ours = list(ll.cross_entropy_value_and_grad(logits, target, reduction="none", out=out, **options))
+        ours += [call(np.full_like(logits, 7), **options) for call in calls.values()]
+        in_place = logits.copy(order="F")
+        assert np.array_equal(ll.softmax(in_place, axis=1, out=in_place, **options), ours[2], equal_nan=True)
+        found.append(ours)
+    with np.errstate(invalid="ignore"):
+        expected = [*oracle.cross_entropy(logits[some], target[some])]
+        expected += [getattr(oracle, name)(logits[some]) for name in calls]
+    for i, wanted in enumerate(expected):
+        assert_exact(found[0][i][some], wanted)
+        assert np.array_equal(found[0][i], found[1][i], equal_nan=True)
+        assert np.array_equal(found[0][i], found[2][i], equal_nan=True)
+    target[11] = n_classes
+    with pytest.raises(IndexError, match=rf"target\[11\] is {n_classes}, but"):
+        ll.cross_entropy(logits, target, backend=backend)

@@ -123,6 +123,27 @@ ptrdiff_t lanes_rows(const softmax_job *job)
     return most < 64 ? 64 : most / 64 * 64;
 }
 
+/* Classes of a part of few long rows that lie side by side, or 0 where they are not shared by class */
+static ptrdiff_t lanes_part_classes(const softmax_job *job)
+{
+    const array_view *x = &job->logits;
+    ptrdiff_t n = (job->n_classes + LANES_PARTS - 1) / LANES_PARTS;
+    int are_few = x->ndim == 1 && x->stride[0] == x->itemsize && x->class_stride != x->itemsize &&
+                  job->n_rows >= 64 && job->n_rows <= LANES_ROWS;
+    int is_simple =
+        job->target_kind != PROBABILITIES && !job->gamma && !job->figures && job->second_pass != ENTROPY;
+    return are_few && is_simple && job->n_rows * job->n_classes * x->itemsize >= LANES_PARTS_FROM && n > 64
+               ? n
+               : 0;
+}
+
+size_t lanes_parts_bytes(const softmax_job *job)
+{
+    ptrdiff_t n_parts = (job->n_classes + job->part_classes - 1) / job->part_classes;
+    size_t reals = (size_t)(n_parts * LANES_PART_REALS + LANES_STATE_REALS);
+    return reals * (job->logits.dtype == DTYPE_F64 ? sizeof(double) : sizeof(float));
+}
+
 /* How often a block takes so many rows at once: seldom enough that there is work for many threads */
 static ptrdiff_t blocks_at_once(const softmax_job *job)
 {
@@ -138,11 +159,14 @@ size_t plan_rows(softmax_job *job)
     ptrdiff_t row_bytes = job->n_classes * itemsize;
     job->streams = job->out.data && job->n_rows * row_bytes >= STREAM_FROM;
     job->block_rows = job->rows_at_once = lanes_rows(job);
+    job->part_classes = job->block_rows ? lanes_part_classes(job) : 0;
+    if (job->part_classes)
+        job->block_rows = job->rows_at_once = job->n_rows;
     job->kept_bytes = 0;
     job->keeps_exps = 0;
     if (job->block_rows) {
         /* Gradients of rows are written while the next of the block are summed. */
-        if (job->streams && job->second_pass == GRADIENT)
+        if (job->streams && job->second_pass == GRADIENT && !job->part_classes)
             job->block_rows *= blocks_at_once(job);
         return 0;
     }

@@ -41,7 +41,12 @@ enum {
     LANES_PLAIN_CLASSES = 24,
     /* Where two blocks' exponentials are to be near, those written and those summed (lanes_gradients.h) */
     LANES_BESIDE_GRADIENT_BYTES = 9 << 12,
-    LANES_SHORT_GRADIENT_BYTES = 1 << 13
+    LANES_SHORT_GRADIENT_BYTES = 1 << 13,
+    /* Rows that threads share by class: how many parts at most, from how much memory on, and their room */
+    LANES_PARTS = 64,
+    LANES_PARTS_FROM = 1 << 23,
+    LANES_PART_REALS = 6 * (LANES_ROWS + 16),
+    LANES_STATE_REALS = 64 * (LANES_ROWS + 16)
 };
 
 /* Exponentials that are summed by lanes: only so, or kept in the tile too, or there already */
@@ -100,7 +105,8 @@ typedef struct {
     double gamma_sum, target_scale, target_offset, z_loss;
     array_view scale, lse_in, loss, lse, out;
     double *figures;        /* of each row FIGURES, or NULL */
-    void *parts;            /* of rows that threads share, or NULL */
+    void *parts;            /* of rows that threads share, or NULL; */
+    ptrdiff_t part_classes; /* classes of each if rows go by lanes (lanes_parts.h), else 0 */
     ptrdiff_t rows_at_once; /* of a block; their exponentials are kept in the scratch, */
     size_t kept_bytes;      /* in two halves of so many bytes, a page to spare in each, */
     int keeps_exps;         /* or not */
@@ -182,6 +188,7 @@ const kernel_table *const *logitloss_tables(void);
 /* Common to all instruction sets (common.c). */
 ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
 ptrdiff_t lanes_rows(const softmax_job *job);
+size_t lanes_parts_bytes(const softmax_job *job);
 size_t plan_rows(softmax_job *job);
 ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int64_t *labels,
                       block_result *result);

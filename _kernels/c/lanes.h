@@ -71,6 +71,26 @@ typedef struct {
     V(real) ALIGNED tile[2][V(LANES_TILE)];
 } V(lanes);
 
+INLINE void V(use_tiles)(V(lanes) *rows) { rows->x_tile = rows->tile[0], rows->gamma_tile = rows->tile[1]; }
+
+INLINE void V(take_rows)(V(lanes) *rows, ptrdiff_t n)
+{
+    rows->n = n;
+    rows->width = (n + V(LANES) - 1) / V(LANES) *V(LANES);
+}
+
+/* n rows of a job from `first` on, of which nothing is known yet */
+INLINE void V(begin_lanes)(V(lanes) *rows, const softmax_job *job, ptrdiff_t first, ptrdiff_t n)
+{
+    rows->job = job;
+    rows->first = first;
+    V(take_rows)(rows, n);
+    V(use_tiles)(rows);
+    rows->some_plain = 0;
+    rows->unwritten.n = rows->unwritten.done = rows->unwritten.done_in_class = 0;
+    rows->unwritten.power = rows->unwritten.end = NULL;
+}
+
 INLINE V(ivector) V(load_bits)(const V(bits) *p) { return (V(ivector))V(load)((const V(real) *)p); }
 
 /* Lanes from ... end - 1 of v, to the same of `to` */

@@ -15,6 +15,25 @@
 #include "lanes_finish.h"
 #undef WIDE
 
+/* Add the classes from first_class to `end` to rows' sums; to `e` their exponentials, if it is not NULL. */
+static void V(sum_range)(V(lanes) *rows, V(real) *e, ptrdiff_t first_class, ptrdiff_t end)
+{
+    const softmax_job *job = rows->job;
+    ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride, stride = V(tile_stride)(rows);
+    for (ptrdiff_t c = first_class, n; c < end; c += n) {
+        n = end - c < in_tile ? end - c : in_tile;
+        const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
+        if (c == 0)
+            V(start_sums)(rows, x);
+        const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+        int is_last = c + n == end && !job->part_classes;
+        V(fetch) next = V(fetch_in_place)(rows, x, x_stride, is_last ? following : x + n * x_stride);
+        if (x == rows->x_tile && V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize)
+            next = V(fetch_in_rows)(following + V(LINE) *c, job->n_classes);
+        V(sum_classes)(rows, x, x_stride, e, stride, n, c, next);
+    }
+}
+
 /* Every row's sums; where `powers`, its exponentials are left in x_tile. */
 static void V(find_sums)(V(lanes) *rows, int powers)
 {
@@ -23,28 +42,18 @@ static void V(find_sums)(V(lanes) *rows, int powers)
     ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride, stride = V(tile_stride)(rows);
     V(real) *e = powers ? rows->x_tile : NULL;
     int all_summed = 0;
-    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
-        n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
-        const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
-        if (has_gamma)
-            V(find_tops)(rows, x, x_stride, n, c);
-        if (has_gamma)
-            continue;
-        if (c == 0)
-            V(start_sums)(rows, x);
-        int is_end = c + n == job->n_classes;
-        const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
-        V(fetch) next = V(fetch_in_place)(rows, x, x_stride, is_end ? following : x + n * x_stride);
-        if (x == rows->x_tile && V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize)
-            next = V(fetch_in_rows)(following + V(LINE) *c, job->n_classes);
-        V(sum_classes)(rows, x, x_stride, e, stride, n, c, next);
-        all_summed = is_end && V(are_summed)(rows);
+    if (!has_gamma) {
+        if (job->part_classes)
+            V(merge_parts)(rows);
+        else
+            V(sum_range)(rows, e, 0, job->n_classes);
+        all_summed = V(are_summed)(rows);
     }
     if (all_summed)
         return;
     if (has_gamma)
         memset(rows->is_summed, 0, sizeof rows->is_summed);
-    for (ptrdiff_t c = 0, n; c < job->n_classes && !has_gamma; c += n) {
+    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
         n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
         const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
         V(find_tops)(rows, x, x_stride, n, c);
@@ -90,11 +99,17 @@ INLINE V(vector)
     return all_live ? result : V(keep)(V(nonzero)(V(load)(rows->live + lane)), result);
 }
 
+/* Classes whose results lie without gaps: what two of them share a line is put together in `line` */
+typedef struct {
+    ptrdiff_t first, end;
+    V(real) ALIGNED line[2 * V(LINE)];
+} V(dense);
+
 /* One class of all rows to `out`; streamed in whole lines, if at all, between what shares a line with other
  * rows. Of logits that are not in the cache those of later classes are fetched. */
 INLINE void V(map_class)(const V(lanes) *rows, second_pass pass, int is_power, int all_live,
                          const V(real) *from, ptrdiff_t stride, const V(real) *gamma, ptrdiff_t gamma_stride,
-                         V(real) *out, ptrdiff_t c, int streams)
+                         V(real) *out, ptrdiff_t c, int streams, V(dense) *dense)
 {
 #define RESULT(lane) \
     V(lanes_result)(rows, pass, is_power, all_live, V(load)(from + (lane)), gamma, gamma_stride, lane, c)
@@ -104,9 +119,13 @@ INLINE void V(map_class)(const V(lanes) *rows, second_pass pass, int is_power, i
             V(store)(out + lane, RESULT(lane));
         return;
     }
-    ptrdiff_t head = V(to_line)(out);
+    ptrdiff_t head = V(to_line)(out), before = V(LINE) - head;
     for (; lane < head; lane += V(LANES))
-        V(store_some)(out + lane, RESULT(lane), 0, head - lane);
+        V(store)(dense->line + before + lane, RESULT(lane));
+    if (head > 0 && dense->first < c && c < dense->end)
+        V(stream_run)(out - before, V(LINE), dense->line);
+    else
+        V(copy_few)(out, dense->line + before, head);
     for (lane = head; lane + V(LINE) <= rows->n; lane += V(LINE)) {
         if (!is_power) {
             __builtin_prefetch(from + lane + far, 0, 2);
@@ -115,22 +134,24 @@ INLINE void V(map_class)(const V(lanes) *rows, second_pass pass, int is_power, i
         for (int i = 0; i < V(LINE); i += V(LANES))
             V(stream)(out + lane + i, RESULT(lane + i));
     }
-    for (ptrdiff_t at; lane < rows->n; lane = at + V(LANES)) {
-        at = lane < rows->n - V(LANES) ? lane : rows->n - V(LANES);
-        V(store_some)(out + at, RESULT(at), lane - at, V(LANES));
-    }
+    ptrdiff_t left = rows->n - lane, last = rows->n - V(LINE);
+    V(real) ALIGNED line[V(LINE)];
+    for (int i = 0; i < V(LINE) &&left > 0; i += V(LANES))
+        V(store)(line + i, RESULT(last + i));
+    V(copy_few)(dense->first <= c && c + 1 < dense->end ? dense->line : out + lane, line + V(LINE) - left,
+                left);
 #undef RESULT
 }
 
 INLINE void V(map_classes_of)(const V(lanes) *rows, second_pass pass, int is_power, int all_live,
                               const V(real) *from, ptrdiff_t stride, const V(real) *gamma,
                               ptrdiff_t gamma_stride, V(real) *out, ptrdiff_t out_stride, ptrdiff_t n_classes,
-                              ptrdiff_t first_class, int streams)
+                              ptrdiff_t first_class, int streams, V(dense) *dense)
 {
     for (ptrdiff_t c = 0; c < n_classes; c++)
         V(map_class)(rows, pass, is_power, all_live, from + c * stride, stride,
                      gamma ? gamma + c * (gamma_stride ? gamma_stride : 1) : NULL, gamma_stride,
-                     out + c * out_stride, first_class + c, streams);
+                     out + c * out_stride, first_class + c, streams, dense);
 }
 
 static void V(add_entropies)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
@@ -151,18 +172,21 @@ static void V(add_entropies)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_strid
     }
 }
 
-static void V(second_pass_of)(V(lanes) *rows, int powers)
+/* Of the classes from first_class to `end`, from their exponentials in x_tile if `powers` */
+static void V(second_pass_of)(V(lanes) *rows, int powers, ptrdiff_t first_class, ptrdiff_t end)
 {
     const softmax_job *job = rows->job;
     second_pass pass = job->second_pass;
     int beside = V(are_beside)(rows, &job->out);
     int streams = job->streams && rows->n >= 64;
     ptrdiff_t in_tile = V(classes_in_tile)(rows), stride = V(tile_stride)(rows);
-    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+    int has_gaps = job->out.class_stride != rows->n * (ptrdiff_t)sizeof(V(real));
+    V(dense) dense = {.first = first_class, .end = has_gaps ? first_class : end};
+    for (ptrdiff_t c = first_class, n; c < end; c += n) {
         ptrdiff_t x_stride = stride, gamma_stride = 0, out_stride = stride;
         const V(real) *x = rows->x_tile, *gamma = NULL;
         V(real) *out = rows->x_tile;
-        n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
+        n = end - c < in_tile ? end - c : in_tile;
         if (!powers)
             x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
         if (pass == ENTROPY) {
@@ -177,7 +201,7 @@ static void V(second_pass_of)(V(lanes) *rows, int powers)
         }
 #define MAP(pass, powers, all_live, gamma, gamma_stride, streams)                                            \
     V(map_classes_of)(rows, pass, powers, all_live, x, x_stride, gamma, gamma_stride, out, out_stride, n, c, \
-                      streams)
+                      streams, &dense)
         int direct = beside && streams;
         if (pass == LOG_SOFTMAX)
             MAP(LOG_SOFTMAX, 0, 1, NULL, 0, direct);
@@ -211,7 +235,6 @@ static int V(lanes_some)(V(lanes) *rows, block_result *result)
 {
     const softmax_job *job = rows->job;
     double total;
-    rows->width = (rows->n + V(LANES) - 1) / V(LANES) *V(LANES);
     ptrdiff_t counted = V(prepare)(rows);
     if (counted < 0) {
         int64_t labels[LANES_ROWS];
@@ -253,9 +276,11 @@ static int V(lanes_some)(V(lanes) *rows, block_result *result)
         f64_store_items(&job->lse, rows->first, rows->n, rows->lse);
     if (job->figures)
         V(put_figures)(rows);
-    if (job->second_pass != NOTHING && !rows->unwritten.n) {
+    if (job->part_classes) {
+        memcpy(V(finished_lanes)(job), rows, offsetof(V(lanes), tile));
+    } else if (job->second_pass != NOTHING && !rows->unwritten.n) {
         rows->all_live |= is_plain;
-        V(second_pass_of)(rows, powers);
+        V(second_pass_of)(rows, powers, 0, job->n_classes);
     }
     return 1;
 }
@@ -264,16 +289,12 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
 {
     V(lanes) rows;
     ptrdiff_t first = number * job->block_rows, left = job->n_rows - first;
-    rows.job = job;
-    rows.x_tile = rows.tile[0];
-    rows.gamma_tile = rows.tile[1];
-    rows.unwritten.n = rows.unwritten.done = rows.unwritten.done_in_class = 0;
-    rows.unwritten.power = rows.unwritten.end = NULL;
+    left = left < job->block_rows ? left : job->block_rows;
+    V(begin_lanes)(&rows, job, first, 0);
     if (job->second_pass == GRADIENT && V(has_plain_labels)(job))
         V(place_rows)(rows.row_of, job->n_classes);
-    left = left < job->block_rows ? left : job->block_rows;
-    for (rows.first = first; left > 0; rows.first += rows.n, left -= rows.n) {
-        rows.n = left < job->rows_at_once ? left : job->rows_at_once;
+    for (; left > 0; rows.first += rows.n, left -= rows.n) {
+        V(take_rows)(&rows, left < job->rows_at_once ? left : job->rows_at_once);
         if (!V(lanes_some)(&rows, result))
             return;
     }
@@ -281,5 +302,27 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
     V(write_carried)(&rows.unwritten);
     if (job->streams)
         fence();
+}
+
+/* A part's sums, or once the rows are finished its second pass */
+static void V(lanes_part_block)(const softmax_job *job, ptrdiff_t number, int is_finished)
+{
+    V(lanes) rows;
+    if (is_finished) /* the last first: the caches have what was summed last */
+        number = (job->n_classes - 1) / job->part_classes - number;
+    ptrdiff_t first = number * job->part_classes, end = first + job->part_classes, stride;
+    end = end < job->n_classes ? end : job->n_classes;
+    if (is_finished) {
+        memcpy(&rows, V(finished_lanes)(job), offsetof(V(lanes), tile));
+        V(use_tiles)(&rows);
+        V(second_pass_of)(&rows, 0, first, end);
+        return;
+    }
+    V(begin_lanes)(&rows, job, 0, job->n_rows);
+    if (V(prepare)(&rows) < 0)
+        return; /* the block that finishes the rows says so */
+    V(start_sums)(&rows, V(lanes_of)(&rows, &job->logits, 0, 1, rows.x_tile, &stride));
+    V(sum_range)(&rows, NULL, first, end);
+    V(leave_part)(&rows, number);
 }
 #undef V

@@ -19,6 +19,7 @@
 #include "lanes_gradients.h"
 #include "lanes_labels.h"
 #include "lanes_figures.h"
+#include "lanes_parts.h"
 #include "lanes_block.h"
 #include "row_statistics.h"
 #include "row_results.h"

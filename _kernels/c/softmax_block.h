@@ -142,4 +142,12 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
         memcpy(V(part)(job, block.first, part), &row, sizeof row);
     }
 }
+
+static void V(part_block)(const softmax_job *job, ptrdiff_t number, int is_finished)
+{
+    if (job->part_classes)
+        V(lanes_part_block)(job, number, is_finished);
+    else
+        V(softmax_part)(job, number, is_finished);
+}
 #undef V

@@ -26,18 +26,18 @@ static void part_statistics(const void *job, ptrdiff_t block, void *scratch, blo
 {
     (void)scratch, (void)result;
     if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
-        f64_softmax_part(job, block, 0);
+        f64_part_block(job, block, 0);
     else
-        f32_softmax_part(job, block, 0);
+        f32_part_block(job, block, 0);
 }
 
 static void part_second_pass(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
     (void)scratch, (void)result;
     if (((const softmax_job *)job)->logits.dtype == DTYPE_F64)
-        f64_softmax_part(job, block, 1);
+        f64_part_block(job, block, 1);
     else
-        f32_softmax_part(job, block, 1);
+        f32_part_block(job, block, 1);
 }
 
 /* What a mean divides by: the counted labels' weights. */
