@@ -231,6 +231,7 @@ def test_results_too_large_for_the_cache(backend, dtype, n_classes):
         assert np.array_equal(whole, in_place, equal_nan=True), name
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("offset", [0, 5])
 @pytest.mark.parametrize(("n_classes", "n_beside"), [(1, 0), (10, 0), (24, 0), (2, 4099), (21, 1728)])
 def test_gradients_of_few_classes_too_large_for_the_cache(backend, dtype, n_classes, n_beside, offset):
@@ -278,6 +279,7 @@ def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
         assert np.array_equal(again[1], grad)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("n_classes", [22000, 90000])
 def test_few_rows_whose_classes_threads_share(backend, dtype, n_classes):
     """Rows side by side go to the threads by class: the same bits for any number of them, each row right."""

@@ -91,28 +91,33 @@ static void V(flat_powers)(V(lanes) *rows, const V(real) *x, const V(real) *next
 {
     const ptrdiff_t n_classes = rows->job->n_classes, size = sizeof(V(real));
     V(unwritten) *left = &rows->unwritten;
+    V(real) ALIGNED magic[V(RUNS_ROWS)], floor[V(RUNS_ROWS)];
     for (ptrdiff_t i = 0; i < rows->n; i++)
-        rows->exponent[i] = x[i * n_classes];
+        rows->largest[i] = x[i * n_classes];
     for (ptrdiff_t row = 0; row < rows->n; row += V(RUNS_ROWS), left->done = row) {
         const V(real) *from = x + row * n_classes;
-        V(real) *to = power + row * n_classes, *exponent = rows->exponent + row;
+        V(real) *to = power + row * n_classes, *first = rows->largest + row;
         ptrdiff_t missing = row + V(RUNS_ROWS) - rows->n;
         if (missing > 0) {
             ptrdiff_t there = rows->n - row;
             memcpy(to, from, (size_t)(there * n_classes * size));
             memset(to + there * n_classes, 0, (size_t)(missing * n_classes * size));
-            memset(exponent + there, 0, (size_t)(missing * size));
+            memset(first + there, 0, (size_t)(missing * size));
             from = to;
         }
-        for (int i = 0; i < V(RUNS_ROWS); i += V(LANES))
-            V(store)(exponent + i, V(first_exponent)(V(load)(exponent + i)));
+        for (int i = 0; i < V(RUNS_ROWS); i += V(LANES)) {
+            V(exp_scale) scale = V(exp_scale_of)(V(first_exponent)(V(load)(first + i)));
+            V(store)(magic + i, scale.magic);
+            V(store)(floor + i, scale.floor);
+        }
         for (ptrdiff_t c = 0; c < n_classes; c++) {
             V(ivector) row_of = V(load_bits)(rows->row_of + c * V(LANES)), is_lost[V(RUNS)];
             V(vector) e[V(RUNS)];
             V(exp_scale) scale[V(RUNS)];
 #pragma GCC unroll 4
             for (int i = 0; i < V(RUNS); i++) {
-                scale[i] = V(exp_scale_of)(V(spread)(exponent + i * V(LANES), row_of));
+                scale[i] = (V(exp_scale)){V(spread)(magic + i * V(LANES), row_of),
+                                          V(spread)(floor + i * V(LANES), row_of)};
                 e[i] = V(load)(from + (i * n_classes + c) * V(LANES));
             }
             V(exps_fine)(e, V(RUNS), scale, 1, is_lost);
