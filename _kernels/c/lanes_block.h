@@ -247,8 +247,9 @@ static int V(lanes_some)(V(lanes) *rows, block_result *result)
     int tries_plain = fits && V(has_plain_labels)(job);
     int is_plain = tries_plain && V(plain_labels)(rows, powers, &total);
     rows->some_plain = 0;
+    if (!rows->unwritten.n)
+        V(write_carried)(&rows->unwritten); /* none of these rows' follows it */
     if (!is_plain) {
-        V(write_carried)(&rows->unwritten);
         if (tries_plain)
             V(keep_plain)(rows);
         V(prepare_more)(rows);

@@ -155,12 +155,14 @@ static void V(write_rest)(V(lanes) *rows)
 /* What ended amid a line and is followed by no more rows */
 static void V(write_carried)(V(unwritten) *left)
 {
-    if (left->end && left->is_flat)
+    if (left->end && left->is_flat) {
         V(copy_few)(left->out + left->tail, left->power + left->tail, left->end - (left->out + left->tail));
-    for (ptrdiff_t c = 0; c < left->n_classes && left->end && !left->is_flat; c++) {
-        V(real) *end = left->end + c * left->out_stride;
-        ptrdiff_t n = (V(LINE) - V(to_line)(end)) % V(LINE);
-        V(copy_few)(end - n, left->carried[c], n);
+    } else if (left->end) {
+        for (ptrdiff_t c = 0; c < left->n_classes; c++) {
+            V(real) *end = left->end + c * left->out_stride;
+            ptrdiff_t n = (V(LINE) - V(to_line)(end)) % V(LINE);
+            V(copy_few)(end - n, left->carried[c], n);
+        }
     }
     left->end = NULL;
 }
