@@ -264,6 +264,32 @@ def test_gradients_of_few_classes_too_large_for_the_cache(backend, dtype, n_clas
     assert np.array_equal(out, in_place, equal_nan=True)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((900, 1000, 10), -1), ((40, 7000, 2, 16), -1), ((6, 21, 300, 333), 1)]
+)
+@pytest.mark.parametrize("gap_axis", [1, 2])
+def test_gradients_of_few_classes_between_gaps(backend, shape, axis, gap_axis):
+    """Into a part of an array: rows that a gap divides go another way than those before and after it."""
+    if not backend.startswith("cython"):
+        pytest.skip("only the C rows take blocks of so many rows")
+    rng = np.random.default_rng()
+    logits = rng.standard_normal(shape, np.float32)
+    target = rng.integers(0, shape[axis], np.delete(shape, axis))
+    options = {"axis": axis, "reduction": "sum", "backend": backend}
+    loss, expected = ll.cross_entropy_value_and_grad(logits, target, **options)
+    whole = list(shape)
+    whole[gap_axis] += 3
+    memory = np.full(whole, 5, np.float32)
+    out, gap = np.split(memory, [shape[gap_axis]], axis=gap_axis)
+    assert ll.cross_entropy_value_and_grad(logits, target, out=out, **options)[0] == loss
+    assert np.array_equal(out, expected)
+    out[...] = logits
+    ll.cross_entropy_value_and_grad(out, target, out=out, **options)
+    assert np.array_equal(out, expected)
+    assert (gap == 5).all()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "every_second_class"])
 def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
     """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""

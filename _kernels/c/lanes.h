@@ -89,6 +89,7 @@ INLINE void V(begin_lanes)(V(lanes) *rows, const softmax_job *job, ptrdiff_t fir
     rows->some_plain = 0;
     rows->unwritten.n = rows->unwritten.done = rows->unwritten.done_in_class = 0;
     rows->unwritten.power = rows->unwritten.end = NULL;
+    rows->unwritten.is_flat = 0;
 }
 
 INLINE V(ivector) V(load_bits)(const V(bits) *p) { return (V(ivector))V(load)((const V(real) *)p); }

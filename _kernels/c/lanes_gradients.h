@@ -174,7 +174,7 @@ static void V(leave_gradients)(V(lanes) *rows, V(real) *flat_power)
     V(unwritten) *left = &rows->unwritten;
     const size_t size = sizeof(V(real)) * (size_t)rows->width;
     V(real) *out = (V(real) *)V(place)(&job->out, rows->first, 0);
-    left->continues = left->end == out;
+    left->continues = left->end == out && left->is_flat == (flat_power != NULL);
     if (!left->continues)
         V(write_carried)(left);
     memcpy(left->factor, rows->factor, size);

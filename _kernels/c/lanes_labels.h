@@ -279,16 +279,17 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
     rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
     V(unwritten) *left = &rows->unwritten;
     V(real) *flat = NULL;
-    if (CAN_SPREAD && job->second_pass == GRADIENT && V(are_flat)(rows, &job->logits) &&
-        V(are_flat)(rows, &job->out)) {
+    int is_flat = CAN_SPREAD && job->second_pass == GRADIENT && V(are_flat)(rows, &job->logits) &&
+                  V(are_flat)(rows, &job->out);
+    if (left->is_flat != is_flat || (!is_flat && left->n != rows->n))
+        V(write_rest)(rows); /* which these rows' sums do not go along with */
+    if (is_flat) {
         flat = rows->gamma_tile + V(LINE);
         flat += left->power == flat ? V(FLAT_TILE) : 0;
         V(flat_powers)(rows, (const V(real) *)V(place)(&job->logits, rows->first, 0), following, flat);
         V(rows_to_lanes)(flat, job->n_classes, rows->width, job->n_classes, rows->x_tile, x_stride);
         V(sum_labels)(rows, rows->x_tile, x_stride, GIVEN, (V(fetch)){0});
     } else {
-        if (left->n != rows->n)
-            V(write_rest)(rows);
         const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
         V(scale_rows)(rows, x);
         V(fetch) next = x == rows->x_tile ? V(fetch_in_rows)(following, job->n_classes)
