@@ -9,8 +9,8 @@
 
 /* What a part knows of the rows: of sums of exponentials as in V(lanes) */
 typedef struct {
-    V(real) ALIGNED largest[V(LANES_STRIDE)], peak[V(LANES_STRIDE)], seen[V(LANES_STRIDE)];
-    V(real) ALIGNED sum[V(LANES_STRIDE)], sum_lost[V(LANES_STRIDE)], target_logit[V(LANES_STRIDE)];
+    V(real) largest[V(LANES_STRIDE)], peak[V(LANES_STRIDE)], seen[V(LANES_STRIDE)]; /* not aligned */
+    V(real) sum[V(LANES_STRIDE)], sum_lost[V(LANES_STRIDE)], target_logit[V(LANES_STRIDE)];
 } V(lanes_part);
 
 _Static_assert(sizeof(V(lanes_part)) <= LANES_PART_REALS * sizeof(V(real)), "parts are too large");
