@@ -162,11 +162,10 @@ INLINE V(mask) V(is_in_range)(V(vector) own, V(vector) whole)
 /* others/own of every row to `loss`, and what the gradient needs; returns 0 if a row is out of range. */
 INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
 {
-    const ptrdiff_t label_bytes = rows->job->target.itemsize;
     V(vector) worst = V(all)(1);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
-        for (ptrdiff_t byte = 0; byte < V(LANES) *label_bytes; byte += 64)
-            __builtin_prefetch(rows->labels_ahead + lane * label_bytes + byte);
+        for (int i = 0; i < (8 * V(LANES) + 63) / 64; i++) /* the lines of as many labels of eight bytes */
+            __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize + 64 * i);
         V(vector) others = V(load)(rows->sum + lane), own = V(load)(rows->peak + lane);
         V(vector) whole = own + others;
         V(mask) live = V(nonzero)(V(load)(rows->live + lane));
