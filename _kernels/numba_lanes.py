@@ -69,7 +69,8 @@ def _stride(block, size):
 
 @register_jitable
 def _classes_in_tile(block, n_classes, size):
-    return min(n_classes, TILE_BYTES // _stride(block, size) // CHAIN * CHAIN)
+    most = TILE_BYTES // _stride(block, size)
+    return n_classes if n_classes <= most else most // CHAIN * CHAIN
 
 
 @register_jitable
