@@ -23,6 +23,11 @@ enum {
  * too, are far from overflow. */
 #define MARGIN 20
 
+/* Lines that memory is asked for beyond those a loop fetches, while a row's largest is searched: it would
+ * rest.
+ */
+#define LINES_MEANWHILE 8
+
 /* The scale of a row's exponentials, from its statistics */
 INLINE V(exp_scale) V(row_scale)(const row_statistics *row)
 {
@@ -361,6 +366,8 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         seen->largest = V(highest)(V(all)(-INFINITY), logits, 0, n);
     V(real) largest = seen->largest;
     if (largest > row->largest) {
+        for (int line = 0; n_next > 0 && line < LINES_MEANWHILE; line++)
+            __builtin_prefetch((const char *)next + seen->rows.far + 64 * line, 0, 2);
         at = V(place_of)(logits, n, largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }
