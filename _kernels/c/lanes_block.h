@@ -301,8 +301,7 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
     }
     V(write_rest)(&rows);
     V(write_carried)(&rows.unwritten);
-    if (job->streams)
-        fence();
+    fence();
 }
 
 /* A part's sums, or once the rows are finished its second pass */
