@@ -24,6 +24,7 @@ from tables import (
     write_parquet,
     write_table,
 )
+from test_memory import EVALUATION
 
 from logitloss.evaluate import FileError, ShapeError, StateError, evaluate, evaluate_files
 from logitloss.evaluate.stores import open_array, parquet
@@ -341,7 +342,7 @@ def test_samples_of_parquet_are_of_its_first_rows(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
 @pytest.mark.parametrize("form", ["one row group", "small batches", "one batch", "tiny batches"])
 def test_memory_does_not_grow_with_the_file(tmp_path, form):
-    """Two times the bound of an evaluation, 256 MiB, read whole would be seen."""
+    """More than the bound of an evaluation, read whole it would be seen."""
     n_rows, n_classes = 540_000, 250
     rows = fixed(np.zeros((2000, n_classes), np.float32))
     y = pa.table({"y": pa.chunked_array(270 * [np.zeros(2000, np.int32)])})
@@ -363,4 +364,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path, form):
     count, peak = map(int, run_child(program, path, str(tmp_path / "y.parquet")).split())
     os.unlink(path)
     assert count == n_rows
-    assert peak < 256 << 10
+    assert peak < EVALUATION << 10

@@ -10,6 +10,7 @@ from children import run_child
 from chunks import WRITERS, ListedChunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_memory import EVALUATION
 
 from logitloss.evaluate import FileError, FileWarning, evaluate
 from logitloss.evaluate.stores import chunked, open_array
@@ -143,7 +144,7 @@ def test_an_evaluation_of_chunks_stays_under_its_bound(tmp_path, name):
         )
     )
     assert told[1] == n_rows
-    assert told[0] < 256 << 10
+    assert told[0] < EVALUATION << 10
 
 
 def test_a_full_disk_is_told(monkeypatch):

@@ -110,7 +110,7 @@ def test_a_call_takes_little_memory(family, name):
 
 
 # MiB that README states, whatever the files' size; where threads are few
-EVALUATION = 256
+EVALUATION = 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")

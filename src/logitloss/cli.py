@@ -147,7 +147,7 @@ def main() -> None:
     "--threads", type=click.IntRange(1, MOST), help="Threads; by default as many as there are cores."
 )
 @click.option(
-    "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 64 MiB of logits."
+    "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 128 MiB of logits."
 )
 @click.option("--hidden", metavar="FILE", help="Hidden states in place of LOGITS, with an --unembedding.")
 @click.option("--unembedding", metavar="FILE", help="The last layer's weight, (classes, dimensions).")
@@ -220,7 +220,7 @@ def eval_command(
     Either may be shards: a directory, or a quoted pattern. They are taken in natural order (2 before 10), and
     those of LOGITS, TARGETS, --group-by and --mask go together by that order.
 
-    Nothing is read whole: memory stays under 256 MiB (and 4 MB a thread) whatever the files' size.
+    Nothing is read whole: memory stays under 400 MiB (and 4 MB a thread) whatever the files' size.
 
     With --dask the pieces of the files are evaluated by a cluster's workers, a thread each.
 

@@ -88,7 +88,7 @@ def evaluate(
     num_threads, backend
         As in `logitloss.cross_entropy`.
     chunk_rows : int, optional
-        Rows a block; by default as many as have 64 MiB of logits (48 of hidden states'), and at most 262,144.
+        Rows a block; by default as many as have 128 MiB of logits (48 of hidden states'), at most 262,144.
     state_file : path, optional
         Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
         evaluation goes on from there, and ends with the same figures to the last bit. Not for batches.

@@ -38,7 +38,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 # By their size: types that may be the bits of floats, where a store has no type for those
 RAW = {1: (np.dtype("V1"), np.dtype(np.uint8)), 2: (np.dtype("V2"), np.dtype(np.uint16))}
 # A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
-CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 1 << 18
+CHUNK_BYTES, CHUNK_ROWS = 128 << 20, 1 << 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,13 +204,11 @@ def ahead(items: Iterable[T]) -> Generator[T, None, None]:
         if isinstance(items, Generator):
             stack.callback(items.close)
         thread = stack.enter_context(ThreadPoolExecutor(1, "logitloss-ahead"))
-        coming = thread.submit(following)
-        while True:
-            held = [coming.result()]
-            if held[0] is end:
-                return
+        held = [following()]  # there is nothing to work on meanwhile
+        while held[0] is not end:
             coming = thread.submit(following)
             yield held.pop()  # which nothing here refers to any more: it may be large
+            held.append(coming.result())
 
 
 def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
