@@ -250,14 +250,33 @@ INLINE V(vector) V(exp_scaled)(V(vector) x, V(exp_scale) scale)
     return x * power;
 }
 
+#ifndef VECTOR_AVX512
+/* What exps_fine does with some of its vectors. From the floor on nothing is under MAGIC, so what is beyond
+ * the exponent's place has other bits, which gather in `bits`. */
+INLINE void V(exps_fine_of)(V(vector) *x, int n, const V(exp_scale) *scale, int step, V(ivector) *bits)
+{
+    V(vector) power[8];
+    for (int j = 0; j < n; j++)
+        x[j] = V(max)(scale[j * step].floor, x[j]);
+    V(exp_rounded)(x, power, n, scale, step);
+    for (int j = 0; j < n; j++) {
+        bits[j * step] |= (V(ivector))power[j];
+        power[j] = (V(vector))((V(ivector))power[j] << MANTISSA_BITS);
+    }
+    V(exp2_units)(x, n, 1);
+    for (int j = 0; j < n; j++)
+        x[j] *= power[j];
+}
+#endif
+
 /* The same with the longer polynomial and for every x: 0 at -inf, NaN at NaN. `is_lost`, in steps as those of
  * `scale`, gets all bits where one was NaN or too large, if its result does not say so. */
 INLINE void V(exps_fine)(V(vector) *x, int n, const V(exp_scale) *scale, int step, V(ivector) *is_lost)
 {
-    V(vector) power[8];
     const int n_lost = step ? n : 1;
 #ifdef VECTOR_AVX512
     /* One operation scales by 2^n, whatever n: it needs no bounds (16.4 operations a class became 15.4). */
+    V(vector) power[8];
     V(exp_rounded)(x, power, n, scale, step);
     for (int j = 0; j < n; j++)
         power[j] -= MAGIC + EXPONENT_BIAS;
@@ -267,20 +286,13 @@ INLINE void V(exps_fine)(V(vector) *x, int n, const V(exp_scale) *scale, int ste
     for (int j = 0; j < n_lost; j++)
         is_lost[j] = V(all_bits)(0);
 #else
-    /* From the floor on nothing is under MAGIC, so what is beyond the exponent's place has other bits. */
     const V(ivector) fit = (V(ivector))V(all)(MAGIC) | (2 * EXPONENT_BIAS + 1);
+    /* In two parts AVX2's registers hold more of it: short rows gain 7 %. SSE2 loses 5 % by it. */
+    const int half = VECTOR_BYTES > 16 && n > 4 ? (n + 1) / 2 : n;
     for (int j = 0; j < n_lost; j++)
         is_lost[j] = fit;
-    for (int j = 0; j < n; j++)
-        x[j] = V(max)(scale[j * step].floor, x[j]);
-    V(exp_rounded)(x, power, n, scale, step);
-    for (int j = 0; j < n; j++) {
-        is_lost[j * step] |= (V(ivector))power[j];
-        power[j] = (V(vector))((V(ivector))power[j] << MANTISSA_BITS);
-    }
-    V(exp2_units)(x, n, 1);
-    for (int j = 0; j < n; j++)
-        x[j] *= power[j];
+    V(exps_fine_of)(x, half, scale, step, is_lost);
+    V(exps_fine_of)(x + half, n - half, scale + half * step, step, is_lost + half * step);
     for (int j = 0; j < n_lost; j++)
         is_lost[j] = is_lost[j] != fit;
 #endif
