@@ -28,6 +28,8 @@ TURN = 4
 # The largest |x| whose multiple of log2(e) is taken apart exactly
 DIRECT = {real: most / parts_of(real) for real, most in ((np.float32, 2.0**21), (np.float64, 2.0**30))}
 
+# What is asked of memory beyond what a loop fetches, while a row's largest is searched: it would rest
+LINES_MEANWHILE = 8
 # What is known of a row, and at last what its second pass needs: an entry is p*factor - gamma*gamma_factor,
 # but at the top and at the label, where those are >= 0; p is relative to `reference`, or kept. `k` and
 # `relative` are of the last chunk: its exponentials are relative to 2**k, and `relative` times as large are
@@ -81,6 +83,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     load_turn = turn_ops.load if is_float32 else numba_items.pair_loader(item, real, lanes)
     fetch_vector, fetch_reals = numba_memory.fetcher(lanes * width), numba_memory.fetcher(lanes * size)
     fetch_group = numba_memory.fetcher(group * width)
+    fetch_meanwhile = numba_memory.fetcher(LINES_MEANWHILE * 64, numba_memory.IN_ORDER[:1])
 
     # ---- the largest ----
 
@@ -282,6 +285,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 return False
             at = -1
             if largest > row.m:
+                if next_x:
+                    fetch_meanwhile(next_x)
                 at = place_of(x, n, largest)
                 raise_top(row, largest, first + at)
                 k = rounded(largest * log2e)
