@@ -14,23 +14,25 @@ INLINE V(vector) V(next_above)(V(vector) x)
     return (V(vector))(bits + (bits >> (8 * (int)sizeof(V(real)) - 1) | 1));
 }
 
-/* The largest logit of a vector of rows and its class, first of equals, and the label's */
-INLINE void V(find_places)(V(lanes) *rows, ptrdiff_t lane, const V(real) *x, ptrdiff_t x_stride,
-                           ptrdiff_t n_classes, ptrdiff_t first_class)
+/* The largest logit and its class, first of equals, and the label's */
+static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
+                           ptrdiff_t first_class)
 {
-    V(ivector) top = first_class ? V(load_bits)(rows->top + lane) : V(all_bits)(0);
-    V(vector) largest = first_class ? V(load)(rows->largest + lane) : V(all)(-INFINITY);
-    V(vector) target = first_class ? V(load)(rows->target_logit + lane) : V(all)(0);
-    V(ivector) label = V(load_bits)(rows->label + lane), number = V(all_bits)((V(bits))first_class);
-    for (ptrdiff_t c = 0; c < n_classes; c++, number += 1) {
-        V(vector) logit = V(load)(x + c * x_stride);
-        top = V(choose_bits)(V(greater)(logit, largest), number, top);
-        largest = V(max)(logit, largest);
-        target = V(choose)(V(equal_bits)(label, number), logit, target);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+        V(ivector) top = first_class ? V(load_bits)(rows->top + lane) : V(all_bits)(0);
+        V(vector) largest = first_class ? V(load)(rows->largest + lane) : V(all)(-INFINITY);
+        V(vector) target = first_class ? V(load)(rows->target_logit + lane) : V(all)(0);
+        V(ivector) label = V(load_bits)(rows->label + lane), number = V(all_bits)((V(bits))first_class);
+        for (ptrdiff_t c = 0; c < n_classes; c++, number += 1) {
+            V(vector) logit = V(load)(x + c * x_stride);
+            top = V(choose_bits)(V(greater)(logit, largest), number, top);
+            largest = V(max)(logit, largest);
+            target = V(choose)(V(equal_bits)(label, number), logit, target);
+        }
+        V(store)(rows->largest + lane, largest);
+        V(store)(rows->target_logit + lane, target);
+        V(store)((V(real) *)(rows->top + lane), (V(vector))top);
     }
-    V(store)(rows->largest + lane, largest);
-    V(store)(rows->target_logit + lane, target);
-    V(store)((V(real) *)(rows->top + lane), (V(vector))top);
 }
 
 typedef struct {
@@ -39,8 +41,8 @@ typedef struct {
     V(long_sum) sum, square, spread;
 } V(figuring);
 
-/* Add n <= 4 classes. Those that come before the label's are at least its logit as long as
- * their number is lower, then above it. */
+/* Add n <= 4 classes. Those that come before the label's are at least its logit as long as their number is
+ * lower, then above it. */
 INLINE void V(figure_some)(V(figuring) *row, const V(real) *x, ptrdiff_t x_stride, int n)
 {
     const V(exp_scale) scale = V(exp_scale_of)(V(all)(-V(LANES_HEADROOM)));
@@ -74,84 +76,78 @@ static V(vector) V(nan_of)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_cla
     return nan;
 }
 
-/* Add classes from first_class on to sums, figures and peak of a vector of rows. */
-INLINE void V(sum_figures_of)(V(lanes) *rows, ptrdiff_t lane, const V(real) *x, ptrdiff_t x_stride,
-                              ptrdiff_t n_classes, ptrdiff_t first_class)
+/* Add classes from first_class on to sums, figures and peak. */
+static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
+                              ptrdiff_t first_class, V(fetch) next)
 {
-    const V(vector) zero = V(all)(0);
-    V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
-    V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
-    V(figuring) row = {.reference = V(keep)(is_finite, largest),
-                       .above = V(next_above)(target),
-                       .top = V(load_bits)(rows->top + lane) - (V(bits))first_class,
-                       .label = V(load_bits)(rows->label + lane) - (V(bits))first_class,
-                       .number = V(all_bits)(0),
-                       .n_before = V(all_bits)(0),
-                       .sum = {zero, zero, zero},
-                       .square = {zero, zero, zero},
-                       .spread = {zero, zero, zero}};
-    row.bound = V(choose)(V(below_bits)(row.label, V(all_bits)(0)), row.above, target);
-    if (first_class > 0) {
-        row.n_before = V(load_bits)(rows->n_before + lane);
-        row.sum = (V(long_sum)){zero, V(load)(rows->sum + lane), V(load)(rows->sum_lost + lane)};
-        row.square = (V(long_sum)){zero, V(load)(rows->weight + lane), V(load)(rows->weight_lost + lane)};
-        row.spread = (V(long_sum)){zero, V(load)(rows->gap + lane), V(load)(rows->gap_lost + lane)};
-    }
-    const V(real) *at = x;
-    for (ptrdiff_t c = 0; c < n_classes; c += 4, at += 4 * x_stride) {
-        switch (n_classes - c) {
-        case 1: V(figure_some)(&row, at, x_stride, 1); break;
-        case 2: V(figure_some)(&row, at, x_stride, 2); break;
-        case 3: V(figure_some)(&row, at, x_stride, 3); break;
-        default: V(figure_some)(&row, at, x_stride, 4);
+    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+        const V(vector) zero = V(all)(0);
+        if (next.at) /* known where the next block's lines are */
+            V(fetch_classes)(&next, lane, (int)n_classes);
+        V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
+        V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
+        V(figuring) row = {.reference = V(keep)(is_finite, largest),
+                           .above = V(next_above)(target),
+                           .top = V(load_bits)(rows->top + lane) - (V(bits))first_class,
+                           .label = V(load_bits)(rows->label + lane) - (V(bits))first_class,
+                           .number = V(all_bits)(0),
+                           .n_before = V(all_bits)(0),
+                           .sum = {zero, zero, zero},
+                           .square = {zero, zero, zero},
+                           .spread = {zero, zero, zero}};
+        row.bound = V(choose)(V(below_bits)(row.label, V(all_bits)(0)), row.above, target);
+        if (first_class > 0) {
+            row.n_before = V(load_bits)(rows->n_before + lane);
+            row.sum = (V(long_sum)){zero, V(load)(rows->sum + lane), V(load)(rows->sum_lost + lane)};
+            row.square = (V(long_sum)){zero, V(load)(rows->weight + lane), V(load)(rows->weight_lost + lane)};
+            row.spread = (V(long_sum)){zero, V(load)(rows->gap + lane), V(load)(rows->gap_lost + lane)};
         }
-        if (c % 8 == 4 || c + 4 >= n_classes)
-            V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
+        for (ptrdiff_t c = 0; c < n_classes; c += 4) {
+            switch (n_classes - c) {
+            case 1: V(figure_some)(&row, x + c * x_stride, x_stride, 1); break;
+            case 2: V(figure_some)(&row, x + c * x_stride, x_stride, 2); break;
+            case 3: V(figure_some)(&row, x + c * x_stride, x_stride, 3); break;
+            default: V(figure_some)(&row, x + c * x_stride, x_stride, 4);
+            }
+            if (c % 8 == 4 || c + 4 >= n_classes)
+                V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
+        }
+        if (V(any)(
+                V(not_below)(V(abs)(largest), V(all)(INFINITY)))) /* there is no largest to be relative to */
+            row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes));
+        V(store)(rows->peak + lane, V(all)((V(real))((int64_t)1 << V(LANES_HEADROOM))));
+        V(store)(rows->sum + lane, row.sum.sum);
+        V(store)(rows->sum_lost + lane, row.sum.lost);
+        V(store)(rows->weight + lane, row.square.sum);
+        V(store)(rows->weight_lost + lane, row.square.lost);
+        V(store)(rows->gap + lane, row.spread.sum);
+        V(store)(rows->gap_lost + lane, row.spread.lost);
+        V(store)((V(real) *)(rows->n_before + lane), (V(vector))row.n_before);
     }
-    if (V(any)(V(not_below)(V(abs)(largest), V(all)(INFINITY)))) /* there is no largest to be relative to */
-        row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes));
-    V(store)(rows->peak + lane, V(all)((V(real))((int64_t)1 << V(LANES_HEADROOM))));
-    V(store)(rows->sum + lane, row.sum.sum);
-    V(store)(rows->sum_lost + lane, row.sum.lost);
-    V(store)(rows->weight + lane, row.square.sum);
-    V(store)(rows->weight_lost + lane, row.square.lost);
-    V(store)(rows->gap + lane, row.spread.sum);
-    V(store)(rows->gap_lost + lane, row.spread.lost);
-    V(store)((V(real) *)(rows->n_before + lane), (V(vector))row.n_before);
-}
-
-/* What is read next, while classes from number c on are summed for the last time */
-INLINE V(fetch)
-    V(fetch_after)(const V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t c, ptrdiff_t n)
-{
-    const softmax_job *job = rows->job;
-    const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
-    if (V(are_beside)(rows, &job->logits))
-        return V(fetch_block)(c + n < job->n_classes ? x + n * x_stride : following, 1, x_stride);
-    int are_rows = V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize;
-    return V(fetch_in_rows)(are_rows ? following + V(LINE) *c : NULL, job->n_classes);
 }
 
 static void V(find_figure_sums)(V(lanes) *rows)
 {
     const softmax_job *job = rows->job;
-    ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride = 0;
-    const V(real) *x = NULL;
+    ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride;
+    int are_beside = V(are_beside)(rows, &job->logits);
+    int are_rows = V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize;
     for (int sweep = 0; sweep < 2; sweep++)
         for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
             n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
-            if (sweep == 0 || n < job->n_classes)
+            const V(real) *x = rows->x_tile;
+            if (sweep == 0 || n < job->n_classes || are_beside)
                 x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
-            V(fetch) next = V(fetch_after)(rows, x, x_stride, c, n);
-            for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
-                if (sweep == 0) {
-                    V(find_places)(rows, lane, x + lane, x_stride, n, c);
-                    continue;
-                }
-                if (next.at)
-                    V(fetch_classes)(&next, lane, (int)n);
-                V(sum_figures_of)(rows, lane, x + lane, x_stride, n, c);
+            if (sweep == 0) {
+                V(find_places)(rows, x, x_stride, n, c);
+                continue;
             }
+            const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+            V(fetch) next =
+                V(fetch_block)(c + n < job->n_classes ? x + n * x_stride : following, 1, x_stride);
+            if (!are_beside)
+                next = V(fetch_in_rows)(are_rows ? following + V(LINE) *c : NULL, job->n_classes);
+            V(sum_figures_of)(rows, x, x_stride, n, c, next);
         }
 }
 

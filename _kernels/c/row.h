@@ -23,9 +23,7 @@ enum {
  * too, are far from overflow. */
 #define MARGIN 20
 
-/* Lines that memory is asked for beyond those a loop fetches, while a row's largest is searched: it would
- * rest.
- */
+/* Lines asked for beyond those a loop fetches: while a row's largest is searched memory would rest. */
 #define LINES_MEANWHILE 8
 
 /* The scale of a row's exponentials, from its statistics */
