@@ -39,7 +39,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
     row_at, begin, set_target = of_rows.row_at, of_rows.begin, of_rows.set_target
     chunk_from, classes_of, following = of_rows.chunk_from, of_rows.classes_of, of_rows.following
     n_parts, part_of, part_range = of_rows.n_parts, of_rows.part_of, of_rows.part_range
-    share, softmax_of, tile_at = wide.share, wide.softmax_of, of_rows.tile_at
+    share, softmax_of, page = wide.share, wide.softmax_of, of_rows.page
     next_above, prefetch = vectors.next_above, numba_memory.prefetch
     width, unit = numba_items.itemsize(item), np.float64(elementary.unit)
     load, load_item = numba_items.loader(item, real, lanes), numba_items.loader(item, real)
@@ -227,7 +227,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
                 merge_parts(job, row, i)
             elif row.live or job.lse.address:
                 next_i = i + 1 if i + 1 < first + n else -1
-                sum_row(job, row, i, 0, job.n_classes, next_i, scratch + tile_at)
+                sum_row(job, row, i, 0, job.n_classes, next_i, scratch + page)
             total += finish(job, row, i)
             counted += row.live
         found.total, found.counted = total, counted
@@ -239,6 +239,6 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
         row = part_of(job, i, part)
         begin_row(job, row, i)
         row.seen = 0
-        sum_row(job, row, i, first, last, -1, scratch + tile_at)
+        sum_row(job, row, i, first, last, -1, scratch + page)
 
     return SimpleNamespace(figures_block=figures_block, figures_part=figures_part)

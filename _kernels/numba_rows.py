@@ -1,9 +1,8 @@
-"""Rows whose classes are many, one after another: sums, loss, and what becomes of each logit.
+"""Rows whose classes are many, one after another, a block of them at a time.
 
 A row is read once (`numba_sums`); what is known of it gives loss and lse at once, and the gradient or softmax
-while its logits or their exponentials are in the cache. Classes that do not lie next to each other are
-brought into a tile first, as they are. Results go around the cache where the whole is larger than that. Few
-long rows are shared among the threads by parts.
+while its logits or their exponentials are in the cache (`numba_rows_results`). Classes that do not lie next
+to each other are brought into a tile first, as they are. Few long rows are shared among the threads by parts.
 """
 
 from __future__ import annotations
@@ -13,19 +12,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from logitloss._kernels import numba_items, numba_memory, numba_operations, recurrence, vectors
+from logitloss._kernels import (
+    numba_items,
+    numba_memory,
+    numba_operations,
+    numba_rows_results,
+    recurrence,
+    vectors,
+)
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_figures import figures
 from logitloss._kernels.numba_job import (
     ENTROPY,
     GRADIENT,
     LABELS,
-    LOG_SOFTMAX,
     NOTHING,
     PROBABILITIES,
     SOFTMAX,
     block_range,
-    coefficient,
     first_bad_label,
     found_at,
     get,
@@ -35,14 +39,12 @@ from logitloss._kernels.numba_job import (
     place,
     put,
 )
-from logitloss._kernels.numba_sums import CHAIN, DIRECT, ROW, sums
+from logitloss._kernels.numba_sums import ROW, sums
 from logitloss._kernels.vectors import inline, outline
 from numba import carray
 from numba.extending import register_jitable
 
 CHUNK_BYTES = 8192
-# Registers that each of a pair of vectors takes where exponentials of 16-bit logits are streamed
-TURN = 2
 BLOCK_ROWS = 64
 # A block's logits are some work for a thread, and there are some blocks for each.
 BLOCK_BYTES = 1 << 17
@@ -104,39 +106,13 @@ def kernels(item: str) -> SimpleNamespace:
     if not has_kept:
         add_and_keep = add
     load_run = job_steps(real).load_run
-    lanes, size, splat, where = ops.lanes, ops.size, ops.splat, ops.where
+    lanes, size, splat = ops.lanes, ops.size, ops.splat
     width, group, chunk = numba_items.itemsize(item), 2 * ops.lanes, CHUNK_BYTES // ops.size
-    load, load_exps = numba_items.loader(item, real, lanes), ops.load
     load_item, load_one = numba_items.loader(item, real), ops.load_one
-    store, store_item = numba_items.storer(item, real, lanes), numba_items.storer(item, real)
-    store_exps, store_real = ops.store, ops.store_one
-    exp_parts, unit = own.exp_parts, np.float64(own.unit)
-    scaled_parts, scale_of, rounded = own.scaled_parts, own.scale_of, own.rounded
-    exp2_unit, wide_fma, direct = wide_own.exp2_unit, vectors.fma, DIRECT[real]
-    log2e, wide_log2e = own.log2e, float(own.log2e)
-    share, merge, merge_gaps, softmax_of = wide.share, wide.merge, wide.merge_gaps, wide.softmax_of
-    softmax_from, loss_of, gradient_of = wide.softmax_from, wide.loss_of, wide.gradient_of
-    load_wide, store_wide = numba_items.loader("f64", np.float64), numba_items.storer("f64", np.float64)
-    lanes_from, lanes_sum = ops.lanes_from, ops.lanes_sum
-    load_pair, store_pair = (
-        numba_items.pair_loader(item, real, lanes),
-        numba_items.pair_storer(item, real, lanes),
-    )
-    has_turns, pair = width == 2, numba_operations.operations(real, TURN)
-    turn, splat_turn, keep_rolled = 2 * pair.lanes, pair.splat, vectors.keep_rolled
-    fetch_group, fetch_turn = numba_memory.fetcher(group * width), numba_memory.fetcher(turn * width)
-    load_turn = numba_items.pair_loader(item, real, pair.lanes)
-    stream_turn = numba_items.pair_storer(item, real, pair.lanes, streams=True)
-    stream_vector, line = ops.stream, 64 // size
-    # A factor that is no normal number loses digits.
-    smallest = 2.0**-120 if real is np.float32 else 2.0**-1000
-    as_pointer, copy, stream, fence = (
-        numba_memory.as_pointer,
-        numba_memory.copy,
-        numba_memory.stream,
-        numba_memory.fence,
-    )
-    infinity, zero, row_type, expm1 = np.inf, real(0), ROW, math.expm1
+    store_item, store_reals, store_real = numba_items.storer(item, real), ops.store, ops.store_one
+    store_wide, merge, merge_gaps = numba_items.storer("f64", np.float64), wide.merge, wide.merge_gaps
+    as_pointer, fence = numba_memory.as_pointer, numba_memory.fence
+    infinity, zero, unit, row_type, expm1 = np.inf, real(0), np.float64(own.unit), ROW, math.expm1
 
     # ---- where things are ----
 
@@ -188,7 +164,7 @@ def kernels(item: str) -> SimpleNamespace:
             if weight:
                 return weight
             for j in range(0, n + lanes, lanes):
-                store_exps(tile + j * size, splat(zero))
+                store_reals(tile + j * size, splat(zero))
             return tile
         target = job.target
         address = place(target, i) + c * target.class_stride
@@ -227,6 +203,13 @@ def kernels(item: str) -> SimpleNamespace:
         row.weight_lost, row.gap_lost = 0.0, 0.0
 
     @outline
+    def set_target(job, row, i):
+        row.label, row.live = -1, 1
+        if job.target_kind == LABELS:
+            row.label = label_of(job, i)
+            row.live = row.label != job.ignore_index
+
+    @outline
     def sum_row(job, row, i, first, last, next_i, scratch, exps, marks):
         """Add classes first ... last - 1 of row i; exps is where exponentials are kept, or 0."""
         has_gamma = job.gamma != 0 or job.target_kind == PROBABILITIES
@@ -261,6 +244,11 @@ def kernels(item: str) -> SimpleNamespace:
         return max(1, job.n_classes // SEGMENT)
 
     @outline
+    def part_range(job, part):
+        first = part * SEGMENT
+        return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT
+
+    @outline
     def merge_parts(job, row, i):
         begin(row)
         for number in range(n_parts(job)):
@@ -276,240 +264,28 @@ def kernels(item: str) -> SimpleNamespace:
             else:
                 row.m, row.s = merge(row.m, row.s, part.m, part.s)
 
-    # ---- from sums to results ----
-
-    @outline
-    def finish(job, row, i, lse_in):
-        """Fill in what the second pass needs; return the loss."""
-        is_gradient, has_labels = job.operation == GRADIENT, job.target_kind == LABELS
-        if job.lse_in.address:
-            log1p_others, lse, p_top, p_others = softmax_from(row.m, row.s, lse_in)
-        else:
-            log1p_others, lse, p_top, p_others = softmax_of(row.m, row.s)
-        beta, label_gamma, target_logit = 0.0, 0.0, row.m
-        if has_labels:
-            row.weight = job.gamma_sum - row.top_weight
-            if row.live:
-                beta = coefficient(job.beta, row.label, 1.0)
-                if job.gamma:
-                    label_gamma = np.float64(load_one(job.gamma + row.label * size))
-                address = place(job.logits, i) + row.label * job.logits.class_stride
-                target_logit = np.float64(load_item(address))
-        loss = 0.0
-        if row.live and job.target_kind <= PROBABILITIES:
-            loss = loss_of(
-                row.m, log1p_others, lse, row.weight, row.gap, row.top_weight, beta, target_logit, job.z_loss
-            )
-        put(job.loss, i, loss)
-        put(job.lse, i, lse)
-        row.log1p_others, row.reference, row.factor, row.gamma_factor = log1p_others, row.m, p_top, 0.0
-        if job.lse_in.address and np.isfinite(lse_in):
-            # A rounded lse, and what it lacks
-            row.reference = np.float64(real(lse_in))
-            row.factor = (
-                share(row.reference, lse_in)
-                if row.reference <= lse_in
-                else 1.0 / share(lse_in, row.reference)
-            )
-        if not is_gradient:
-            row.label, row.top = -1, -1
-            return loss
-        scale = get(job.scale, i, 1.0)
-        alpha, at_top, at_label = gradient_of(
-            row.m,
-            log1p_others,
-            lse,
-            p_top,
-            p_others,
-            row.weight,
-            row.top_weight,
-            beta,
-            label_gamma,
-            target_logit,
-            job.z_loss,
-        )
-        row.factor, row.gamma_factor = row.factor * (scale * alpha), scale
-        row.at_top, row.at_label = scale * at_top, scale * at_label
-        if not (job.gamma != 0 or job.target_kind == PROBABILITIES):
-            row.top = -1
-        return loss
-
-    # ---- the second pass ----
-
-    @outline
-    def scaled(exps, gamma, gamma_factor, factor, n, to):
-        """Kept exponentials times a factor, less coefficients if there are any."""
-        by, less = splat(real(factor)), splat(real(gamma_factor))
-        for c in range(0, n, lanes):
-            at = min(c, n - lanes)
-            p = load_exps(exps + at * size) * by
-            if gamma:
-                p = p - load_exps(gamma + at * size) * less
-            store(to + at * width, p)
-
-    @outline
-    def stream_scaled(exps, factor, n, to, label, at_label, tile):
-        """Send kept exponentials times a factor, but for the label's, around the cache by whole lines."""
-        by = splat(real(factor))
-        head = min(-to % 64 // size, n)
-        last = head + (n - head) // line * line
-        for c in range(head):
-            store_item(to + c * size, load_one(exps + c * size) * real(factor))
-        for c in range(last, n):
-            store_item(to + c * size, load_one(exps + c * size) * real(factor))
-        own = head + (label - head) // line * line if head <= label < last else last
-        c, stop = head, own
-        while True:
-            for i in range(c * size, stop * size, line * size):
-                for j in range(0, line * size, lanes * size):
-                    stream_vector(to + i + j, load_exps(exps + i + j) * by)
-            if stop == last:
-                break
-            for j in range(0, line * size, lanes * size):
-                store_exps(tile + j, load_exps(exps + own * size + j) * by)
-            store_item(tile + (label - own) * size, real(at_label))
-            stream(to + own * size, tile, line * size)
-            c, stop = own + line, last
-        if 0 <= label < head or last <= label < n:
-            store_item(to + label * size, real(at_label))
-
-    @outline
-    def exponentials(x, gamma, gamma_factor, reference, factor, n, to):
-        """Do the same from the logits: relative to a power of two, where that can be, or to the reference."""
-        k, relative, minus = zero, unit, splat(real(reference))
-        if abs(reference) <= direct:
-            k, minus = rounded(real(reference) * log2e), splat(zero)
-            relative *= exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
-        lowest, shift = scale_of(k)
-        bound, magic = splat(lowest), splat(shift)
-        by, less = splat(real(factor * relative)), splat(real(gamma_factor))
-        if gamma:
-            for c in range(0, n, lanes):
-                at = min(c, n - lanes)
-                p, q = scaled_parts(load(x + at * width) - minus, bound, magic)
-                store(to + at * width, (p * q) * by - load_exps(gamma + at * size) * less)
-            return
-        for c in range(0, n, group):
-            at = min(c, n - group)
-            fetch_group(x + at * width)
-            v0, v1 = load_pair(x + at * width)
-            p0, q0 = scaled_parts(v0 - minus, bound, magic)
-            p1, q1 = scaled_parts(v1 - minus, bound, magic)
-            store_pair(to + at * width, (p0 * q0) * by, (p1 * q1) * by)
-
-    @outline
-    def stream_exponentials(x, reference, factor, n, to):
-        """Do the same of whole turns without coefficients, around the cache to where a line begins."""
-        k = rounded(real(reference) * log2e)
-        relative = unit * exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
-        lowest, shift = scale_of(k)
-        bound, magic, by = splat_turn(lowest), splat_turn(shift), splat_turn(real(factor * relative))
-        for i in range(0, n * width, turn * width):
-            fetch_turn(x + i)
-            v0, v1 = load_turn(x + i)
-            p0, q0 = scaled_parts(v0, bound, magic)
-            p1, q1 = scaled_parts(v1, bound, magic)
-            stream_turn(to + i, (p0 * q0) * by, (p1 * q1) * by)
-            keep_rolled()
-
-    @outline
-    def logarithms(x, m, log1p_others, n, to):
-        largest, rest = splat(real(m)), splat(real(log1p_others))
-        for c in range(0, n, lanes):
-            at = min(c, n - lanes)
-            store(to + at * width, (load(x + at * width) - largest) - rest)
-
-    @outline
-    def entropy_of(x, m, log1p_others, n):
-        """Return the sum of exp(x - m)*(lse - x)."""
-        minus = splat(real(m))
-        rest, total = splat(real(log1p_others)), 0.0
-        for first in range(0, n, CHAIN * lanes):
-            some = splat(zero)
-            for c in range(first, min(n, first + CHAIN * lanes), lanes):
-                at = min(c, n - lanes)
-                d = load(x + at * width) - minus
-                p, q = exp_parts(d)
-                e = p * q
-                # 0*inf = 0; what the vector before has is left out.
-                some = some + where(lanes_from(c - at, lanes) & (e != zero), e * (rest - d), zero)
-            total += lanes_sum(some)
-        return total * unit
-
-    @outline
-    def map_row(job, row, i, first, last, scratch, exps, marks):
-        """Make the results of classes first ... last - 1 of row i."""
-        stride, out = job.out.class_stride, place(job.out, i)
-        has_gamma = job.operation == GRADIENT and (job.gamma != 0 or job.target_kind == PROBABILITIES)
-        # Rows of 16-bit items; of others, exponentials are kept.
-        can_stream = job.streams and stride == width and job.logits.class_stride == width and not has_gamma
-        can_stream = can_stream and job.operation != LOG_SOFTMAX and abs(row.reference) <= direct
-        c = first
-        while c < last:
-            n, gamma = chunk_from(c, last), 0
-            to = out + c * stride
-            if job.streams and not exps and c + n < last:
-                n -= (to + n * stride) % 64 // width  # what follows begins a line
-            source = exps + c * size if exps else place(job.logits, i) + c * job.logits.class_stride
-            tile = apart(scratch + 2 * TILE_BYTES, source, PAGE // 4)
-            if not row.live:
-                for j in range(0, n, lanes):
-                    store(tile + min(j, n - lanes) * width, splat(zero))
-            else:
-                if has_gamma:
-                    gamma = gammas_of(job, i, c, n, scratch + TILE_BYTES)
-                is_kept, factor = False, 0.0
-                if exps:
-                    mark = marks + (c - first) // chunk * 16
-                    factor = row.factor * share(load_wide(mark), row.m) * load_wide(mark + 8)
-                    is_kept = abs(factor) > smallest
-                if is_kept and gamma == 0 and stride == width and job.streams and row.top < 0:
-                    stream_scaled(exps + c * size, factor, n, to, row.label - c, row.at_label, tile)
-                    c += n
-                    continue
-                is_other = not (c <= row.label < c + n)
-                if has_turns and can_stream and is_other and to % 64 == 0 and n % turn == 0:
-                    x = place(job.logits, i) + c * width
-                    stream_exponentials(x, row.reference, row.factor, n, to)
-                    c += n
-                    continue
-                if is_kept:
-                    scaled(exps + c * size, gamma, row.gamma_factor, factor, n, tile)
-                else:
-                    x = classes_of(job, i, c, n, scratch)
-                    if job.operation == LOG_SOFTMAX:
-                        logarithms(x, row.m, row.log1p_others, n, tile)
-                    else:
-                        exponentials(x, gamma, row.gamma_factor, row.reference, row.factor, n, tile)
-                if c <= row.top < c + n:
-                    store_item(tile + (row.top - c) * width, real(row.at_top))
-                if c <= row.label < c + n:
-                    store_item(tile + (row.label - c) * width, real(row.at_label))
-            if stride != width:
-                unpack(to, stride, n, tile)
-            elif job.streams:
-                stream(to, tile, n * width)
-            else:
-                copy(to, tile, n * width)
-            c += n
-
-    @outline
-    def sum_entropy(job, row, i, first, last, scratch):
-        total, c = 0.0, first
-        while c < last:
-            n = chunk_from(c, last)
-            total += entropy_of(classes_of(job, i, c, n, scratch), row.m, row.log1p_others, n)
-            c += n
-        return total
-
     # ---- blocks ----
 
-    @outline
-    def set_target(job, row, i):
-        row.label, row.live = -1, 1
-        if job.target_kind == LABELS:
-            row.label = label_of(job, i)
-            row.live = row.label != job.ignore_index
+    of_rows = SimpleNamespace(
+        row_at=row_at,
+        page=PAGE,
+        tile_bytes=TILE_BYTES,
+        chunk=chunk,
+        apart=apart,
+        chunk_from=chunk_from,
+        classes_of=classes_of,
+        gammas_of=gammas_of,
+        unpack=unpack,
+        following=following,
+        begin=begin,
+        set_target=set_target,
+        n_parts=n_parts,
+        part_of=part_of,
+        part_range=part_range,
+    )
+    of_figures = figures(item, ops, own, made, of_rows, wide)
+    of_results = numba_rows_results.results(item, ops, own, wide_own, of_rows, wide)
+    finish, map_row, sum_entropy = of_results.finish, of_results.map_row, of_results.sum_entropy
 
     @outline
     def needs_no_pass(job, row, i, lse_in):
@@ -576,11 +352,6 @@ def kernels(item: str) -> SimpleNamespace:
         own_row.at_top, own_row.at_label = row.at_top, row.at_label
         own_row.top, own_row.label, own_row.live = row.top, row.label, row.live
 
-    @outline
-    def part_range(job, part):
-        first = part * SEGMENT
-        return first, job.n_classes if part + 1 == n_parts(job) else first + SEGMENT
-
     def part_sums(jobs, block, scratch, results):
         job = job_at(jobs)
         i, part = block // n_parts(job), block % n_parts(job)
@@ -597,19 +368,6 @@ def kernels(item: str) -> SimpleNamespace:
         map_row(job, part_of(job, i, n_parts(job)), i, first, last, scratch + PAGE, 0, 0)
         fence()
 
-    of_rows = SimpleNamespace(
-        row_at=row_at,
-        tile_at=PAGE,
-        chunk_from=chunk_from,
-        classes_of=classes_of,
-        following=following,
-        begin=begin,
-        set_target=set_target,
-        n_parts=n_parts,
-        part_of=part_of,
-        part_range=part_range,
-    )
-    of_figures = figures(item, ops, own, made, of_rows, wide)
     return SimpleNamespace(
         softmax_block=softmax_block,
         part_sums=part_sums,
