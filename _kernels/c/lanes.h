@@ -36,8 +36,6 @@ typedef struct {
     ptrdiff_t head, tail;
     /* Of others */
     ptrdiff_t done_in_class, stride, out_stride;
-    V(real) ALIGNED label_entry[V(LANES_STRIDE)];
-    V(bits) ALIGNED label[V(LANES_STRIDE)];
     V(real) ALIGNED carried[LANES_PLAIN_CLASSES][2 * V(LINE)];
 } V(unwritten);
 

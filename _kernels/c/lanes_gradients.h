@@ -1,9 +1,10 @@
 /* Gradients of rows whose loss is plain (lanes_labels.h), written while the next rows are summed: memory then
  * takes them while the processor computes. Included once for each real type.
  *
- * A gradient is the row's factor times the exponentials, but for the label's own entry. Exponentials lie as
- * lanes, or flat: as the logits of short rows do that lie one after another. Those are taken where they
- * stand, each relative to its own row's first logit, so that only their sums need the rows as lanes.
+ * A gradient is the row's factor times the exponentials, with minus the sum of the others in the label's
+ * place. Exponentials lie as lanes, or flat: as the logits of short rows do that lie one after another. Those
+ * are taken where they stand, each relative to its own row's first logit, so that only their sums need the
+ * rows as lanes.
  */
 #define V(name) PASTE(REAL, name)
 
@@ -11,22 +12,15 @@
  * rows in the same pattern. */
 enum { V(RUNS) = 4, V(RUNS_ROWS) = V(RUNS) *V(LANES) };
 
-/* One class's gradients of the vector of rows at `lane` */
-INLINE V(vector) V(unwritten_result)(const V(unwritten) *left, ptrdiff_t lane, ptrdiff_t c)
-{
-    V(vector) power = V(load)(left->power + c * left->stride + lane);
-    V(mask) is_label = V(equal_bits)(V(load_bits)(left->label + lane), V(all_bits)((V(bits))c));
-    return V(choose)(is_label, V(load)(left->label_entry + lane), power * V(load)(left->factor + lane));
-}
-
-/* Those of a line's lanes, to `to` */
+/* One class's gradients of a line of rows from `lane` on, to `to` */
 INLINE void V(unwritten_line)(const V(unwritten) *left, ptrdiff_t lane, ptrdiff_t c, V(real) *to, int streams)
 {
+    const V(real) *power = left->power + c * left->stride + lane, *factor = left->factor + lane;
     for (ptrdiff_t i = 0; i < V(LINE); i += V(LANES))
         if (streams)
-            V(stream)(to + i, V(unwritten_result)(left, lane + i, c));
+            V(stream)(to + i, V(load)(power + i) * V(load)(factor + i));
         else
-            V(store)(to + i, V(unwritten_result)(left, lane + i, c));
+            V(store)(to + i, V(load)(power + i) * V(load)(factor + i));
 }
 
 /* The next n lines of gradients, class after class. What of a class ends amid a line waits for the rows that
@@ -187,18 +181,17 @@ static void V(leave_gradients)(V(lanes) *rows, V(real) *flat_power)
         }
         left->tail = left->head + (n - left->head) / V(LINE) *V(LINE);
         left->power = flat_power;
-        for (ptrdiff_t i = 0; i < rows->n; i++)
-            if (rows->label[i] >= 0)
-                flat_power[i * job->n_classes + rows->label[i]] = -rows->sum[i];
     } else {
         left->power = rows->x_tile;
         left->stride = V(tile_stride)(rows);
         left->out_stride = job->out.class_stride / (ptrdiff_t)sizeof(V(real));
-        memcpy(left->label_entry, rows->label_entry, size);
-        memcpy(left->label, rows->label, size);
         rows->x_tile = rows->gamma_tile;
         rows->gamma_tile = left->power;
     }
+    const ptrdiff_t row_step = flat_power ? job->n_classes : 1, class_step = flat_power ? 1 : left->stride;
+    for (ptrdiff_t i = 0; i < rows->n; i++)
+        if (rows->label[i] >= 0)
+            left->power[i * row_step + rows->label[i] * class_step] = -rows->sum[i];
     left->is_flat = flat_power != NULL;
     left->streams = job->streams;
     left->n = rows->n;

@@ -43,21 +43,24 @@ static const float half_terms[] = {0x1.d2691ep+2f, 0x1.4e7740p+5f, 0x1.69df16p+7
                                    0x1.789a32p+9f};
 #endif
 
-/* exp(x)*2^-k/HALF_UNIT of two vectors, in place but for a factor `power` */
-INLINE void half_exp_parts(f32_vector x[2], f32_vector power[2], f32_vector magic)
+/* Of two vectors at once, AVX2's sixteen registers do not hold the sums, too, which then wait for memory. */
+enum { HALVES_AT_ONCE = VECTOR_BYTES > 32 ? 2 : 1 };
+
+/* exp(x)*2^-k/HALF_UNIT of n <= 2 vectors, in place but for a factor `power` */
+INLINE void half_exp_parts(f32_vector *x, f32_vector *power, int n, f32_vector magic)
 {
     f32_vector f[2];
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < n; j++)
         power[j] = f32_fma(x[j], f32_all(LOG2E), magic);
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < n; j++)
         f[j] = f32_fraction(x[j], power[j] - magic, LOG2_BASE);
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < n; j++)
         power[j] = f32_power_of_parts(power[j]);
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < n; j++)
         x[j] = f[j] + half_terms[0];
 #pragma GCC unroll 8
     for (int k = 1; k < (int)(sizeof half_terms / sizeof(float)); k++)
-        for (int j = 0; j < 2; j++)
+        for (int j = 0; j < n; j++)
             x[j] = f32_fma(x[j], f[j], f32_all(half_terms[k]));
 }
 
@@ -92,8 +95,9 @@ INLINE void add_exps(const half_summing *with, f32_vector x[2], f32_vector bound
     }
     for (int k = 0; with->has_figures && k < 2; k++)
         gap[k] = with->reference - x[k];
-    half_exp_parts(x, power, f32_parts_magic(with->scale));
     for (int k = 0; k < 2; k++) {
+        if (HALVES_AT_ONCE == 1 || k == 0)
+            half_exp_parts(x + k, power + k, HALVES_AT_ONCE, f32_parts_magic(with->scale));
         if (!with->has_figures) {
             to->sum[k] = f32_fma(x[k], power[k], to->sum[k]);
             continue;
