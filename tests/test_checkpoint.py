@@ -14,7 +14,7 @@ from cases import rng_for
 from states import assert_same_states
 
 import logitloss.evaluate.checkpoint
-from logitloss.evaluate import EvaluationState, FileError, LabelError, StateError, evaluate
+from logitloss.evaluate import EvaluationState, FileError, LabelError, ShapeError, StateError, evaluate
 
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
 N_ROWS, N_CLASSES, CHUNK_ROWS = 3000, 10, 7
@@ -149,6 +149,11 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
         ({"finite": None}, "not a state"),
         ({"classes": None}, "not a state"),
         ({"finite": {"count": 1, "total": [0.0], "deviations": [0.0, 0.0]}}, "unpack"),
+        ({"histogram": [10**30]}, "OverflowError"),
+        ({"histogram": [2]}, "counts of 0 rows do not add up"),
+        ({"correct": 1}, "counts of 0 rows do not add up"),
+        ({"groups": [["a", EvaluationState().to_dict()]] * 2}, "or not each there once"),
+        ({"groups": [[None, EvaluationState().to_dict()]]}, "keys are not int, bool or str"),
     ],
 )
 def test_what_is_no_state_is_refused(change, message):
@@ -314,6 +319,12 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    logits, target = arrays()
+    target[0] = -1  # which is not come to
     with pytest.raises(FileError, match=r"missing/state.json: No such file or directory"):
-        evaluate(*arrays(), state_file=tmp_path / "missing" / "state.json", backend="reference")
+        evaluate(logits, target, state_file=tmp_path / "missing" / "state.json", backend="reference")
+    with pytest.raises(FileError, match="is a directory"):
+        evaluate(logits, target, state_file=tmp_path, backend="reference")
+    with pytest.raises(ShapeError, match="save_every: is nan, expected seconds from 0 on"):
+        evaluate(logits, target, state_file=tmp_path / "s.json", save_every=np.nan, backend="reference")
     assert not list(tmp_path.iterdir())

@@ -274,6 +274,21 @@ def test_rows_of_other_labels(small):
     assert small.compare(is_paired=False).rows is None
 
 
+def test_labels_of_another_type_or_store_pair(small):
+    wanted = small.compare().differences
+    labels = np.load(small.file("y.npy"))
+    np.save(small.folder / "y.npy", labels.astype(np.int32))
+    small.evaluate("b")
+    assert small.compare().differences == wanted
+    np.savez(small.folder / "y.npz", labels)
+    run = json.loads(small.folder.joinpath("b.json").read_text())["run"]
+    for one in run["inputs"]:
+        if one["role"] == "target":
+            one |= {"file": "y.npz", "fingerprint": "of fewer elements"}
+    small.change("b", run=run)
+    assert small.compare().differences == wanted
+
+
 def test_rows_that_count_in_one_alone(small):
     rows = np.load(small.file("b-rows.npy"))
     rows["counted"][13] = False
@@ -320,6 +335,7 @@ def test_runs_of_another_loss_or_schema(small):
         (b'{"schema_version": 3, "loss": "ce"}', "is no report"),
         (b"{", "is no JSON"),
         (b"\xff\xfe", "is no JSON"),
+        (b"[" * 200_000, "is no JSON"),
         (b"[]", "is no report"),
         (b"{}", "is no report"),
     ],

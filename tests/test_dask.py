@@ -21,7 +21,7 @@ from cases import rng_for
 from children import run_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import SIZES
+from shards import BAD, SIZES, more_classes
 from states import assert_same_figures, assert_same_states
 
 from logitloss import LinearLogits
@@ -334,6 +334,16 @@ def test_a_bad_shard_is_told_as_by_one_process(shards, bad, client):
     assert found.skipped == wanted.skipped == told
 
 
+def test_what_is_skipped_does_not_decide_the_classes(shards, client):
+    shards.save("logits", 0, np.zeros((SIZES[0], 5), np.float32))  # and there are labels of 5 and 6
+    more_classes(shards)
+    wanted = shards.evaluate(on_error="skip")
+    found = shards.evaluate(on_error="skip", dask=client)
+    assert_same_states(found.state, wanted.state)
+    assert found.skipped == wanted.skipped
+    assert [file for file, _ in found.skipped] == [shards.file("labels", 0), shards.file("logits", BAD)]
+
+
 def test_the_command_on_a_cluster(shards, client):
     address = client.scheduler.address
     documents, inputs = [], []
@@ -346,6 +356,7 @@ def test_the_command_on_a_cluster(shards, client):
             del document[name]
         run = document.pop("run")
         assert run["options"].get("dask") == (address if options else None)
+        assert not options or run["threads"] == 1  # of a task
         inputs.append(run["inputs"])
         documents.append(document)
     assert_same_figures(documents[1], documents[0])

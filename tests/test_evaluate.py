@@ -280,6 +280,11 @@ def test_opaque_two_byte_logits(opaque, short, name):
     for dtype in (None, "f32"):
         with pytest.raises(DtypeError, match="if that is the bits of floats, say --dtype bf16 or f16"):
             evaluate(logits.view(opaque), target, dtype=dtype, backend="reference")
+    swapped = logits.view("u2").astype(">u2")
+    with pytest.raises(DtypeError, match="of type >u2, whose bytes are not in this machine's order"):
+        evaluate(swapped, target, dtype=short, backend="reference")
+    with pytest.raises(DtypeError, match="dtype: is 'float16', expected one of f8_e4m3,"):
+        evaluate(logits, target, dtype="float16", backend="reference")
 
 
 def test_dtype_widens(backend):

@@ -129,6 +129,19 @@ def test_errors(options, error, message):
         evaluate(*arrays(), axis=-1, backend="reference", **options)
 
 
+def test_keys_of_another_type_are_refused():
+    state, other = EvaluationState(), EvaluationState()
+    batch = np.zeros((2, 3)), np.array([0, 1])
+    state.update(*batch, groups=np.array([True, False]), backend="reference")
+    before = state.to_dict()
+    with pytest.raises(DtypeError, match="groups: of type int, but keys before are of bool"):
+        state.update(*batch, groups=np.array([1, 0]), backend="reference")
+    other.update(*batch, groups=np.array([1, 0]), backend="reference")
+    with pytest.raises(DtypeError, match="other's groups: of type int, but keys before are of bool"):
+        state.merge(other)
+    assert state.to_dict() == before
+
+
 @pytest.fixture
 def files(tmp_path):
     logits, target = arrays()
@@ -160,6 +173,15 @@ def test_the_command_has_a_line_for_each_group(files, tmp_path):
     wanted = state.groups["de"].compute()
     numbers = (wanted.accuracy, wanted.classes.brier, wanted.classes.expected_calibration_error)
     assert line.split()[-3:] == [f"{numbers[0]:.4%}", f"{numbers[1]:.4g}", f"{numbers[2]:.4g}"]
+
+
+def test_keys_are_written_whole_and_as_they_are(files, tmp_path):
+    keys = ["wikitext-103/validation/en:apple:", "wikitext-103/test/en"]
+    np.save(files["g"], np.array(keys)[np.arange(np.prod(ROWS)) % 2].reshape(ROWS))
+    command = ["eval", files["x"], files["y"], "--axis", "-1", "--backend", "reference", "--group-by"]
+    table = CliRunner().invoke(main, [*command, files["g"]]).stdout.partition("group ")[2]
+    column = "".join(line[: line.find("  ")].strip() for line in table.splitlines()[1:])
+    assert column == keys[1] + keys[0]
 
 
 def test_the_file_of_rows_goes_on_with_the_state(files, tmp_path):

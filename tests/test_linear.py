@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import rng_for
@@ -12,7 +13,7 @@ from ulp import exact, result_dtype
 import logitloss as ll
 from logitloss import linear
 from logitloss.cli import main
-from logitloss.evaluate import DtypeError, ShapeError, StateError, evaluate
+from logitloss.evaluate import DtypeError, ShapeError, StateError, evaluate, evaluate_files
 
 IGNORED = -100
 LAYERS = {
@@ -285,6 +286,23 @@ def test_the_command_takes_hidden_states(files):
     found = json.loads(result.stdout)
     assert (found["nll_nats"], found["accuracy"]) == (wanted.nll_nats, wanted.accuracy)
     assert (found["logits"], found["target"]) == (files["hidden"], files["labels"])
+
+
+def test_a_type_widens_hidden_states_or_is_refused(files):
+    arrays = layer(np.dtype(np.float32))
+    hidden, weight, target, bias = arrays
+    paths = {"unembedding_path": files["unembedding"], "bias_path": files["bias"]}
+    wide = evaluate_files(files["hidden"], files["labels"], dtype="f64", backend="reference", **paths)
+    exact_logits = hidden.astype(np.float64) @ weight.astype(np.float64).T + bias
+    wanted = evaluate(exact_logits, target, axis=-1, backend="reference").compute()
+    assert wide.state.compute().nll_nats == pytest.approx(wanted.nll_nats, rel=1e-14)
+    with pytest.raises(DtypeError, match=r"hidden.npy: of type float32, and --dtype bf16 would lose digits"):
+        evaluate_files(files["hidden"], files["labels"], dtype="bf16", **paths)
+    np.save(files["unembedding"], weight.astype(ml_dtypes.bfloat16).view(np.uint16))
+    found = evaluate_files(files["hidden"], files["labels"], dtype="bf16", backend="reference", **paths)
+    weight = weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+    wanted = evaluate(hidden @ weight.T + bias, target, axis=-1, backend="reference").compute()
+    assert found.state.compute().nll_nats == pytest.approx(wanted.nll_nats, rel=1e-6)
 
 
 def test_errors_of_the_command(files):

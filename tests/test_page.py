@@ -7,6 +7,8 @@ it does not show.
 import json
 import os
 import re
+import subprocess
+import sys
 
 import browser
 import numpy as np
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 
 import logitloss
 from logitloss.cli import main
+from logitloss.evaluate.errors import OutputError
 from logitloss.evaluate.report.charts import Scale
 
 EVIL = '<b onmouseover="x">&amp;'
@@ -381,18 +384,28 @@ def pair(tmp_path):
 
 
 def test_a_page_that_cannot_be_written_is_refused_at_once(pair, tmp_path):
+    (tmp_path / "folder.html").mkdir()
     for path, message in (
         (pair[1], "does not end in .html"),
         (tmp_path / "none" / "r.html", "there is no directory for"),
+        (tmp_path / "folder.html", "is a directory"),
     ):
         result = CliRunner().invoke(main, ["eval", "no.npy", "no.npy", "--report", str(path)])
         assert result.exit_code == 2
         assert message in result.stderr
-    (tmp_path / "folder.html").mkdir()
-    result = CliRunner().invoke(main, ["eval", *map(str, pair), "--report", str(tmp_path / "folder.html")])
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"logitloss: {tmp_path}/folder.html: Is a directory\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "x.npy", "y.npy"]
+
+
+def test_figures_are_told_where_the_page_cannot_be_written(pair, tmp_path, monkeypatch):
+    def full(path, page):
+        raise OutputError(path, "No space left on device")
+
+    monkeypatch.setattr(logitloss.cli, "write_page", full)
+    result = CliRunner().invoke(
+        main, ["eval", *map(str, pair), "--json", "--report", str(tmp_path / "r.html")]
+    )
+    assert (result.exit_code, json.loads(result.stdout)["count"]) == (1, len(np.load(pair[1])))
+    assert result.stderr == f"logitloss: {tmp_path}/r.html: No space left on device\n"
 
 
 def test_a_page_of_what_was_not_asked_for(pair, tmp_path):
@@ -405,10 +418,12 @@ def test_a_page_of_what_was_not_asked_for(pair, tmp_path):
 
 
 def test_pages_of_little_and_of_extremes(tmp_path):
-    """No label that counts; one, of no loss; one of infinite loss; one class; too many classes for pairs."""
+    """No row; none that counts; one of no loss, of infinite loss; a sum that overflows; classes few, many."""
     path = tmp_path / "page.html"
     for logits, labels, words in (
+        (np.zeros((0, 3)), np.zeros(0, int), "labels ignored"),
         (np.zeros((2, 3)), [-100, -100], "labels ignored"),
+        (1.7e308 * np.eye(5), [1, 2, 3, 4, 0], "class 0"),
         ([[800.0, 0.0]], [0], "No label was taken for another."),
         ([[0.0, -np.inf]], [1], "labels of infinite loss"),
         (np.zeros((3, 1)), [0, 0, 0], "class 0"),
@@ -436,6 +451,14 @@ def test_what_makes_figures_doubtful_is_told(tmp_path):
     assert "Warning" not in path.read_text(encoding="utf-8")
 
 
+def test_keys_are_drawn_without_what_a_page_must_not_hold(pair, tmp_path):
+    np.save(tmp_path / "g.npy", np.array(["a\x1bb"] * len(np.load(pair[1]))))
+    path = tmp_path / "page.html"
+    run("eval", *pair, "--group-by", tmp_path / "g.npy", "--report", path)
+    page = path.read_text(encoding="utf-8")
+    assert ("a\ufffdb" in page, "\x1b" in page) == (True, False)
+
+
 def test_names_of_files_that_are_no_text(tmp_path):
     (tmp_path / "\udcff").mkdir()
     np.save(tmp_path / "\udcff" / "x.npy", np.zeros((3, 2)))
@@ -443,6 +466,13 @@ def test_names_of_files_that_are_no_text(tmp_path):
     path = tmp_path / "page.html"
     run("eval", tmp_path / "\udcff" / "x.npy", tmp_path / "y.npy", "--report", path, "--json")
     assert r"\udcff/x.npy" in path.read_text(encoding="utf-8")
+    (tmp_path / "a.json").write_text(run("eval", tmp_path / "\udcff" / "x.npy", tmp_path / "y.npy", "--json"))
+    (tmp_path / "a.json").rename(tmp_path / "\udcff" / "a:apple:.json")
+    program = [sys.executable, "-c", "from logitloss.cli import main; main()", "compare"]
+    files = [os.fsencode(tmp_path / "\udcff" / "a:apple:.json")] * 2
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*program, *files], env=environment, capture_output=True, text=True, check=True)
+    assert r"\udcff/a:apple:.json" in done.stdout
 
 
 @pytest.mark.parametrize(

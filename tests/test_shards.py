@@ -12,7 +12,7 @@ import pytest
 from cases import rng_for
 from shards import BAD, CHUNK_ROWS, N_CLASSES, SIZES, cut, options_of
 
-from logitloss.evaluate import FileError, StateError
+from logitloss.evaluate import FileError, ShapeError, StateError
 from logitloss.evaluate.files import shard_files
 
 # ---- which shards there are ----
@@ -96,6 +96,11 @@ def test_what_stands_for_no_shards_or_not_as_many(shards):
             shards.evaluate(*paths)
 
 
+def test_a_file_counts_once_however_a_pattern_meets_it(shards):
+    files = shard_files(f"{shards.folder}/**/**/logits/*.npy")
+    assert files == [shards.file("logits", number) for number in range(len(SIZES))]
+
+
 def test_a_file_may_have_a_patterns_name(shards):
     path = str(shards.folder / "logits[1-3].npy")
     np.save(path, shards.load("logits", 3))
@@ -127,6 +132,14 @@ def test_rows_are_not_written_over_what_is_read(shards):
     for path in files:
         with pytest.raises(FileError, match=message):
             shards.evaluate(*files, per_row_path=path)
+    os.link(files[1], shards.folder / "other-name.npy")
+    layer = {"unembedding_path": str(shards.folder / "w.npy"), "bias_path": str(shards.folder / "b.npy")}
+    np.save(layer["unembedding_path"], np.ones((N_CLASSES, N_CLASSES), np.float32))
+    np.save(layer["bias_path"], np.ones(N_CLASSES, np.float32))
+    taken = [str(shards.folder / "other-name.npy"), *layer.values(), str(shards.folder / "s.npy")]
+    for path in taken:
+        with pytest.raises(FileError, match=f"^{re.escape(path)}: is read, and cannot be written"):
+            shards.evaluate(*files, per_row_path=path, state_file=taken[-1], **layer)
     both = f"{shards.folder}/l*s/*.npy"
     with pytest.raises(FileError, match="would have files of the same name"):
         shards.evaluate(both, both, per_row_path=str(shards.folder / "rows"))
@@ -166,6 +179,25 @@ def test_a_bad_shard_is_skipped_whole(shards, bad):
     table = shards.run(*options).stdout
     assert re.search(r"^shards skipped +1 *$", table, re.MULTILINE)
     assert f"\nskipped {file}: {why}\n" in table
+
+
+def test_what_is_skipped_does_not_decide_the_classes(shards, tmp_path):
+    shards.save("logits", 0, np.zeros((SIZES[0], 5), np.float32))  # and there are labels of 5 and 6
+    found = shards.evaluate(on_error="skip", state_file=tmp_path / "state.json")
+    assert [file for file, _ in found.skipped] == [shards.file("labels", 0)]
+    assert found.state == shards.state(without=[0])
+
+
+def test_what_is_to_become_of_errors_is_one_of_two(shards):
+    for wrong in ("raise", "Fail"):
+        with pytest.raises(ShapeError, match=f"on_error: is '{wrong}', expected 'fail' or 'skip'"):
+            shards.evaluate(on_error=wrong)
+
+
+def test_a_layers_options_are_not_for_logits(shards):
+    for option in ({"softcap": 3.0}, {"logit_scale": 2.0}, {"bias_path": "none.npy"}):
+        with pytest.raises(ShapeError, match="unembedding: is missing"):
+            shards.evaluate(**option)
 
 
 def test_nothing_is_skipped_of_sound_shards(shards):

@@ -131,6 +131,8 @@ def test_eight_bits_are_computed_as_they_are(dtype, tmp_path):
     for found in (
         evaluate(narrow, target),
         evaluate(narrow, target, dtype="f32"),
+        evaluate(narrow, target, dtype="bf16"),
+        evaluate(narrow, target, dtype="f16"),
         evaluate(str(tmp_path / "bytes.npy"), tmp_path / "y.npy", dtype=name),
         evaluate(str(tmp_path / "void.npy"), tmp_path / "y.npy", dtype=name),
     ):

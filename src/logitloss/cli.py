@@ -4,6 +4,7 @@ What is done is in `evaluate` and `demo`. Exit codes: 0; 1 for input that cannot
 command line; 130 for Ctrl-C.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ from logitloss import demo as digits
 from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, EvaluationState, Metrics, evaluate_files
+from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import TOP_K
 from logitloss.evaluate.counts import N_RANKS
@@ -40,6 +42,8 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _tell  # type: ignore[assignment]
@@ -68,6 +72,8 @@ def _is_page(context: click.Context, option: click.Parameter, path: str | None) 
         raise click.BadParameter(f"{path} does not end in .html")
     if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
         raise click.BadParameter(f"there is no directory for {path}")
+    if path is not None and os.path.isdir(path):
+        raise click.BadParameter(f"{path} is a directory")
     return path
 
 
@@ -91,10 +97,10 @@ report_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, not a table.")
 bytes_option = click.option(
-    "--bytes", "n_bytes", type=click.IntRange(min=1), help="Of the text: for bits per byte."
+    "--bytes", "n_bytes", type=click.IntRange(1, 2**63 - 1), help="Of the text: for bits per byte."
 )
 words_option = click.option(
-    "--words", "n_words", type=click.IntRange(min=1), help="Of the text: for perplexity per word."
+    "--words", "n_words", type=click.IntRange(1, 2**63 - 1), help="Of the text: for perplexity per word."
 )
 top_k_option = click.option(
     "--top-k",
@@ -255,6 +261,7 @@ def eval_command(
         seconds = time.perf_counter() - start
     metrics, groups = _computed(evaluation.state, n_bytes, n_words, top_k)
     asked = options | {"on_error": on_error}
+    n_threads = 1 if options["dask"] and threads is None else threads  # of a task
     report = Report(
         *files,
         metrics,
@@ -262,13 +269,13 @@ def eval_command(
         seconds,
         evaluation.n_rows,
         evaluation.n_bytes,
-        provenance(started, evaluation.inputs, asked, num_threads=threads, backend=backend),
+        provenance(started, evaluation.inputs, asked, num_threads=n_threads, backend=backend),
         per_row,
         evaluation.skipped if on_error == "skip" else None,
     )
+    _print(report, as_json)
     if report_file is not None:
         write_page(report_file, report_page(report.document()))
-    _print(report, as_json)
 
 
 @main.command("merge")
@@ -301,6 +308,7 @@ def _computed(
     state: EvaluationState, n_bytes: int | None, n_words: int | None, top_k: tuple[int, ...]
 ) -> tuple[Metrics, dict[Group, Metrics]]:
     """Return the figures of the whole and of its groups; what makes them doubtful is told on stderr."""
+    top_k = tuple(dict.fromkeys(top_k))
     groups = {key: group.compute(top_k=top_k) for key, group in sorted(state.groups.items())}
     metrics = state.compute(n_bytes=n_bytes, n_words=n_words, top_k=top_k)
     for line in metrics.warnings:
@@ -341,13 +349,15 @@ def compare_command(
     """
     if rows is not None and unpaired:
         raise click.UsageError("--rows and --unpaired exclude each other")
-    comparison = compare(a, b, rows=rows, is_paired=not unpaired)
     if report_file is not None:
-        write_page(report_file, comparison_page(comparison))
+        refuse_to_overwrite([report_file], [a, b])
+    comparison = compare(a, b, rows=rows, is_paired=not unpaired)
     if as_json:
         click.echo(comparison.to_json())
     else:
         comparison.print_table()
+    if report_file is not None:
+        write_page(report_file, comparison_page(comparison))
 
 
 @main.command()

@@ -1,12 +1,59 @@
-"""Files that are whole at any moment: written beside, brought to the disk, and put in place in one step."""
+"""Files written: whole at any moment, as beside and put in place in one step; and never over what is read."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from logitloss.evaluate.errors import OutputError
+from logitloss.evaluate.errors import FileError, OutputError
+
+
+def refuse_to_overwrite(outputs: Iterable[str], taken: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is one of the files in use, by whatever name.
+
+    Raises
+    ------
+    FileError
+        It is.
+    """
+    in_use = {_identity(path) for path in taken}
+    for output in outputs:
+        if _identity(output) in in_use:
+            raise FileError(output, "is read, and cannot be written")
+
+
+def _identity(path: str | os.PathLike[str]) -> object:
+    """Return what tells a file from others; of one that is not there, its place."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where `replacing` could not write, before there is something to write.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(str(path), "is a directory")
+    beside = _beside(path)
+    try:
+        with open(beside, "w", encoding="utf-8"):
+            pass
+        beside.unlink()
+    except OSError as error:
+        raise OutputError(str(path), error.strerror or str(error)) from None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 @contextmanager
@@ -19,7 +66,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
         It cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = _beside(path)
     try:
         with open(beside, "w", encoding="utf-8") as file:
             yield file

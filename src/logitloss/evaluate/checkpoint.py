@@ -16,8 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from logitloss.evaluate.atomic import replacing
-from logitloss.evaluate.errors import EvaluationError, FileError, StateError
+from logitloss.evaluate.atomic import check_writable, replacing
+from logitloss.evaluate.errors import EvaluationError, FileError, ShapeError, StateError
 from logitloss.evaluate.moments import whole_number
 from logitloss.evaluate.state import EvaluationState
 
@@ -153,6 +153,9 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str], inputs: dict[str, Any], every: float) -> None:
+        if not every >= 0:
+            raise ShapeError("save_every", f"is {every}, expected seconds from 0 on")
+        check_writable(path)
         self.path, self.inputs, self.every = Path(path), inputs, every
         self.written = monotonic()
         self.is_stopped = False
@@ -176,7 +179,7 @@ class Checkpoint:
             raise FileError(str(self.path), getattr(error, "strerror", None) or "holds no state") from None
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(str(self.path), f"holds no state of an evaluation ({error})") from None
         standing, inputs = read_standing(str(self.path), document)
         self.check(inputs, self.inputs)
@@ -209,7 +212,7 @@ class Checkpoint:
             It was told to stop.
         """
         self.unsaved = standing
-        stops = self.is_stopped and standing.done < n_rows
+        stops = self.is_stopped and standing.n_through < self.inputs["shards"]
         if stops or monotonic() - self.written >= self.every:
             before()
             self.save(standing)

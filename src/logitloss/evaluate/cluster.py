@@ -39,6 +39,7 @@ class _Plan(NamedTuple):
     """
 
     source: Source
+    kind: Kind
     seen: list[int]
     logit_bytes: int
     row_bytes: int
@@ -74,8 +75,17 @@ def evaluate_sources(
     plans = list(_plans(sources, options, on_error, describe))
     piece_bytes = sum(plan.n_bytes for plan in plans if isinstance(plan, _Plan)) // MOST_PIECES
     piece_bytes = max(PIECE_BYTES, piece_bytes)
+    found: list[Evaluation] = [_nothing(options)]
+    rest: Sequence[_Plan | Evaluation] = plans
+    kind: Kind | None = None
     with _connected(at, options) as client:
-        evaluation = _gathered(client, *_submitted(client, plans, piece_bytes, options, on_error), progress)
+        while rest:
+            some, rest, kind_then = _alike(rest, kind, options, on_error)
+            tasks = _submitted(client, some, piece_bytes, options, on_error)
+            found.append(_gathered(client, *tasks, progress))
+            if len(found[-1].skipped) < len(some):
+                kind = kind_then  # which those left out do not decide
+    evaluation = _merged(found)
     if on_skip is not None:
         for skipped in evaluation.skipped:
             on_skip(skipped)
@@ -91,15 +101,37 @@ def _plans(
     for source in sources:
         try:
             shard = source.open(options, sample_of(len(sources)) if describe else 0)
-            kind = shard.checked_kind(kind)
+            if on_error == "fail":
+                kind = shard.kind.after(kind)
             seen = [rows for _, rows in shard.blocks(0)]
             logit_bytes = shard.dtype.itemsize * (shard.n_classes or 1)
             described = shard.described(shard.size) if describe else {}
-            yield _Plan(source, seen, logit_bytes, shard.row_bytes, described)
+            yield _Plan(source, shard.kind, seen, logit_bytes, shard.row_bytes, described)
         except EvaluationError as error:
             yield _failed(source, error, options, on_error)
         finally:
             source.close()
+
+
+def _alike(
+    plans: Sequence[_Plan | Evaluation], kind: Kind | None, options: Options, on_error: OnError
+) -> tuple[list[_Plan | Evaluation], Sequence[_Plan | Evaluation], Kind | None]:
+    """Return the shards to be evaluated together, those after them, and the kind of the former.
+
+    Those of a known kind are all that are left; before one is known, those up to the first of another.
+    """
+    some: list[_Plan | Evaluation] = []
+    is_known = kind is not None
+    for number, plan in enumerate(plans):
+        if isinstance(plan, _Plan):
+            try:
+                kind = plan.kind.after(kind)
+            except EvaluationError as error:
+                if not is_known:
+                    return some, plans[number:], kind
+                plan = _failed(plan.source, error, options, on_error)
+        some.append(plan)
+    return some, [], kind
 
 
 def _failed(source: Source, error: EvaluationError, options: Options, on_error: OnError) -> Evaluation:

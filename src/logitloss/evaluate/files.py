@@ -17,9 +17,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import FileError, OutputError, ShapeError
-from logitloss.evaluate.shard import Block, Options, Shard, floats, linear
+from logitloss.evaluate.shard import Block, Options, Shard, floats, linear, takes_dtype
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
@@ -103,6 +104,10 @@ def evaluate_files(
     """
     if dask is not None and not (state_file is None and per_row_path is None):
         raise ShapeError("dask", "keeps neither a state file nor a record of rows: --state, --per-row")
+    if on_error not in ("fail", "skip"):
+        raise ShapeError("on_error", f"is {on_error!r}, expected 'fail' or 'skip'")
+    if unembedding_path is None and not (bias_path is None and softcap is None and logit_scale == 1):
+        raise ShapeError("unembedding", "is missing: bias, softcap and logit_scale are those of its layer")
     paths = {"logits": logits_path, "target": target_path}
     paths |= {} if groups_path is None else {"groups": groups_path}
     paths |= {} if mask_path is None else {"mask": mask_path}
@@ -115,7 +120,8 @@ def evaluate_files(
     layer = None
     if unembedding_path is not None:
         layer = _Layer(unembedding_path, bias_path, softcap, logit_scale, options.get("dtype"))
-    per_row = _record_files(per_row_path, logits_path, files)
+    layer_files = () if layer is None else layer.files.values()
+    per_row = _record_files(per_row_path, logits_path, files, (*layer_files, state_file))
     sources = [
         FileSource(dict(zip(files, of_shard, strict=True)), layer, records)
         for *of_shard, records in zip(*files.values(), per_row, strict=True)
@@ -154,7 +160,7 @@ def shard_files(path: str) -> list[str]:
         if not found:
             raise FileError(path, f"a directory with no files of {', '.join(SUFFIXES)}")
     else:
-        found = glob.glob(plain, recursive=True)
+        found = list(set(glob.glob(plain, recursive=True)))  # of several ** each as often as it is met
         if not found:
             raise FileError(path, "no file matches")
     return [name + member for name in sorted(found, key=_natural)]
@@ -182,6 +188,7 @@ class _Layer:
     ) -> None:
         self.softcap, self.logit_scale, self.dtype = softcap, logit_scale, dtype
         self.files = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        self.uses_dtype = False
         self.arrays = self._opened()
 
     def _opened(self) -> dict[str, Array]:
@@ -192,16 +199,20 @@ class _Layer:
         return {**self.__dict__, "arrays": {}}
 
     def _floats(self, name: str, array: StoredArray) -> tuple[AnyArray, np.dtype[Any]]:
-        return floats(name, array, self.dtype if array.dtype.itemsize < 4 else None)
+        """Return an array as floats: `dtype` is for what it says or widens, and others are what they are."""
+        return floats(name, array, self.dtype if takes_dtype(array, self.dtype) else None)
 
     def _whole(self, name: str, stored: StoredArray) -> Array:
         """Return the weight or the bias, mapped or read."""
+        self.uses_dtype |= takes_dtype(stored, self.dtype)
         array, dtype = self._floats(name, stored)
         return np.asarray(array[()]).astype(dtype, copy=False)
 
     def logits(self, hidden: StoredArray) -> LinearLogits:
         """Return the logits of hidden states, of which a block is read when it is its turn."""
         self.arrays = self.arrays or self._opened()
+        if not self.uses_dtype:
+            floats("logits", hidden, self.dtype)
         states, dtype = self._floats("logits", hidden)
         weight, bias = self.arrays["weight"], self.arrays.get("bias")
         return linear(states, dtype, weight, bias, self.softcap, self.logit_scale)
@@ -279,8 +290,13 @@ class FileSource(Source):
                 os.unlink(self.records_path)
 
 
-def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]]) -> list[str | None]:
-    """Return the file of records of each shard, and make their directory."""
+def _record_files(
+    path: str | None,
+    logits_path: str,
+    files: dict[str, list[str]],
+    others: Iterable[str | os.PathLike[str] | None],
+) -> list[str | None]:
+    """Return the file of records of each shard, none of those in use, and make their directory."""
     logits = files["logits"]
     if path is None:
         return [None] * len(logits)
@@ -294,10 +310,9 @@ def _record_files(path: str | None, logits_path: str, files: dict[str, list[str]
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise OutputError(path, error.strerror or str(error)) from None
-    taken = {os.path.realpath(split(file).file) for found in files.values() for file in found}
-    for name in names:
-        if os.path.realpath(name) in taken:
-            raise FileError(name, "is read, and cannot be written")
+    taken = [split(file).file for found in files.values() for file in found]
+    taken += [split(os.fspath(file)).file for file in others if file is not None]
+    refuse_to_overwrite(names, taken)
     return list(names)
 
 

@@ -202,7 +202,7 @@ def evaluate_batches(
                 logits, target, groups, mask = _arrays(batch)
                 source = Source(logits, target, groups, None, mask)
                 shard = source.open(options, sample=0)
-                kind = shard.checked_kind(kind)
+                kind = shard.kind.after(kind)
                 part = evaluate_blocks(source, shard, options)
             except EvaluationError as error:
                 error.argument += f" of batch {number}"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Skipped, read_standing
 from logitloss.evaluate.errors import FileError, OutputError, StateError
 from logitloss.evaluate.state import EvaluationState
@@ -35,8 +36,8 @@ def merge_files(paths: Sequence[str], output: str | None = None) -> tuple[Evalua
     for number, path in enumerate(paths):
         if files[number] in files[:number]:
             raise FileError(path, "is given twice, and its rows would count twice")
-    if output is not None and os.path.realpath(output) in files:
-        raise FileError(output, "is read, and cannot be written")
+    if output is not None:
+        refuse_to_overwrite([output], paths)
     merged: EvaluationState | None = None
     skipped: list[Skipped] = []
     for path in paths:

@@ -61,13 +61,31 @@ class Options:
             raise ShapeError("chunk_rows", f"is {self.chunk_rows}, must be at least 1")
         if self.shift and self.loss != "ce":
             raise ShapeError("shift", f"is for labels of classes, not for loss {self.loss!r}")
+        if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
+            raise DtypeError("dtype", f"is {self.dtype!r}, expected one of {', '.join(FLOAT_DTYPES)}")
 
 
 class Kind(NamedTuple):
     """What shards that add up have in common: the classes, and of which kind groups' keys are."""
 
     n_classes: int | None
-    groups: str | None
+    keys: np.dtype[Any] | None
+
+    def after(self, before: "Kind | None") -> "Kind":
+        """Return the kind, if it is that of the shards before: others would not add up."""
+        if before is None:
+            return self
+        # lists of which there is none have no length that would tell the classes
+        n_classes = self.n_classes or before.n_classes
+        if before.n_classes and n_classes != before.n_classes:
+            raise ShapeError("logits", f"of {n_classes} classes, but shards before have {before.n_classes}")
+        if self.keys is not None and _kind_of(self.keys) != _kind_of(before.keys):
+            raise DtypeError("groups", f"of type {self.keys}, but keys of shards before are of another")
+        return self._replace(n_classes=n_classes)
+
+
+def _kind_of(keys: np.dtype[Any] | None) -> str | None:
+    return None if keys is None else keys.kind.replace("u", "i")
 
 
 class Block(NamedTuple):
@@ -184,21 +202,11 @@ class Shard:
         if self.is_shifted:
             self.per_row = per_row[..., 1:]
 
-    def checked_kind(self, before: "Kind | None") -> "Kind":
-        """Return the kind, if it is that of the shards before: others would not add up."""
+    @property
+    def kind(self) -> Kind:
+        """What others must have that add up to it."""
         groups = self.rows.get("groups")
-        kind = Kind(self.n_classes, None if groups is None else groups.dtype.kind.replace("u", "i"))
-        if before is not None and not kind.n_classes:
-            # lists of which there is none have no length that would tell the classes
-            kind = kind._replace(n_classes=before.n_classes)
-        if before is not None and before.n_classes and kind.n_classes != before.n_classes:
-            raise ShapeError(
-                "logits", f"of {kind.n_classes} classes, but shards before have {before.n_classes}"
-            )
-        if before is not None and groups is not None and kind.groups != before.groups:
-            what = f"of type {groups.dtype}, but keys of shards before are of another"
-            raise DtypeError("groups", what)
-        return kind
+        return Kind(self.n_classes, None if groups is None else groups.dtype)
 
     def blocks(self, done: int) -> Iterator[tuple[Box, int]]:
         """Boxes that follow the first `done` rows, each with the rows there are up to its end."""
@@ -284,7 +292,9 @@ def floats(name: str, array: AnyArray, dtype: str | None) -> tuple[AnyArray, np.
     stored = array.dtype.newbyteorder("=")
     wanted = stored if dtype is None else FLOAT_DTYPES[dtype]
     if stored in RAW.get(stored.itemsize, ()):
-        if dtype is None or wanted.itemsize != stored.itemsize or not array.dtype.isnative:
+        if not array.dtype.isnative:
+            raise DtypeError(name, f"of type {array.dtype}, whose bytes are not in this machine's order")
+        if dtype is None or wanted.itemsize != stored.itemsize:
             size = ("one", "two")[stored.itemsize - 1]
             kind = f"{size}-byte void" if stored.kind == "V" else array.dtype
             one, other = (key for key, to in FLOAT_DTYPES.items() if to.itemsize == stored.itemsize)
@@ -293,10 +303,22 @@ def floats(name: str, array: AnyArray, dtype: str | None) -> tuple[AnyArray, np.
         array, stored = array.view(wanted), wanted
     if stored not in FLOAT_DTYPES.values():
         raise DtypeError(name, f"of type {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
-    if not np.can_cast(stored, wanted, "safe"):
+    if not _widens(stored, wanted):
         raise DtypeError(name, f"of type {stored}, and --dtype {dtype} would lose digits of it")
     # eight bits are computed with as sixteen, which have them all
     return array, FLOAT_DTYPES["bf16"] if wanted.itemsize == 1 else wanted
+
+
+def takes_dtype(array: AnyArray, dtype: str | None) -> bool:
+    """Whether `floats` takes an array with this type: as what its bits are, or to widen it."""
+    stored = array.dtype.newbyteorder("=")
+    return dtype is None or stored in RAW.get(stored.itemsize, ()) or _widens(stored, FLOAT_DTYPES[dtype])
+
+
+def _widens(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    # NumPy knows of no cast of eight bits, all of whose numbers any wider type has
+    is_small = stored in FLOAT_DTYPES.values() and stored.itemsize == 1
+    return bool(np.can_cast(stored, wanted, "safe") or (is_small and wanted.itemsize > 1))
 
 
 def linear(

@@ -78,6 +78,8 @@ class EvaluationState:
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
+        if self.loss not in ("ce", "bce"):
+            raise ShapeError("loss", f"is {self.loss!r}, expected 'ce' or 'bce'")
         if self.per_class and self.loss != "ce":
             raise ShapeError("per_class", f"is for classes, not for loss {self.loss!r}")
 
@@ -143,6 +145,8 @@ class EvaluationState:
             raise ShapeError(
                 "per_class", "needs rows with figures, for which VocabularyShards need the target's logits"
             )
+        if groups is not None and groups.size:
+            self._check_keys(groups.flat[0].item(), "groups")
         counts = rows.find_counts()
         finite = counts.moments("loss")
         n_counted = int(counts.found["counted"])
@@ -171,6 +175,8 @@ class EvaluationState:
             raise ValueError(f"other holds {other.loss!r} losses, this state holds {self.loss!r}")
         if self.per_class != other.per_class:
             raise ValueError("one of the states has figures of each class, the other has not")
+        for key in other.groups:
+            self._check_keys(key, "other's groups")
         self.finite.merge(other.finite)
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -181,6 +187,14 @@ class EvaluationState:
         self.end_runs.merge(other.end_runs)
         for key, group in other.groups.items():
             self.groups.setdefault(key, EvaluationState(self.loss)).merge(group)
+
+    def _check_keys(self, key: Group, name: str) -> None:
+        """Refuse a key of another type than those before: True would be 1."""
+        before = next(iter(self.groups), key)
+        if type(before) is not type(key):
+            raise DtypeError(
+                name, f"of type {type(key).__name__}, but keys before are of {type(before).__name__}"
+            )
 
     def empty(self) -> "EvaluationState":
         """Return a state of the same kind that has seen nothing, to which others may be merged."""
@@ -217,6 +231,8 @@ class EvaluationState:
                 raise ValueError(f"loss {saved['loss']!r}, expected 'ce' or 'bce'")
             counts = {name: whole_number(saved[name]) for name in COUNTS}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
+            if len(groups) < len(saved["groups"]) or not all(type(key) in (int, bool, str) for key in groups):
+                raise ValueError("groups whose keys are not int, bool or str, or not each there once")
             end_runs = EndRuns.from_dict(saved["end_runs"])
             finite = Moments.from_dict(saved["finite"])
             histogram = LossHistogram.from_list(saved["histogram"])
@@ -228,7 +244,7 @@ class EvaluationState:
             per_class = saved["labels"] is not None
             if per_class:
                 labels = LabelState.from_dict(saved["labels"])
-            return cls(
+            state = cls(
                 loss=saved["loss"],
                 per_class=per_class,
                 finite=finite,
@@ -240,8 +256,17 @@ class EvaluationState:
                 groups=groups,
                 **counts,
             )
-        except (KeyError, TypeError) as error:
+            state._check_counts()
+            return state
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a state of an evaluation: {type(error).__name__} {error}") from None
+
+    def _check_counts(self) -> None:
+        """Refuse counts that no rows have."""
+        counts = {"correct": self.correct, "histogram": int(self.histogram.count.sum())}
+        counts |= {"ranks": int(self.classes.ranks.sum())} if self.loss == "ce" else {}
+        if counts["histogram"] != self.count or max(counts.values()) > self.count:
+            raise ValueError(f"counts of {self.count} rows do not add up: {counts}")
 
     @property
     def count(self) -> int:
@@ -265,6 +290,9 @@ class EvaluationState:
         top_k : sequence of int
             For which k to tell top-k accuracy, from 1 to 100; those below the number of classes are told.
         """
+        for name, number in {"n_bytes": n_bytes, "n_words": n_words}.items():
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}, expected at least 1")
         if not all(1 <= k <= N_RANKS for k in top_k):
             raise ValueError(f"top_k is {tuple(top_k)}, expected numbers from 1 to {N_RANKS}")
         has_figures = self.loss == "ce" and self.classes.count == self.count

@@ -292,7 +292,7 @@ class _Run:
         """Evaluate a shard, or what is left of it; one that is through is only looked at."""
         standing, source = self.standing, self.sources[number]
         shard = source.open(self.options, self.sample)
-        self.kind = shard.checked_kind(self.kind)
+        kind = shard.kind.after(self.kind)
         then = cast(dict[str, Any], standing.shards[number]) if number < len(standing.shards) else {}
         done = then.get("done", 0)
         if self.checkpoint is not None and (done or number < standing.n_through):
@@ -300,8 +300,13 @@ class _Run:
         else:  # also one of which nothing counts, and which may have been replaced
             self.note(number, shard, done)
         source.keep_rows(shard, goes_on=done > 0)
-        if number < standing.n_through:
-            return
+        if number == standing.n_through:
+            self._evaluate(number, source, shard, done)
+        self.kind = kind  # which one that is left out does not decide
+
+    def _evaluate(self, number: int, source: Source, shard: Shard, done: int) -> None:
+        """Evaluate a shard's rows after those done."""
+        standing = self.standing
         with closing(found_in(source, shard, self.options, shard.blocks(done))) as found:
             for block, rows in found:
                 add_block(standing.part, block, rows)

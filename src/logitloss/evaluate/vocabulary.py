@@ -249,7 +249,8 @@ class VocabularyShards:
         is_bad = counted & ((target < 0) | (target >= n_classes))
         if is_bad.any():
             raise bad_label(target, first_index(is_bad), n_classes, self.ignore_index)
-        is_poisoned = counted & ~np.isfinite(self.m + self.others)
+        with np.errstate(invalid="ignore"):  # of rows that do not count
+            is_poisoned = counted & ~np.isfinite(self.m + self.others)
         if is_poisoned.any():
             index = first_index(is_poisoned)
             what = "every logit is -inf" if self.m[index] == -np.inf else f"a logit is {self.m[index]}"

@@ -149,7 +149,7 @@ class Report:
             table.add_row("seconds", f"{self.seconds:.3g}")
             table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
             table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
-        console = Console(markup=False, highlight=False)
+        console = plain_console()
         console.print(table)
         if self.metrics.per_class is not None:
             console.print()
@@ -182,11 +182,18 @@ class Report:
         return table
 
 
+def plain_console() -> Console:
+    """Return stdout, on which names are written as they are."""
+    return Console(markup=False, highlight=False, emoji=False)
+
+
 def plain_table(*columns: str) -> Table:
-    """Return a table of names, and numbers to the right."""
+    """Return a table of names, whole where they are long, and numbers to the right."""
     table = Table(*columns, box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
+        column.no_wrap = True
     return table
 
 

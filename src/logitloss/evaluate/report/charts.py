@@ -153,7 +153,7 @@ def ranked(
     rows: list[list[Any]],
 ) -> Element:
     """Return bars to the right, each with a name, a length and the text that says it."""
-    most = max(length for _, length, _ in bars)
+    most = max((length for _, length, _ in bars), default=0)
     x, line = Scale(0, most or 1, 108, RIGHT - 52), 22
     drawn = element("g", class_="panel")
     for number, (name, length, text) in enumerate(bars):

@@ -8,19 +8,20 @@ standard error (perplexity, calibration errors, ROC AUC) have no interval.
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from logitloss.evaluate.errors import DtypeError, FileError, ShapeError
 from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.moments import PLAIN, Moments, json_number
-from logitloss.evaluate.report import SCHEMA_VERSION, plain_table
+from logitloss.evaluate.report import SCHEMA_VERSION, plain_console, plain_table
 from logitloss.evaluate.report.figures import Figure, Kind, counts, figures
+from logitloss.evaluate.stores import split
 from logitloss.evaluate.stores.mapped import MappedArray
 
 Array = npt.NDArray[Any]
@@ -140,10 +141,8 @@ class Comparison:
             lines.add_row(one.kind.label, *one.texts, one.verdict.partition(",")[0])
         for label, a, b in self.n_labels:
             lines.add_row(label, f"{a:,}", f"{b:,}")
-        for column in lines.columns[1:-1]:
-            column.no_wrap = True
         lines.columns[-1].justify = "left"
-        console = Console(markup=False, highlight=False)
+        console = plain_console()
         console.print(f"a: {self.a}\nb: {self.b}\n", soft_wrap=True)
         console.print(lines)
         console.print("\nbetter: the interval excludes 0; ahead: it includes 0, or there is none")
@@ -203,7 +202,7 @@ def read_report(path: str) -> Document:
             document = json.load(file)
     except OSError as error:
         raise FileError(path, error.strerror or str(error)) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FileError(path, "is no JSON; expected what logitloss eval --json printed") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
@@ -228,15 +227,25 @@ def _difference(a: Figure, b: Figure, paired: Moments | None) -> Difference:
 
 
 def _check_labels(names: tuple[str, str], documents: tuple[Document, Document]) -> None:
-    """Refuse rows of other labels, where both runs tell which they had."""
-    prints = [
-        [one["fingerprint"] for one in document["run"].get("inputs", ()) if one["role"] == "target"]
+    """Refuse rows of other labels, where both runs tell which they had.
+
+    Fingerprints are of bytes, and of as many elements as the store gives: those of another type or store say
+    nothing.
+    """
+    labels = [
+        [one for one in document["run"].get("inputs", ()) if one["role"] == "target"]
         for document in documents
     ]
-    if all(prints) and prints[0] != prints[1]:
+    about = [[(one["shape"], one["dtype"], _store(one["file"])) for one in files] for files in labels]
+    prints = [[one["fingerprint"] for one in files] for files in labels]
+    if about[0] == about[1] and prints[0] != prints[1]:
         raise ShapeError(
             names[1], f"of other labels than {names[0]}: rows do not pair; --unpaired does without"
         )
+
+
+def _store(path: str) -> str:
+    return os.path.splitext(split(path).file)[1].lower()
 
 
 def _check_run(file: str, name: str, document: Document, losses: Moments) -> None:

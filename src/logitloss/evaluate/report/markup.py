@@ -4,6 +4,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 Element = ElementTree.Element
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
 def element(name: str, /, *children: "Element | str | None", **attributes: Any) -> Element:
@@ -25,8 +26,8 @@ def element(name: str, /, *children: "Element | str | None", **attributes: Any) 
 
 
 def _text(value: Any) -> str:
-    # names of files may hold bytes that are no text
-    return str(value).encode("utf-8", "backslashreplace").decode()
+    # names of files may hold bytes that are no text, and keys what a page must not
+    return str(value).encode("utf-8", "backslashreplace").decode().translate(CONTROLS)
 
 
 def table(head: list[str], rows: list[list[Any]], **attributes: Any) -> Element:

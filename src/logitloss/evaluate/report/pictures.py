@@ -146,7 +146,7 @@ def accuracy_by_rank(documents: Sequence[Document]) -> Element | None:
 def costly_classes(lines: Sequence[Mapping[str, Any]]) -> Element:
     """Draw the classes that add most to the loss."""
     costs = [(line["count"] * float(line["nll_nats"]) if line["count"] else 0.0, line) for line in lines]
-    total = math.fsum(cost for cost, _ in costs)
+    total = sum(cost for cost, _ in costs)  # which may overflow
     worst = sorted(costs, key=lambda pair: -pair[0])[:MOST_BARS]
     lengths, rows = [], []
     for cost, line in worst:

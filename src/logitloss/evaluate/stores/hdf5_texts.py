@@ -26,7 +26,8 @@ N_TEXTS = 1 << 14
 
 def unpack_texts(place: Place, name: str, shape: tuple[int, ...]) -> MappedArray:
     """Map the texts of a dataset that is not empty."""
-    command = [sys.executable, "-m", __name__, place.file, name, str(SECONDS)]
+    # -P: a module of the current folder is none of those that are meant
+    command = [sys.executable, "-P", "-m", __name__, place.file, name, str(SECONDS)]
     with tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
         done = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
         if done.returncode == -signal.SIGALRM:
