@@ -133,6 +133,22 @@ def integer_load(kind: str) -> Any:
 
 
 @functools.cache
+def label_load(kind: str) -> Any:
+    """Return a function address -> label; from 2**63 on the lowest integer, which no label is."""
+    read = integer_load(kind)
+    if kind != "u8":
+        return read
+    lowest = np.int64(-(2**63))
+
+    @device
+    def load_label(address):
+        label = read(address)
+        return lowest if label < 0 else label
+
+    return load_label
+
+
+@functools.cache
 def load(kind: str, real: type) -> Any:
     """Return a function address -> number of the real type; bool is 0 or 1, whatever its byte."""
     if SIMULATED:

@@ -24,6 +24,7 @@ from logitloss._kernels.cuda_memory import (
     ITEM_BYTES,
     SIMULATED,
     integer_load,
+    label_load,
     load,
     store,
     store_integer,
@@ -98,7 +99,7 @@ def rows_function(spec: Rows) -> Any:
     load_record, store_record = record_loads(real_kind, RECORD), record_stores(real_kind, RECORD)
     store_part = part_stores(real_kind, spec.statistics)
     store_number, store_figures = float_stores(), figure_stores()
-    load_label = switch(INTEGERS, integer_load)
+    load_label = switch(INTEGERS, label_load)
     # Divisions by powers of two are shifts: of numbers that might be negative, they take registers.
     by_team = team.bit_length() - 1
     zero, one, lowest, none, nan = real(0), real(1), real(-np.inf), np.int64(-1), real(np.nan)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels.cuda_arrays import KINDS
 from logitloss._kernels.cuda_classes import ZERO, row_address
-from logitloss._kernels.cuda_memory import integer_load, load, store, store_integer, switch
+from logitloss._kernels.cuda_memory import integer_load, label_load, load, store, store_integer, switch
 from logitloss._kernels.cuda_rows import FOUND_BYTES, INTEGERS, NONE_BAD, options
 from logitloss._kernels.cuda_steps import BLOCK, SHARED, plus, reduction, smaller
 from numba import cuda
@@ -35,7 +35,7 @@ def labels_function(item: str) -> Any:
         store_integer("i8"),
     )
     store_real = store("f64" if item == "f64" else "f32", real)
-    load_label = switch(INTEGERS, integer_load)
+    load_label = switch(INTEGERS, label_load)
     sum_double, sum_integer, min_integer = (
         reduction(plus, np.float64, BLOCK),
         reduction(plus, np.int64, BLOCK),

@@ -10,7 +10,7 @@ the result does not depend on the number of threads. What the methods mean stand
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
-from libc.math cimport NAN
+from libc.math cimport NAN, isfinite
 from libc.stdint cimport PTRDIFF_MAX, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -202,6 +202,7 @@ cdef block_result run(
     memory.
     """
     cdef block_result whole, one
+    cdef double before, added, lost = 0
     cdef block_result *found = &one
     cdef char *memory = NULL
     cdef char *scratch = NULL
@@ -232,13 +233,18 @@ cdef block_result run(
                 for b in prange(n, num_threads=n_threads, schedule="dynamic", chunksize=turn):
                     block(job, first + b, scratch + threadid() * scratch_bytes, found + b)
             for b in range(n):
+                before = whole.total
                 whole.total += found[b].total
+                added = whole.total - before
+                if isfinite(whole.total):
+                    lost += (before - (whole.total - added)) + (found[b].total - added)
                 whole.counted += found[b].counted
                 if found[b].first_bad >= 0:
                     whole.first_bad = found[b].first_bad
                     break
             first += n
     free(memory)
+    whole.total += lost
     return whole
 
 

@@ -35,7 +35,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
     maximum, lanes_from, lanes_sum = ops.maximum, ops.lanes_from, ops.lanes_sum
     summed_scale_of, summed_above = elementary.summed_scale_of, elementary.summed_above
     largest_in, place_of, has_nan = of_sums.largest_in, of_sums.place_of, of_sums.has_nan
-    without = of_sums.without
+    without, add_to_sum = of_sums.without, of_sums.add_to_sum
     row_at, begin, set_target = of_rows.row_at, of_rows.begin, of_rows.set_target
     chunk_from, classes_of, following = of_rows.chunk_from, of_rows.classes_of, of_rows.following
     n_parts, part_of, part_range = of_rows.n_parts, of_rows.part_of, of_rows.part_range
@@ -137,7 +137,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
         reference = real(row.m) if row.m > -infinity else zero
         sums, seen_largest = sum_chunk(x, n, at, (reference, limit), next_x, next_n, 0)
         total, square, spread, n_before = sums
-        row.s += total * unit
+        add_to_sum(row, total * unit)
         row.square += square * (unit * unit)
         row.spread -= spread * unit
         row.n_before += n_before
@@ -152,7 +152,9 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
         """Take a row's sums relative to a logit at least as large as its top, which joins the others."""
         if row.m > -infinity:
             factor = share(row.m, m) if row.m < m else 1.0
-            row.s, row.square = (row.s + 1.0) * factor, (row.square + 1.0) * (factor * factor)
+            add_to_sum(row, 1.0)
+            row.s, row.s_lost = row.s * factor, row.s_lost * factor
+            row.square = (row.square + 1.0) * (factor * factor)
             # 0 times an infinite rise is 0.
             row.spread = row.spread * factor + (row.s * (m - row.m) if row.s > 0.0 else 0.0)
         row.m = m
@@ -168,6 +170,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
                 rise(part, row.m)
             row.s, row.square, row.spread = row.s + part.s, row.square + part.square, row.spread + part.spread
             row.n_before += part.n_before
+        row.s, row.s_lost = row.s + row.s_lost, 0.0
 
     @outline
     def sum_row(job, row, i, first, last, next_i, tile):
@@ -179,6 +182,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
             next_x, next_n = following(job, x, c + n, last, next_i)
             add_chunk(row, x, n, c, next_x, next_n)
             c += n
+        row.s, row.s_lost = row.s + row.s_lost, 0.0
 
     @inline
     def logit_at(job, i, label):

@@ -328,7 +328,7 @@ def any_storer(real: Any, n: int = 1) -> Any:
 
 @intrinsic
 def load_label(typingctx: Any, kind: Any, address: Any) -> Any:
-    """Return an integer of any kind as int64; over 2**63 the largest, which no label can be."""
+    """Return an integer of any kind as int64; from 2**63 on the lowest, which no label is."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = ir.IntType(64)
@@ -338,7 +338,7 @@ def load_label(typingctx: Any, kind: Any, address: Any) -> Any:
             value = builder.load(builder.inttoptr(args[1], stored.as_pointer()))
             if item == "u64":
                 is_over = builder.icmp_signed("<", value, wide(0))
-                return builder.select(is_over, wide(2**63 - 1), value)
+                return builder.select(is_over, wide(-(2**63)), value)
             if stored.width == 64:
                 return value
             return (builder.sext if item.startswith("i") else builder.zext)(value, wide)
@@ -376,7 +376,7 @@ def label_loader(real: Any, n: int) -> Any:
                 value.align = itemsize(item)
                 if item == "u64":
                     is_over = builder.icmp_signed("<", value, constant(wide, 0))
-                    return builder.select(is_over, constant(wide, 2**63 - 1), value)
+                    return builder.select(is_over, constant(wide, -(2**63)), value)
                 if itemsize(item) == 8:
                     return value
                 return (builder.sext if item.startswith("i") else builder.zext)(value, wide)

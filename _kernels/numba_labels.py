@@ -18,7 +18,7 @@ from logitloss._kernels.numba_job import (
     put,
     run_length,
 )
-from logitloss._kernels.vectors import outline
+from logitloss._kernels.vectors import lost_of, outline
 
 # Labels as float32 lanes are exact below this.
 MOST_CLASSES = 1 << 24
@@ -63,12 +63,14 @@ def kernels(item: str) -> SimpleNamespace:
         found.bad = first_bad_label(job, first, n)
         if found.bad >= 0:
             return
-        total = 0.0
+        total, lost = 0.0, 0.0
         for row in range(first, first + n):
             label = label_of(job, row)
             if label != job.ignore_index:
-                total += coefficient(job.beta, label, 1.0)
-        found.total = total
+                weight = coefficient(job.beta, label, 1.0)
+                lost += lost_of(total, weight)
+                total += weight
+        found.total = total + lost
 
     def nll(jobs, block, scratch, results):
         job, found = job_at(jobs), found_at(results)

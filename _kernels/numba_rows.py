@@ -101,7 +101,7 @@ def kernels(item: str) -> SimpleNamespace:
     wide = recurrence.steps(inline, machine, np.float64)
     made = sums(item, ops, own, wide_own, wide)
     add, add_and_keep, add_any = made.add, made.add_and_keep, made.add_any
-    fold_gammas = made.fold_gammas
+    fold = made.fold
     has_kept = add_and_keep is not None
     if not has_kept:
         add_and_keep = add
@@ -200,7 +200,7 @@ def kernels(item: str) -> SimpleNamespace:
     def begin(row):
         row.m, row.s, row.weight, row.gap, row.top_weight = -infinity, 0.0, 0.0, 0.0, 0.0
         row.k, row.relative, row.top = 0.0, unit, -1
-        row.weight_lost, row.gap_lost = 0.0, 0.0
+        row.s_lost, row.weight_lost, row.gap_lost = 0.0, 0.0, 0.0
 
     @outline
     def set_target(job, row, i):
@@ -232,7 +232,7 @@ def kernels(item: str) -> SimpleNamespace:
                 store_wide(mark, row.m)
                 store_wide(mark + 8, row.relative)
             c += n
-        fold_gammas(row)
+        fold(row)
 
     @outline
     def part_of(job, i, part):

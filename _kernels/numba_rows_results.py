@@ -23,7 +23,7 @@ from logitloss._kernels.numba_job import (
     put,
 )
 from logitloss._kernels.numba_sums import CHAIN, DIRECT
-from logitloss._kernels.vectors import outline
+from logitloss._kernels.vectors import lost_of, outline
 
 # Registers that each of a pair of vectors takes where exponentials of 16-bit logits are streamed
 TURN = 2
@@ -280,11 +280,13 @@ def results(
 
     @outline
     def sum_entropy(job, row, i, first, last, scratch):
-        total, c = 0.0, first
+        total, lost, c = 0.0, 0.0, first
         while c < last:
             n = chunk_from(c, last)
-            total += entropy_of(classes_of(job, i, c, n, scratch), row.m, row.log1p_others, n)
+            some = entropy_of(classes_of(job, i, c, n, scratch), row.m, row.log1p_others, n)
+            lost += lost_of(total, some)
+            total += some
             c += n
-        return total
+        return total + lost
 
     return SimpleNamespace(finish=finish, map_row=map_row, sum_entropy=sum_entropy)

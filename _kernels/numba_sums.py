@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels import numba_items, numba_memory, numba_operations, vectors
 from logitloss._kernels.numba_powers import parts_of
-from logitloss._kernels.vectors import inline, outline
+from logitloss._kernels.vectors import inline, lost_of, outline
 
 # Turns that one chain of additions adds up
 CHAIN = 8
@@ -47,7 +47,7 @@ ROW = np.dtype(
         ),
         *(
             (name, "f8")
-            for name in ("weight_lost", "gap_lost", "square", "spread", "n_before", "target_logit")
+            for name in ("s_lost", "weight_lost", "gap_lost", "square", "spread", "n_before", "target_logit")
         ),
         *((name, "i8") for name in ("top", "label", "live", "seen", "seen_n")),
     ],
@@ -295,16 +295,23 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             total, seen_largest = sum_chunk(x, n, at, summed_scale_of(real(row.k)), next_x, next_n, exps)
             if keeps and at >= 0:
                 store_one(exps + at * size, real(1.0 / row.relative))
-            row.s += total * row.relative
+            add_to_sum(row, total * row.relative)
             row.seen, row.seen_n, row.seen_largest = next_x, whole, seen_largest
             return True
 
         return add_chunk
 
     @inline
+    def add_to_sum(row, term):
+        row.s_lost += lost_of(row.s, term)
+        row.s += term
+
+    @inline
     def raise_top(row, largest, top):
         """Make a larger logit the row's top; its predecessor joins the others."""
-        row.s = (row.s + 1.0) * share(row.m, np.float64(largest))
+        factor = share(row.m, np.float64(largest))
+        add_to_sum(row, 1.0)
+        row.s, row.s_lost = row.s * factor, row.s_lost * factor
         row.m, row.top = largest, top
 
     # ---- sums of anything ----
@@ -366,17 +373,16 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             c, cut = c + lanes, whole
 
     @inline
-    def lost(total, term):
-        """Return what total + term loses to rounding."""
-        whole = total + term
-        added = whole - total
-        return (total - (whole - added)) + (term - added) if abs(whole) < infinity else 0.0
-
-    @inline
     def fold_gammas(row):
         """Join what the sums of coefficients have lost."""
         row.weight, row.gap = row.weight + row.weight_lost, row.gap + row.gap_lost
         row.weight_lost, row.gap_lost = 0.0, 0.0
+
+    @inline
+    def fold(row):
+        """Join what all sums have lost."""
+        row.s, row.s_lost = row.s + row.s_lost, 0.0
+        fold_gammas(row)
 
     @outline
     def add_any(row, x, n, first, gamma, exps):
@@ -397,9 +403,10 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             return
         reference = real(row.m) if row.m > -infinity else zero
         total, weight, gap = sum_any(x, n, at, reference, gamma, exps)
-        row.weight_lost += lost(row.weight, weight)
-        row.gap_lost += lost(row.gap, gap)
-        row.s, row.weight, row.gap = row.s + total, row.weight + weight, row.gap + gap
+        add_to_sum(row, total)
+        row.weight_lost += lost_of(row.weight, weight)
+        row.gap_lost += lost_of(row.gap, gap)
+        row.weight, row.gap = row.weight + weight, row.gap + gap
         if exps and at >= 0:
             store_one(exps + at * size, real(1.0 / unit))
 
@@ -408,7 +415,8 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         add=plain(keeps=False),
         add_and_keep=plain(keeps=True) if keeps else None,
         add_any=add_any,
-        fold_gammas=fold_gammas,
+        fold=fold,
+        add_to_sum=add_to_sum,
         summing=summing,
         largest_in=largest_in,
         place_of=place_of,

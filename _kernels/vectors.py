@@ -15,6 +15,7 @@ import operator
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -32,6 +33,14 @@ inline = njit(error_model="numpy", forceinline=True, no_cpython_wrapper=True, no
 VECTOR_BYTES = 64 if llvm.get_host_cpu_features().get("avx512f") else 32
 
 BYTE, INT32 = ir.IntType(8), ir.IntType(32)
+
+
+@inline
+def lost_of(total, term):
+    """Return what total + term, of float64, loses to rounding (Knuth); nothing where that is not finite."""
+    whole = total + term
+    added = whole - total
+    return (total - (whole - added)) + (term - added) if abs(whole) < np.inf else 0.0
 
 
 class Vector(types.Type):

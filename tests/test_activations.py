@@ -58,6 +58,31 @@ def test_logsumexp_with_nan_beside_infinity_is_nan(backend, dtype):
     assert np.isnan(ll.logsumexp(logits, backend=backend)).all()
 
 
+@pytest.mark.parametrize("n_classes", [1, 3, 60])
+def test_nan_is_told_wherever_it_stands(backend, dtype, n_classes):
+    logits = np.full((17, n_classes), -INF, dtype)
+    logits[np.arange(17), np.arange(17) % n_classes] = np.nan
+    assert np.isnan(ll.logsumexp(logits, backend=backend)).all()
+    assert np.isnan(ll.logsumexp(logits.T, axis=0, backend=backend)).all()
+    loss, lse = ll.cross_entropy_and_lse(logits, np.zeros(17, int), reduction="none", backend=backend)
+    assert np.isnan([loss, lse]).all()
+
+
+def test_sums_of_many_classes_in_float64(backend):
+    """Of chunk after chunk, each sum is rounded: what that takes is not to grow with their number."""
+    if backend == "cuda":
+        pytest.skip("too many classes for the simulator")
+    logits = np.full((1, 262_143), 0.7)
+    logits[:, ::3] = 0.8
+    p = np.exp(logits.astype(np.longdouble) - 0.8)
+    p /= p.sum()
+    for actual, wanted in (
+        (ll.entropy(logits, backend=backend), -(p * np.log(p)).sum(axis=1)),
+        (ll.softmax(logits, backend=backend), p),
+    ):
+        assert (np.abs(actual - wanted) <= 4 * np.spacing(wanted.astype(float))).all()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_entropy_reduced(backend, dtype, reduction):
     logits, _ = batch((2, 33, 10), dtype)

@@ -64,6 +64,22 @@ def test_gradient_from_a_kept_lse(backend, dtype, n_classes):
     assert_exact(out, zoo_cross_entropy(n_classes, dtype)[1], extra=size[:, None] + 4)
 
 
+@pytest.mark.parametrize("n_classes", [3, 100, 700])
+@pytest.mark.parametrize("size", [4e4, 5e4, 1e5, 3e5, 5e7])
+def test_gradient_from_the_lse_of_large_logits(backend, dtype, n_classes, size):
+    """The lse of a row that stands so high has digits that its logits' type has not."""
+    size, low = (min(size, 6e4), -6e4) if dtype == np.float16 else (size, -1e30)
+    logits = np.full((2, n_classes), low, dtype)
+    logits[0, :2], logits[1, 1:3] = size, size
+    _, lse = ll.cross_entropy_and_lse(logits, [0, 0], reduction="none", backend=backend)
+    found = ll.cross_entropy_grad(logits, [0, 0], lse=lse, reduction="none", backend=backend)
+    wanted = np.zeros((2, n_classes))
+    wanted[0, :2], wanted[1, 1:3], wanted[1, 0] = (-0.5, 0.5), 0.5, -1.0
+    # half an ulp of the lse, as float64, and four of the result's type
+    error = np.spacing(np.abs(lse)).max() + 4 * float(np.spacing(np.array(0.5, dtype)))
+    np.testing.assert_allclose(found.astype(float), wanted, rtol=0, atol=error)
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 17, 100])
 def test_batches_below_at_and_above_a_block_of_rows(backend, dtype, n_classes):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import logitloss as ll
+from logitloss.evaluate import EvaluationState, evaluate
 
 X = np.zeros((4, 3), np.float32)
 Y = np.array([0, 1, 2, 0])
@@ -117,6 +118,11 @@ def test_out(function, args):
     refused(TypeError, message, function, *args, out=np.zeros(shape), **options)
     message = "out is of type list: expected a NumPy array"
     refused(TypeError, message, function, *args, out=[0.0] * 4, **options)
+    if shape:
+        spread = np.lib.stride_tricks.as_strided(np.zeros(3, np.float32), shape, [0, 4][-len(shape) :])
+        if 0 in spread.strides:
+            message = "out has a stride of 0: expected memory of its own for each element"
+            refused(ValueError, message, function, *args, out=spread, **options)
     locked = np.zeros(shape, np.float32)
     locked.flags.writeable = False
     message = "out is read-only: expected an array that can be written"
@@ -152,6 +158,16 @@ def test_out_is_no_input():
     refused(ValueError, message, GRAD, row, [0], upstream[:1], reduction="none", out=out)
 
 
+def test_masked_arrays():
+    masked = np.ma.masked_array(Y, [True, False, False, True])
+    message = "{} is a masked array: expected a plain one, as its mask would be lost"
+    refused(TypeError, message.format("target"), CE, X, masked)
+    refused(TypeError, message.format("logits"), CE, np.ma.masked_array(X, np.isfinite(X)), Y)
+    refused(TypeError, message.format("target"), evaluate, X, masked)
+    refused(TypeError, message.format("target"), EvaluationState().update, X, masked)
+    assert CE(np.ma.masked_array(X), np.ma.masked_array(Y)) == CE(X, Y)
+
+
 @pytest.mark.parametrize("function", [CE, GRAD, FUSED, ll.cross_entropy_and_lse])
 def test_target_of_cross_entropy(function):
     shapes = "expected (4,) for class indices, the shape (4, 3) without its class axis 1"
@@ -179,6 +195,9 @@ def test_options_of_cross_entropy(function):
     refused(ValueError, message, function, X, Y, label_smoothing=1.5)
     message = "label_smoothing is 'a': expected a real number"
     refused(TypeError, message, function, X, Y, label_smoothing="a")
+    refused(TypeError, message.replace("'a'", "b'1'"), function, X, Y, label_smoothing=b"1")
+    message = "z_loss is more than float64 holds: expected a real number"
+    refused(ValueError, message, function, X, Y, z_loss=10**400)
     refused(ValueError, "z_loss is inf: expected a finite number", function, X, Y, z_loss=np.inf)
     refused(TypeError, "z_loss is [1, 2]: expected a real number", function, X, Y, z_loss=[1, 2])
     refused(TypeError, "ignore_index is 0.5: expected an integer", function, X, Y, ignore_index=0.5)
@@ -208,6 +227,11 @@ def test_class_axis(function, name, rest):
     refused(ValueError, message, function, np.float32(1), *(0 for _ in rest))
     message = f"{name} of shape (4, 0): expected at least one class on axis 1"
     refused(ValueError, message, function, X[:, :0], *rest)
+
+
+@pytest.mark.parametrize("function", [ll.softmax, ll.log_softmax, ll.entropy])
+def test_an_axis_by_default_last(function):
+    refused(TypeError, "axis is None: expected an integer", function, X, axis=None)
 
 
 def test_axes_of_logsumexp():

@@ -18,6 +18,32 @@ import logitloss as ll
 SHAPES = [(17, 3), (20, 10), (5, 33), (40, 127), (3, 300)]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_is_left_of_the_call_before(backend, dtype, bad):
+    """Of rows that do not fill a vector the rest of it once held the weights of another call."""
+    if backend == "cuda":
+        pytest.skip("nothing there is kept on a stack")
+    logits, weight = np.array([[1, 2, 3]], dtype), [1.0, 2.0, 1.0]
+    wanted, grad = ll.cross_entropy_value_and_grad(logits, [0], weight=weight, backend=backend)
+    for n_classes in (3, 24):
+        poison = np.zeros((1000, n_classes), dtype), np.arange(1000) % n_classes
+        ll.cross_entropy(*poison, weight=np.full(n_classes, bad), reduction="sum", backend=backend)
+        assert ll.cross_entropy(logits, [0], weight=weight, backend=backend) == wanted
+        found = ll.cross_entropy_value_and_grad(logits, [0], weight=weight, backend=backend)
+        assert (found[0], found[1].tolist()) == (wanted, grad.tolist())
+
+
+def test_the_divisor_of_a_weighted_mean_is_exact(backend):
+    rng, weight = rng_for("divisor"), np.array([0.1, 0.7, 0.3])
+    n = 300 if backend == "cuda" else 20_000
+    target = rng.integers(0, 3, n)
+    logits = np.zeros((n, 3))
+    grad = ll.cross_entropy_grad(logits, target, weight=weight, backend=backend)
+    w = weight.astype(np.longdouble)[target]
+    wanted = (np.full((n, 3), w[:, None] / 3) - w[:, None] * (np.arange(3) == target[:, None])) / w.sum()
+    assert (np.abs(grad - wanted) <= 8 * np.spacing(np.abs(grad).max(axis=1, keepdims=True))).all()
+
+
 # Weights are given as a tuple, so that exact results can be cached by their options.
 COMBINATIONS = {
     "plain": {},

@@ -122,6 +122,35 @@ def test_classes_that_a_bias_rules_out(backend, options, monkeypatch):
     assert np.isinf(wanted).any() == np.isinf(found).any()
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_tiles_come_to_what_the_logits_do(z_loss, monkeypatch):
+    """At extremes, of which some are in the label's tile, some in others."""
+    monkeypatch.setattr(linear, "TILE_CLASSES", 7)
+    rng, inf = rng_for("tiles"), np.inf
+    x = rng.standard_normal((9, 23))
+    target = np.array([3, 3, 3, 12, 12, 12, 0, 22, 5])
+    x[0, 20], x[1, 3], x[2, 9] = inf, inf, np.nan
+    x[3, 12] += 60  # far ahead in its tile
+    x[4, :7] += 900  # another tile is far ahead
+    x[5, :] = -inf
+    x[6, 7:] = -inf
+    x[7, 14:21] = -inf
+    x[8, 0] = 800.0
+
+    def fill(self, out, states, weight, tile):
+        out[...] = x[states[:, 0].astype(int), tile]
+
+    monkeypatch.setattr(ll.LinearLogits, "fill", fill)
+    rows, common = np.arange(9.0)[:, None], {"reduction": "none", "z_loss": z_loss}
+    weight = rng.uniform(0.5, 2, 23)
+    others = weight * np.where(np.arange(23) % 2, -1, 1)
+    for options in ({}, {"weight": weight}, {"weight": others}, {"weight": others, "label_smoothing": 0.1}):
+        wanted = ll.cross_entropy(x, target, **options, **common)
+        options["class_weight"] = options.pop("weight", None)
+        found = ll.linear_cross_entropy(rows, np.zeros((23, 1)), target, **options, **common)
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_mixed_dtypes_are_computed_in_float32():
     hidden, weight, target, _ = layer(np.dtype(np.float64), has_bias=False)
     arrays = hidden, weight.astype(np.float32), target
@@ -130,6 +159,18 @@ def test_mixed_dtypes_are_computed_in_float32():
     loss, *_ = expected(*arrays, None, 1)
     assert_close(value, loss.sum() / np.count_nonzero(target != IGNORED), np.dtype(np.float32))
     assert ll.linear_cross_entropy(*arrays, reduction="none").dtype == np.float32
+
+
+def test_errors_of_numbers_and_outputs():
+    hidden, weight, target, _ = layer(np.dtype(np.float32), rows=(23,))
+    for option, value in (("softcap", 1e39), ("logit_scale", -1e39)):
+        with pytest.raises(ValueError, match=rf"{option} comes to -?1e\+39: expected what float32 can hold"):
+            ll.linear_cross_entropy(hidden, weight, target, **{option: value})
+    class_weight = np.ones(23)
+    arrays = hidden.astype(np.float64), weight.astype(np.float64), target
+    with pytest.raises(ValueError, match="out shares memory with an input"):
+        ll.linear_cross_entropy(*arrays, class_weight=class_weight, reduction="none", out=class_weight)
+    assert class_weight.all()
 
 
 def test_one_row_and_no_rows():

@@ -103,6 +103,39 @@ def test_gradient_into_an_array_that_is_there():
 
 
 @njit
+def in_place(logits, target, out):
+    return ll.cross_entropy_value_and_grad(logits, target, out=out)
+
+
+@njit
+def softmax_into(logits, out):
+    return ll.softmax(logits, out=out)
+
+
+def test_what_an_output_must_be():
+    logits, target = batch((20, 60), np.dtype(np.float32))
+    locked = np.zeros_like(logits)
+    locked.flags.writeable = False
+    memory = np.zeros((21, 60), np.float32)
+    spread = np.lib.stride_tricks.as_strided(np.zeros(60, np.float32), (20, 60), (0, 4))
+    for function, arguments in ((in_place, (target,)), (softmax_into, ())):
+        with pytest.raises(numba.TypingError, match=r"out of type .*: expected an array that can be written"):
+            function(logits, *arguments, locked)
+        with pytest.raises(numba.TypingError, match=r"out of type .*: expected an array like the logits"):
+            function(logits, *arguments, np.zeros((20, 60)))
+        with pytest.raises(ValueError, match="out: expected the logits' shape"):
+            function(logits, *arguments, np.zeros((20, 61), np.float32))
+        with pytest.raises(ValueError, match="out: shares memory with an input"):
+            function(memory[1:], *arguments, memory[:-1])
+        with pytest.raises(ValueError, match="out: an element of it stands for several"):
+            function(logits, *arguments, spread)
+    assert not locked.any()
+    wanted = ll.cross_entropy_grad(logits, target)
+    memory[1:] = logits
+    np.testing.assert_allclose(in_place(memory[1:], target, memory[1:])[1], wanted, rtol=1e-6, atol=1e-9)
+
+
+@njit
 def plain(logits, target):
     return ll.cross_entropy(logits, target)
 
@@ -115,6 +148,11 @@ def test_a_bad_label_is_named():
         plain(logits, bad)
     with pytest.raises(ValueError, match="target: expected the logits' shape without the class axis"):
         plain(logits, target[1:])
+    with pytest.raises(IndexError, match=r"row 0, is 18446744073709551516, but logits have 60 classes"):
+        plain(logits[0], np.uint64(2**64 - 100))
+    bad[7] = -(2**63)
+    with pytest.raises(IndexError, match=r"a label is -2\*\*63"):
+        plain(logits, bad)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +162,11 @@ def test_a_bad_label_is_named():
         ("x, y, reduction='median'", "reduction is 'median': expected one of none, mean, sum"),
         ("x, y, axis=2", "axis is 2: expected -2 <= axis < 2"),
         ("x, y, num_threads=2", "num_threads is of type .*: expected None"),
+        ("x.reshape(4, 5, 60), y[:4]", "target of 1 axes: expected 2, beside logits of 3"),
+        ("x, 3", "target of 0 axes: expected 1, beside logits of 2"),
+        ("x[0], y", "target of 1 axes: expected 0, beside logits of 1"),
+        ("x, x[0]", "target of 1 axes: expected 2, beside logits of 2"),
+        ("x, y > 3", "target of type .*bool.*: expected integers, or floats"),
     ],
 )
 def test_what_cannot_be_compiled_says_why(arguments, message):

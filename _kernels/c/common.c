@@ -64,9 +64,9 @@ static int64_t label_at(const array_view *view, const char *item)
     case DTYPE_I32: return AS(int32_t);
     case DTYPE_U32: return AS(uint32_t);
     case DTYPE_I64: return AS(int64_t);
-    default: { /* above 2^63 no label can be right, nor be the one to ignore */
+    default: { /* from 2^63 on no label is right, nor the one to ignore, which then is none under 0 */
         uint64_t label = AS(uint64_t);
-        return label > INT64_MAX ? INT64_MAX : (int64_t)label;
+        return label > INT64_MAX ? INT64_MIN : (int64_t)label;
     }
     }
 }

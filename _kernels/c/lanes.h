@@ -362,7 +362,7 @@ INLINE void V(sum_again)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V
             V(mask) is_top = V(equal_bits)(top, V(all_bits)((V(bits))(first_class + c)));
             V(mask) is_number = V(equal)(logit, logit);
             power = V(choose)(is_number, V(keep)(is_finite, power), logit);
-            V(add_term)(&sum, V(choose)(is_summed, zero, V(choose)(is_top, zero, power)), c);
+            V(add_term)(&sum, V(choose)(is_summed, zero, V(choose)(is_top & is_number, zero, power)), c);
             peak = V(choose)(is_summed, peak, V(choose)(is_top, power, peak));
             target += V(keep)(V(equal_bits)(label, V(all_bits)((V(bits))(first_class + c))), logit);
             if (gamma) {

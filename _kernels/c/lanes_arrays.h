@@ -28,7 +28,7 @@
             LABELS_OF(type, clip)                  \
         }                                          \
     } while (0)
-#define CLIPPED(label) ((label) > INT64_MAX ? INT64_MAX : (label))
+#define CLIPPED(label) ((label) > INT64_MAX ? INT64_MIN : (int64_t)(label))
 
 static ptrdiff_t V(labels_run)(const softmax_job *job, const char *from, ptrdiff_t stride, ptrdiff_t n,
                                V(bits) *restrict to, V(real) *restrict live)
@@ -108,7 +108,7 @@ static ptrdiff_t V(prepare)(V(lanes) *rows)
             rows->live[i] = 1;
     }
     for (ptrdiff_t i = rows->n; i < rows->width; i++)
-        rows->label[i] = -1, rows->live[i] = 0;
+        rows->label[i] = -1, rows->live[i] = rows->beta[i] = 0;
     for (ptrdiff_t i = 0; i < rows->n && counted >= 0 && job->beta; i++)
         rows->beta[i] = rows->label[i] < 0 ? 0 : (V(real))job->beta[rows->label[i]];
     if (job->second_pass == GRADIENT)

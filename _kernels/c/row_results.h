@@ -121,7 +121,7 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
     const softmax_job *job = block->job;
     const array_view *logits = &job->logits, *out = &job->out;
     int in_place = V(is_real)(out) && out->class_stride == (ptrdiff_t)sizeof(V(real));
-    double entropy = 0;
+    compensated entropy = {0, 0};
     V(map_row) row = {V(all)((V(real))done->shift),        V(all)((V(real))done->factor),
                       V(all)((V(real))done->gamma_factor), V(all)((V(real))done->largest),
                       V(all)((V(real))done->log1p_others), V(exp_scale_of)(V(all)((V(real))done->exponent))};
@@ -148,7 +148,7 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         if (done->is_live && job->second_pass == GRADIENT)
             gamma = V(gamma_run)(block, block->first + i, c, n);
         if (job->second_pass == ENTROPY) {
-            entropy += V(row_entropy)(x, n, &row);
+            add(&entropy, V(row_entropy)(x, n, &row));
             continue;
         }
         char *to = V(item)(out, block->first + i, c);
@@ -171,7 +171,7 @@ static double V(map_classes)(V(block) *block, ptrdiff_t i, const finished_row *d
         else
             V(store_run)(out->dtype, to, out->class_stride, n, tile);
     }
-    return entropy;
+    return value_of(&entropy);
 }
 
 /* Leave the row to the writer, if it can be: its exponentials are kept and only need a factor, or its logits
@@ -219,7 +219,8 @@ static void V(use_known_lse)(V(block) *block, const double *lse)
     for (ptrdiff_t i = 0; i < block->n; i++) {
         double others = softmax->p_others[i] / softmax->p_top[i];
         double ahead = isfinite(lse[i]) ? block->statistics[i].largest - lse[i] : NAN;
-        softmax_from_lse(lse[i], DIRECT, V(HEADROOM), LOG2_BASE, softmax, i);
+        double shift = fabs(lse[i]) > DIRECT ? (V(real))lse[i] : 0;
+        softmax_from_lse(lse[i], shift, V(HEADROOM), LOG2_BASE, softmax, i);
         softmax->log1p_others[i] = -ahead;
         softmax->p_top[i] = exp(ahead);
         softmax->p_others[i] = -expm1(ahead) > 1e-3 ? -expm1(ahead) : others * softmax->p_top[i];

@@ -54,12 +54,14 @@ static void label_weight_block(const void *softmax, ptrdiff_t block, void *scrat
             return;
         }
     }
+    compensated total = {0, 0};
     ptrdiff_t n = block_labels(job, block, labels, result);
     for (ptrdiff_t i = 0; i < n; i++)
         if (labels[i] != job->ignore_index) {
             result->counted++;
-            result->total += job->beta ? job->beta[labels[i]] : 1;
+            add(&total, job->beta ? job->beta[labels[i]] : 1);
         }
+    result->total = value_of(&total);
 }
 
 /* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */

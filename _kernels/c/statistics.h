@@ -174,11 +174,10 @@ static void softmax_of(const row_statistics *statistics, ptrdiff_t n, double hea
     }
 }
 
-/* The same where the caller knows lse: the largest logit plays no part. */
-static void softmax_from_lse(double lse, double direct, double headroom, double log2_base,
+/* The same where the caller knows lse: the largest logit plays no part. `shift` is lse as a real, or 0. */
+static void softmax_from_lse(double lse, double shift, double headroom, double log2_base,
                              row_softmax *softmax, ptrdiff_t row)
 {
-    double shift = fabs(lse) > direct ? lse : 0;
     double n = rint((lse - shift) * log2_base);
     softmax->lse[row] = lse;
     softmax->shift[row] = isfinite(lse) ? shift : 0;

@@ -81,12 +81,14 @@ def fraction(name: str, value: Any) -> float:
 
 
 def _real_number(name: str, value: Any) -> float:
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         raise TypeError(f"{name} is {value!r}: expected a real number")
     try:
         return float(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}: expected a real number") from None
+    except OverflowError:
+        raise ValueError(f"{name} is more than float64 holds: expected a real number") from None
 
 
 def unknown_option(name: str, value: object, allowed: tuple[str, ...]) -> ValueError:
@@ -134,7 +136,14 @@ def placed(name: str, value: Any, like: Array | None) -> Array:
                 f"{name} of type {type(value).__name__} lies on a CUDA device: expected an array of the "
                 "host, where this call takes place"
             )
+    unmasked(name, value)
     return np.asarray(value)
+
+
+def unmasked(name: str, value: object) -> None:
+    """Refuse what NumPy would make an array of by dropping a mask."""
+    if isinstance(value, ndarray) and np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array: expected a plain one, as its mask would be lost")
 
 
 def floats(name: str, value: ArrayLike, like: Array | None = None) -> Array:
@@ -365,6 +374,9 @@ def output(
         if not out.flags.aligned:
             raise _misaligned("out", out)
         raise ValueError("out is read-only: expected an array that can be written")
+    steps = zip(out.shape, out.strides, strict=True)
+    if out.size and 0 in out.strides and any(n > 1 and step == 0 for n, step in steps):
+        raise ValueError("out has a stride of 0: expected memory of its own for each element")
     for array in inputs if in_place else (logits, *inputs):
         if array is not None and overlap(out, array):
             raise ValueError("out shares memory with an input: expected memory of its own")

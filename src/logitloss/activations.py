@@ -180,7 +180,7 @@ def _softmax(
     logits: ArrayLike, axis: int, out: Array | None, num_threads: int | None, backend: str | None, log: bool
 ) -> Array:
     x = _check.floats("logits", logits)
-    axis = _check.class_axis("logits", x, axis)
+    axis = _check.class_axis("logits", x, _check.integer("axis", axis))
     on_host = type(x) is ndarray
     result = _check.output(out, x, x.shape, x.dtype, (), True)
     kernels = _backends.get(backend) if on_host else _call.kernels_for(x, backend)

@@ -536,7 +536,7 @@ def entropy(
     [1.3863 1.3863]
     """
     kernels, x, threads = _call.start(logits, reduction, num_threads, backend)
-    axis = _check.class_axis("logits", x, axis)
+    axis = _check.class_axis("logits", x, _check.integer("axis", axis))
     rows = _check.axis_last(x, axis)
     loss = _call.new_loss(reduction, rows.shape[:-1], x, (), out)
     values = _check.empty(x, rows.shape[:-1], np.float64) if loss is None else loss

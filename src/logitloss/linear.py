@@ -215,7 +215,7 @@ def _run(
     ignored = _check.ignored(ignore_index, soft=False)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
-    inputs = (layer.hidden, layer.weight, layer.bias, labels)
+    inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None
     divisor, bad = kernels.label_weight(labels, mean_weights, ignored, layer.n_classes, threads)
@@ -259,14 +259,14 @@ class _Options(NamedTuple):
 def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _Options) -> Float64:
     """Return the losses of rows that count, tile by tile along the classes.
 
-    With g_c what multiplies a class's cost, a tile T adds its own loss, sum_T g_c*(lse_T - x_c), and what lse
-    of all classes is above lse_T, as often as sum_T g_c says.
+    With g_c what multiplies a class's cost, a tile T adds its own loss, sum_T g_c*(lse_T - x_c), and by how
+    much lse of all classes is above lse_T, as often as sum_T g_c says.
     """
     kernels, beta, gamma, _, z_loss, threads = options
     n = len(states)
     buffer = np.empty((n, min(TILE_CLASSES, layer.n_classes)), layer.dtype)
     part, tile_lse = np.empty(n, layer.dtype), np.empty(n)
-    losses, g_sum, g_lse, lse = np.zeros(n), np.zeros(n), np.zeros(n), np.full(n, -np.inf)
+    losses, g_sums, lses = np.zeros(n), [], []
     for tile in layer.tiles:
         weight = layer.weight_of(tile)
         x = buffer[:, : len(weight)]
@@ -278,7 +278,7 @@ def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _O
         kernels.cross_entropy(
             x, here, -1, tile_beta, None, 0.0, 1.0, None, part, tile_lse, None, None, threads
         )
-        tile_losses = part.astype(np.float64)
+        tile_losses, infinite = part.astype(np.float64), _infinite(g)
         if gamma is not None:
             nothing = np.broadcast_to(x.dtype.type(0), x.shape)
             kernels.soft_cross_entropy(
@@ -286,15 +286,34 @@ def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _O
             )
             tile_losses += part
             g += gamma[tile].sum()
+            with np.errstate(invalid="ignore"):  # of opposite signs
+                infinite += _infinite(gamma[tile]).sum()
         # Where all of a tile is -inf, a class of it that is asked for costs infinitely much.
         is_none = tile_lse == -np.inf
-        losses += np.where(is_none, np.where(g > 0, np.inf, 0.0), tile_losses)
-        g_sum += g
-        g_lse += np.where(is_none | (g == 0), 0.0, g * np.where(is_none, 0.0, tile_lse))
-        lse = np.logaddexp(lse, tile_lse)
-    with np.errstate(invalid="ignore"):
-        losses += g_sum * lse - g_lse
-        return losses + z_loss * lse**2 if z_loss else losses
+        losses += np.where(is_none, infinite, tile_losses)
+        g_sums.append(np.where(is_none, 0.0, g))
+        lses.append(tile_lse.copy())
+    return _joined(losses, np.array(g_sums), np.array(lses), z_loss)
+
+
+def _infinite(g: Float64) -> Float64:
+    """Return g times infinity, and 0 for 0."""
+    return np.where(g == 0, 0.0, np.copysign(np.inf, g))
+
+
+def _joined(losses: Float64, g_sums: Float64, lses: Float64, z_loss: float) -> Float64:
+    """Add to tiles' losses what lse of all is above theirs; a loss near 0 keeps its relative precision."""
+    with np.errstate(invalid="ignore"):  # of poisoned rows
+        for number, g in enumerate(g_sums if len(lses) > 1 else ()):
+            rows = np.flatnonzero(g)
+            above = np.delete(lses, number, axis=0)[:, rows] - lses[number, rows]
+            highest = np.maximum(above.max(axis=0), 0)
+            rest = np.exp(above - highest).sum(axis=0)
+            more = highest + np.where(highest > 0, np.log(rest + np.exp(-highest)), np.log1p(rest))
+            losses[rows] += g[rows] * more
+        lse = np.logaddexp.reduce(lses, axis=0)
+    losses[~(lses < np.inf).all(axis=0) | (lse == -np.inf)] = np.nan
+    return losses + z_loss * lse**2 if z_loss else losses
 
 
 class LinearLogits:
@@ -351,6 +370,10 @@ class LinearLogits:
         self.softcap = None if softcap is None else _check.positive("softcap", softcap)
         # What hidden states and bias are multiplied by; with a softcap, in units of that
         self.scale = _check.finite("logit_scale", logit_scale) / (self.softcap or 1.0)
+        most = float(np.finfo(np.float64 if is_double else np.float32).max)
+        for name, number in {"softcap": self.softcap or 0.0, "logit_scale": self.scale}.items():
+            if abs(number) > most:
+                raise ValueError(f"{name} comes to {number:.3g}: expected what {self.dtype} can hold")
         self.bias = None
         if bias is not None:
             self.bias = _check.floats("bias", bias, _check.HOST)

@@ -9,9 +9,9 @@ from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
 import logitloss
-from logitloss._njit.arguments import class_axis_of, constant_of, item_of, refuse
+from logitloss._njit.arguments import check_output, class_axis_of, constant_of, item_of, refuse
 from logitloss._njit.cross_entropy import result_of
-from logitloss._njit.pieces import describe, keep, out_or_new, softmax_runner
+from logitloss._njit.pieces import checked_out, describe, keep, softmax_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,12 +54,12 @@ def _softmax(logits, axis=-1, out=None, num_threads=None, backend=None):
     from logitloss._kernels.numba_job import SOFTMAX
 
     refuse(num_threads=num_threads, backend=backend)
-    body = _activation(item_of("logits", logits), logits.ndim, class_axis_of(axis, logits.ndim, -1), SOFTMAX)
+    item = item_of("logits", logits)
+    check_output(out, logits)
+    body = _activation(item, logits.ndim, class_axis_of(axis, logits.ndim, -1), SOFTMAX)
 
     def compiled(logits, axis=-1, out=None, num_threads=None, backend=None):
-        result = out_or_new(out, logits)
-        if result.shape != logits.shape:
-            raise ValueError("out: expected the logits' shape")
+        result = checked_out(out, logits, logits[:0])
         body(logits, result)
         return result
 

@@ -54,6 +54,15 @@ def kind_of(name: str, array: Any) -> int:
     return int(ITEMS.index(item))
 
 
+def check_output(out: Any, logits: Any) -> None:
+    if is_none(out):
+        return
+    if not isinstance(out, types.Array) or out.dtype != logits.dtype or out.ndim != logits.ndim:
+        raise TypingError(f"out of type {out}: expected an array like the logits, {logits}")
+    if not out.mutable:
+        raise TypingError(f"out of type {out}: expected an array that can be written")
+
+
 def reduction_of(given: Any) -> str:
     reduction = constant_of("reduction", given, "mean")
     if reduction not in ("none", "mean", "sum"):
@@ -64,6 +73,8 @@ def reduction_of(given: Any) -> str:
 def class_axis_of(given: Any, ndim: int, default: int) -> int:
     axis = constant_of("axis", given, default)
     axis = default if axis is None else axis
+    if type(axis) is not int:
+        raise TypingError(f"axis is {axis!r}: expected an integer")
     if not -ndim <= axis < ndim:
         raise TypingError(f"axis is {axis}: expected {-ndim} <= axis < {ndim}")
     return int(axis) % ndim

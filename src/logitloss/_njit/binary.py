@@ -9,9 +9,9 @@ from numba import types
 from numba.extending import overload, register_jitable
 
 import logitloss
-from logitloss._njit.arguments import item_of, kind_of, reduction_of, refuse
+from logitloss._njit.arguments import check_output, item_of, kind_of, reduction_of, refuse
 from logitloss._njit.kernels import NUMBERS, run_kernel
-from logitloss._njit.pieces import describe, divided, keep, out_or_new
+from logitloss._njit.pieces import checked_out, describe, divided, keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,6 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
         if none:
             describe(job.loss, loss, real_kind, -1, axes[4])
         if wants_grad:
-            if out.shape != logits.shape:
-                raise ValueError("out: expected the logits' shape")
             describe(job.out, out, kind, -1, axes[5])
             if means:
                 describe(job.scale, scale, f64, -1, axes[6])
@@ -129,6 +127,7 @@ def _binary_value_and_grad(
     backend=None,
 ):
     refuse(num_threads=num_threads, backend=backend)
+    check_output(out, logits)
     body = _binary(logits, target, reduction, wants_grad=True)
     value_of = _binary_value_of(reduction_of(reduction))
 
@@ -143,7 +142,7 @@ def _binary_value_and_grad(
         num_threads=None,
         backend=None,
     ):
-        grad = out_or_new(out, logits)
+        grad = checked_out(out, logits, target)
         return value_of(logits, body(logits, target, weight, pos_weight, label_smoothing, grad)), grad
 
     return compiled

@@ -11,9 +11,9 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 import logitloss
-from logitloss._njit.arguments import class_axis_of, item_of, kind_of, reduction_of, refuse
+from logitloss._njit.arguments import check_output, class_axis_of, item_of, kind_of, reduction_of, refuse
 from logitloss._njit.kernels import LABEL_WEIGHT, NUMBERS, run_kernel
-from logitloss._njit.pieces import describe, divided, is_shape_without, keep, out_or_new, softmax_runner
+from logitloss._njit.pieces import checked_out, describe, divided, is_shape_without, keep, softmax_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,9 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     label_weight, label_block = NUMBERS[LABEL_WEIGHT], 4096
     is_label = isinstance(target, types.Integer)
     is_soft = not is_label and isinstance(target.dtype, types.Float)
-    target_kind = ITEMS.index("i64") if is_label else kind_of("target", target)
+    label_type: Any = np.uint64 if target == types.uint64 else np.int64
+    label_kind = ITEMS.index("u64" if label_type is np.uint64 else "i64")
+    target_kind = label_kind if is_label else kind_of("target", target)
     real: Any = np.float64 if item == "f64" else np.float32
     f64, real_kind = ITEMS.index("f64"), ITEMS.index("f64" if item == "f64" else "f32")
     operation = numba_job.GRADIENT if wants_grad else numba_job.NOTHING
@@ -38,7 +40,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
 
     @register_jitable
     def labels_of(target):
-        return np.full(1, target, np.int64) if is_label else target
+        return np.full(1, target, label_type) if is_label else target
 
     @register_jitable
     def weights_of(weight, n_classes):
@@ -54,8 +56,12 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
             raise ValueError("logits: expected at least one class")
         if not 0 <= label_smoothing <= 1:
             raise ValueError("label_smoothing: expected 0 <= label_smoothing <= 1")
+        if not np.isfinite(z_loss):
+            raise ValueError("z_loss: expected a finite number")
         labels = labels_of(target)
         if is_soft:
+            if ignore_index >= 0:
+                raise ValueError("ignore_index: expected no such label, as target holds class probabilities")
             if labels.shape != logits.shape:
                 raise ValueError("target: expected the logits' shape for class probabilities")
         elif not is_label and not is_shape_without(logits.shape, axis, labels.shape):
@@ -98,8 +104,6 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
             describe(job.loss, loss, real_kind, -1, axes[2])
         scale = np.empty(0)
         if wants_grad:
-            if out.shape != logits.shape:
-                raise ValueError("out: expected the logits' shape")
             describe(job.out, out, kind, axis, axes[3])
             if means:
                 scale = np.full(1, divided(1.0, divisor))
@@ -115,9 +119,14 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     return register_jitable(body)
 
 
+LOWEST = -(2**63)
+
+
 @register_jitable
 def _raise_label(labels, row, n_classes, ignore_index):
     label = labels.flat[row]
+    if label == LOWEST:  # which Numba cannot write out
+        raise IndexError("target: a label is -2**63: expected a class, or ignore_index")
     raise IndexError(
         f"target, row {row}, is {label}, but logits have {n_classes} classes: "
         f"expected 0 <= target < {n_classes} or ignore_index={ignore_index}"
@@ -145,6 +154,12 @@ def _shared(logits: Any, target: Any, axis: Any, reduction: Any, wants_grad: boo
     at, by = class_axis_of(axis, ndim, 1 if ndim > 1 else 0), reduction_of(reduction)
     if not isinstance(target, types.Integer) and not isinstance(target, types.Array):
         raise TypingError(f"target of type {target}: expected an array, or an integer for one row")
+    number, n_axes = (target, 0) if isinstance(target, types.Integer) else (target.dtype, target.ndim)
+    if isinstance(number, types.Boolean):
+        raise TypingError(f"target of type {target}: expected integers, or floats")
+    wanted = ndim if isinstance(number, types.Float) else ndim - 1
+    if n_axes != wanted:
+        raise TypingError(f"target of {n_axes} axes: expected {wanted}, beside logits of {ndim}")
     body = _cross_entropy(item, target, ndim, at, by, wants_grad)
     return body, result_of(target, ndim, at, by)
 
@@ -200,7 +215,9 @@ def _value_and_grad(
     backend=None,
 ):
     refuse(num_threads=num_threads, backend=backend)
+    check_output(out, logits)
     body, value_of = _shared(logits, target, axis, reduction, wants_grad=True)
+    has_array = isinstance(target, types.Array)
 
     def compiled(
         logits,
@@ -215,7 +232,7 @@ def _value_and_grad(
         num_threads=None,
         backend=None,
     ):
-        grad = out_or_new(out, logits)
+        grad = checked_out(out, logits, target if has_array else logits[:0])
         found = body(logits, target, weight, ignore_index, label_smoothing, z_loss, grad)
         return value_of(logits, found), grad
 

@@ -39,7 +39,7 @@ def describe(view, array, kind, class_axis, axes):
 
 @register_jitable
 def is_shape_without(shape, axis, rows):
-    """Whether `rows` is `shape` without an axis."""
+    """Whether `rows` is `shape` without an axis; it has one less."""
     are_same = True
     for i in range(len(rows)):
         are_same = are_same and rows[i] == shape[i + (i >= axis)]
@@ -95,5 +95,35 @@ def softmax_runner(item: str) -> Callable[..., Any]:
 
 
 @register_jitable
-def out_or_new(out, like):
-    return np.empty(like.shape, like.dtype) if out is None else out
+def _extent(array):
+    """Return where an array's memory begins and ends."""
+    low, high = array.ctypes.data, array.ctypes.data + array.itemsize
+    for axis in range(array.ndim):
+        reach = (array.shape[axis] - 1) * array.strides[axis]
+        low, high = low + min(0, reach), high + max(0, reach)
+    return low, high
+
+
+@register_jitable
+def check_apart(out, array):
+    """Refuse an output amid whose memory that of an input lies."""
+    low, high = _extent(out)
+    first, end = _extent(array)
+    if out.size > 0 and array.size > 0 and low < end and first < high:
+        raise ValueError("out: shares memory with an input, and is not the logits themselves")
+
+
+@register_jitable
+def checked_out(out, logits, target):
+    """Return the array for a gradient, which may be the logits' own."""
+    if out is None:
+        return np.empty(logits.shape, logits.dtype)
+    if out.shape != logits.shape:
+        raise ValueError("out: expected the logits' shape")
+    for axis in range(out.ndim):
+        if out.size > 0 and out.strides[axis] == 0 and out.shape[axis] > 1:
+            raise ValueError("out: an element of it stands for several")
+    if out.ctypes.data != logits.ctypes.data or out.strides != logits.strides:
+        check_apart(out, logits)
+    check_apart(out, target)
+    return out

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import ml_dtypes
 import numpy as np
 
+from logitloss import _check
 from logitloss.evaluate.errors import DtypeError, ShapeError
 from logitloss.evaluate.fingerprint import Fingerprint, LinearFingerprint
 from logitloss.evaluate.metrics import Loss
@@ -144,6 +145,9 @@ class Shard:
         sample: int,
         mask: AnyArray | None = None,
     ) -> None:
+        given = {"logits": logits, "target": target, "groups": groups, "mask": mask}
+        for name, array in given.items():
+            _check.unmasked(name, array)
         self.logits, self.dtype, most_rows = _settled(logits, target, options)
         self.rows: dict[str, AnyArray] = {"target": target}
         if groups is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitloss import _check
 from logitloss.evaluate.binary import BinaryState
 from logitloss.evaluate.classes import TOP_K, ClassState
 from logitloss.evaluate.counts import N_RANKS
@@ -127,6 +128,9 @@ class EvaluationState:
         LogitError
             A ValueError: a row that counts holds NaN or +inf, or nothing but -inf (for "bce": holds NaN).
         """
+        given = {"logits": logits, "target": target, "groups": groups, "mask": mask}
+        for name, array in given.items():
+            _check.unmasked(name, array)
         target = np.asarray(target)
         keys = None if groups is None else np.asarray(groups)
         if keys is not None:
