@@ -95,6 +95,13 @@ static void V(read_numbers)(const V(lanes) *rows, const array_view *view, V(real
         V(store)(to + lane, V(all)(otherwise));
 }
 
+/* The lines of a vector of labels, of up to eight bytes each; no rows' if `labels` is NULL */
+INLINE void V(fetch_labels)(const V(lanes) *rows, const char *labels, ptrdiff_t lane)
+{
+    for (int i = 0; labels && i < (8 * V(LANES) + 63) / 64; i++)
+        __builtin_prefetch(labels + lane * rows->job->target.itemsize + 64 * i);
+}
+
 /* Labels and what goes with them; returns how many rows count, or -1 if a label is bad. */
 static ptrdiff_t V(prepare)(V(lanes) *rows)
 {
@@ -102,6 +109,8 @@ static ptrdiff_t V(prepare)(V(lanes) *rows)
     ptrdiff_t counted = rows->n;
     if (job->target_kind == LABELS) {
         counted = V(lane_labels)(rows->job, rows->first, rows->n, rows->label, rows->live);
+        rows->labels_ahead = job->target.data + view_offset(&job->target, rows->first) +
+                             rows->n * V(last_stride)(&job->target);
     } else {
         memset(rows->label, -1, sizeof *rows->label * (size_t)rows->n);
         for (ptrdiff_t i = 0; i < rows->n; i++)

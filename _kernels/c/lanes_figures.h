@@ -14,17 +14,23 @@ INLINE V(vector) V(next_above)(V(vector) x)
     return (V(vector))(bits + (bits >> (8 * (int)sizeof(V(real)) - 1) | 1));
 }
 
-/* The largest logit and its class, first of equals, and the label's */
-static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
-                           ptrdiff_t first_class)
+/* The largest logit and its class, first of equals, and the label's; the logits are copied to `tile`, if it
+ * is not NULL, and meanwhile those to come are fetched, if `next` says which. */
+INLINE void V(places_among)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *tile,
+                            int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         V(ivector) top = first_class ? V(load_bits)(rows->top + lane) : V(all_bits)(0);
         V(vector) largest = first_class ? V(load)(rows->largest + lane) : V(all)(-INFINITY);
         V(vector) target = first_class ? V(load)(rows->target_logit + lane) : V(all)(0);
         V(ivector) label = V(load_bits)(rows->label + lane), number = V(all_bits)((V(bits))first_class);
-        for (ptrdiff_t c = 0; c < n_classes; c++, number += 1) {
+        if (next.at)
+            V(fetch_classes)(&next, lane, n_classes);
+#pragma GCC unroll 8
+        for (int c = 0; c < n_classes; c++, number += 1) {
             V(vector) logit = V(load)(x + c * x_stride);
+            if (tile)
+                V(store)(tile + c * V(tile_stride)(rows) + lane, logit);
             top = V(choose_bits)(V(greater)(logit, largest), number, top);
             largest = V(max)(logit, largest);
             target = V(choose)(V(equal_bits)(label, number), logit, target);
@@ -33,6 +39,33 @@ static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride,
         V(store)(rows->target_logit + lane, target);
         V(store)((V(real) *)(rows->top + lane), (V(vector))top);
     }
+}
+
+static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *tile,
+                           ptrdiff_t n_classes, ptrdiff_t first_class, V(fetch) next)
+{
+#define PLACES_AMONG(n) \
+    case n: V(places_among)(rows, x, x_stride, tile, n, first_class, next); break
+    for (ptrdiff_t left = n_classes, n; left > 0; left -= n) {
+        n = V(classes_of_sweep)(left);
+        if (next.at)
+            V(fetch_before_sweep)(&next, n, left);
+        switch (n) {
+            PLACES_AMONG(1);
+            PLACES_AMONG(2);
+            PLACES_AMONG(3);
+            PLACES_AMONG(4);
+            PLACES_AMONG(5);
+            PLACES_AMONG(6);
+            PLACES_AMONG(7);
+            PLACES_AMONG(8);
+        }
+        x += n * x_stride;
+        tile = tile ? tile + n * V(tile_stride)(rows) : NULL;
+        first_class += n;
+        next.at = next.at ? next.at + n * next.class_step : NULL;
+    }
+#undef PLACES_AMONG
 }
 
 typedef struct {
@@ -76,12 +109,14 @@ static V(vector) V(nan_of)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_cla
     return nan;
 }
 
-/* Add classes from first_class on to sums, figures and peak. */
+/* Add classes from first_class on to sums, figures and peak; `labels` of the next rows are fetched meanwhile.
+ */
 static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes,
-                              ptrdiff_t first_class, V(fetch) next)
+                              ptrdiff_t first_class, const char *labels, V(fetch) next)
 {
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
         const V(vector) zero = V(all)(0);
+        V(fetch_labels)(rows, labels, lane);
         if (next.at) /* known where the next block's lines are */
             V(fetch_classes)(&next, lane, (int)n_classes);
         V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
@@ -132,23 +167,31 @@ static void V(find_figure_sums)(V(lanes) *rows)
     ptrdiff_t in_tile = V(classes_in_tile)(rows), x_stride;
     int are_beside = V(are_beside)(rows, &job->logits);
     int are_rows = V(is_real)(&job->logits) && job->logits.class_stride == job->logits.itemsize;
-    for (int sweep = 0; sweep < 2; sweep++)
-        for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
-            n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
-            const V(real) *x = rows->x_tile;
-            if (sweep == 0 || n < job->n_classes || are_beside)
-                x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
-            if (sweep == 0) {
-                V(find_places)(rows, x, x_stride, n, c);
-                continue;
-            }
-            const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
-            V(fetch) next =
-                V(fetch_block)(c + n < job->n_classes ? x + n * x_stride : following, 1, x_stride);
-            if (!are_beside)
-                next = V(fetch_in_rows)(are_rows ? following + V(LINE) *c : NULL, job->n_classes);
-            V(sum_figures_of)(rows, x, x_stride, n, c, next);
-        }
+    int are_kept = in_tile == job->n_classes; /* in the tile, from the first sweep on */
+    const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
+    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+        n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
+        const V(real) *x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
+        V(fetch) next = {0};
+        if (are_beside)
+            next = V(fetch_in_place)(rows, x, x_stride,
+                                     c + n < job->n_classes || !are_kept ? x + n * x_stride : following);
+        V(find_places)(rows, x, x_stride, are_beside && are_kept ? rows->x_tile : NULL, n, c, next);
+    }
+    for (ptrdiff_t c = 0, n; c < job->n_classes; c += n) {
+        n = job->n_classes - c < in_tile ? job->n_classes - c : in_tile;
+        const V(real) *x = rows->x_tile;
+        V(fetch) next = {0};
+        x_stride = V(tile_stride)(rows);
+        if (!are_kept)
+            x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
+        if (!are_beside)
+            next = V(fetch_in_rows)(are_rows ? following + V(LINE) *c : NULL, job->n_classes);
+        else if (!are_kept)
+            next = V(fetch_block)(c + n < job->n_classes ? x + n * x_stride : following, 1, x_stride);
+        const char *labels = c + n == job->n_classes ? rows->labels_ahead : NULL;
+        V(sum_figures_of)(rows, x, x_stride, n, c, labels, next);
+    }
 }
 
 /* The figures of n <= FIGURES_AT_ONCE rows from `first` on, to columns */

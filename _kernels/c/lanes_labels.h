@@ -66,9 +66,10 @@ INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *
 #endif
 }
 
-/* Add classes from first_class on to others (`sum`) and own (`peak`). */
+/* Add classes from first_class on to others (`sum`) and own (`peak`); `labels` of the next rows are fetched
+ * meanwhile. */
 INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, powers_are powers,
-                          int n_classes, ptrdiff_t first_class, V(fetch) next)
+                          int n_classes, ptrdiff_t first_class, const char *labels, V(fetch) next)
 {
     const int keeps_lost = powers != SUMMED && rows->job->n_classes > V(LABELS_FEW);
     const ptrdiff_t e_stride = V(tile_stride)(rows);
@@ -79,6 +80,7 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         V(ivector) is_lost = V(all_bits)(0);
         V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
+        V(fetch_labels)(rows, labels, lane);
         if (powers != GIVEN)
             V(fetch_classes)(&next, lane, n_classes);
         if (powers == KEPT && rows->unwritten.n && lane % V(LINE) == 0)
@@ -120,19 +122,20 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
 static void V(sum_labels)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, powers_are powers,
                           V(fetch) next)
 {
-#define LABEL_SUMS(n)                                                       \
-    case n:                                                                 \
-        if (powers == GIVEN)                                                \
-            V(label_sums)(rows, x, x_stride, GIVEN, n, first_class, next);  \
-        else if (powers == KEPT)                                            \
-            V(label_sums)(rows, x, x_stride, KEPT, n, first_class, next);   \
-        else                                                                \
-            V(label_sums)(rows, x, x_stride, SUMMED, n, first_class, next); \
+#define LABEL_SUMS(n)                                                               \
+    case n:                                                                         \
+        if (powers == GIVEN)                                                        \
+            V(label_sums)(rows, x, x_stride, GIVEN, n, first_class, labels, next);  \
+        else if (powers == KEPT)                                                    \
+            V(label_sums)(rows, x, x_stride, KEPT, n, first_class, labels, next);   \
+        else                                                                        \
+            V(label_sums)(rows, x, x_stride, SUMMED, n, first_class, labels, next); \
         break
     ptrdiff_t first_class = 0;
     for (ptrdiff_t left = rows->job->n_classes, n; left > 0; left -= n) {
         n = V(classes_of_sweep)(left);
         V(fetch_before_sweep)(&next, n, left);
+        const char *labels = n == left ? rows->labels_ahead : NULL;
         switch (n) {
             LABEL_SUMS(1);
             LABEL_SUMS(2);
@@ -164,8 +167,6 @@ INLINE int V(label_ratios)(V(lanes) *rows, int is_weighted, int gradient)
 {
     V(vector) worst = V(all)(1);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
-        for (int i = 0; i < (8 * V(LANES) + 63) / 64; i++) /* the lines of as many labels of eight bytes */
-            __builtin_prefetch(rows->labels_ahead + lane * rows->job->target.itemsize + 64 * i);
         V(vector) others = V(load)(rows->sum + lane), own = V(load)(rows->peak + lane);
         V(vector) whole = own + others;
         V(mask) live = V(nonzero)(V(load)(rows->live + lane));
@@ -273,10 +274,8 @@ static int V(plain_losses)(V(lanes) *rows, int powers, double *total)
 static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
 {
     const softmax_job *job = rows->job;
-    const char *label = job->target.data + view_offset(&job->target, rows->first);
     const V(real) *following = (const V(real) *)V(place)(&job->logits, rows->first + rows->n, 0);
     ptrdiff_t x_stride = V(tile_stride)(rows);
-    rows->labels_ahead = label + rows->n * V(last_stride)(&job->target);
     V(unwritten) *left = &rows->unwritten;
     V(real) *flat = NULL;
     int is_flat = CAN_SPREAD && job->second_pass == GRADIENT && V(are_flat)(rows, &job->logits) &&
