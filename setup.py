@@ -25,7 +25,7 @@ from setuptools.errors import CompileError, LinkError
 # is wanted, it is asked for by name.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZE_FLAGS = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"]
+SANITIZE_FLAGS = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer", "-DLOGITLOSS_POISON"]
 
 OPENMP_CANDIDATES = [(["-fopenmp"], ["-fopenmp"])]
 if sys.platform == "darwin":

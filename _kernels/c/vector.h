@@ -21,6 +21,13 @@
 #define INLINE static inline __attribute__((always_inline))
 #define ALIGNED __attribute__((aligned(64)))
 
+/* What is written before it is read. It is full of NaN on the sanitizers' build, to show where it is not. */
+#ifdef LOGITLOSS_POISON
+#define UNWRITTEN(object) memset(&(object), 0xff, sizeof(object))
+#else
+#define UNWRITTEN(object) ((void)0)
+#endif
+
 /* A load waits for a store just before it to the same place of another page. So what is written while
  * something is read starts `apart` from that within a page: so many bytes on from `p`, which lies on a line.
  */

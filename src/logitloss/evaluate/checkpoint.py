@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from logitloss.evaluate.atomic import check_writable, replacing
+from logitloss.evaluate.atomic import replacing
 from logitloss.evaluate.errors import EvaluationError, FileError, ShapeError, StateError
 from logitloss.evaluate.moments import whole_number
 from logitloss.evaluate.state import EvaluationState
@@ -155,7 +155,6 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], inputs: dict[str, Any], every: float) -> None:
         if not every >= 0:
             raise ShapeError("save_every", f"is {every}, expected seconds from 0 on")
-        check_writable(path)
         self.path, self.inputs, self.every = Path(path), inputs, every
         self.written = monotonic()
         self.is_stopped = False

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss import _backends
+from logitloss.evaluate.atomic import check_writable
 from logitloss.evaluate.checkpoint import Checkpoint, Skipped, Standing
 from logitloss.evaluate.errors import EvaluationError, OutputError, StateError
 from logitloss.evaluate.fingerprint import sample_of
@@ -141,6 +142,8 @@ def evaluate_shards(
         }
         checkpoint = Checkpoint(state_file, inputs, save_every)
         standing = checkpoint.load() or standing
+        if standing.n_through < len(sources):
+            check_writable(state_file)
         if on_error == "fail" and standing.skipped:
             file, reason = standing.skipped[0]
             raise StateError(
