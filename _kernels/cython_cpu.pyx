@@ -275,7 +275,7 @@ cdef class Kernels:
         job.parts = NULL
         if job.part_classes:
             return self.run_parts(job, 1, job.part_classes, lanes_parts_bytes(job), num_threads)
-        if job.n_classes > SEGMENT and job.n_rows < FEW_ROWS and not lanes_rows(job):
+        if job.n_classes > SEGMENT and 0 < job.n_rows < FEW_ROWS and not lanes_rows(job):
             job.keeps_exps = False
             return self.run_parts(job, job.n_rows, SEGMENT, 0, num_threads)
         return run(job, self.table.softmax_block, job.n_rows, job.block_rows, scratch_bytes, num_threads)

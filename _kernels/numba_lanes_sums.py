@@ -279,10 +279,11 @@ def sums(real: type) -> SimpleNamespace:
                 total, lost = add(total, lost, some)
                 square, square_lost = add(square, square_lost, some_squared)
                 spread, spread_lost = add(spread, spread_lost, some_spread)
-            if any_lane(high == infinity):
-                # Only a NaN counts beside +inf, which makes one of its own.
+            is_infinite = (high == infinity) | (high == -infinity)
+            if any_lane(is_infinite):
+                # Only a NaN counts beside +inf, which makes one of its own, and where it is the top.
                 poison = nan_of(x + offset, x_step, n_classes, total_before)
-                total, lost = where(high == infinity, poison, total), where(high == infinity, zero, lost)
+                total, lost = where(is_infinite, poison, total), where(is_infinite, zero, lost)
             store(at + SUM * slot, total)
             store(at + LOST * slot, lost)
             store(at + N_BEFORE * slot, n_before)

@@ -230,6 +230,14 @@ def test_one_soft_target_among_hard_ones(backend, dtype, kind, soft):
         assert_exact(grad, gradient)
 
 
+@pytest.mark.parametrize("towards", [0, 2, -2, np.nan])
+def test_a_label_next_to_one_is_none(backend, dtype, towards):
+    labels = np.ones(100, np.float64 if dtype == np.float64 else np.float32)
+    labels[3] = labels[90] = np.nextafter(labels[3], labels.dtype.type(towards))
+    with pytest.raises(ValueError, match=rf"^target\[3\] is {labels[3]}"):
+        ll.logistic_loss(np.zeros(100, dtype), labels, backend=backend)
+
+
 def test_upstream_gradient(backend, dtype):
     logits, _ = batch((7, 37), dtype)
     target, upstream = np.arange(7 * 37).reshape(7, 37) % 2, np.linspace(-2, 2, 7 * 37).reshape(7, 37)

@@ -13,6 +13,7 @@ from logitloss._kernels import FIGURES
 from memory import LAYOUTS
 from ulp import assert_exact, exact, result_dtype
 
+import logitloss as ll
 from logitloss import _backends
 
 RANK, TOP = FIGURES.index("rank"), FIGURES.index("top")
@@ -83,6 +84,24 @@ def test_rows_that_hold_nan_or_infinities(backend, dtype):
     assert out[5:, RANK].tolist() == [3, 3]
     assert_figures(out, logits, target)
     assert not figures_of(backend, logits, np.full(7, -100)).any()
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 60, 1000])
+def test_lse_of_such_rows(backend, dtype, n_classes):
+    """It is what it is without figures."""
+    nan, inf = np.nan, np.inf
+    rows = np.zeros((9, n_classes), dtype)
+    rows[0], rows[1], rows[2] = inf, -inf, nan
+    rows[3, -1], rows[3, 0], rows[4, 0], rows[4, -1] = inf, inf, nan, inf
+    rows[5], rows[5, 0] = -inf, nan
+    rows[6], rows[6, -1] = -inf, nan
+    rows[7], rows[7, 0] = -inf, inf
+    logits = np.tile(rows, (4, 1))
+    lse = unfilled(36, np.float64)
+    figures_of(backend, logits, np.zeros(36, int), lse=lse)
+    wanted = ll.cross_entropy_and_lse(logits, np.zeros(36, int), backend="reference")[1]
+    np.testing.assert_allclose(lse, wanted, rtol=1e-6)
+    np.testing.assert_allclose(ll.logsumexp(logits, backend=backend).astype(float), wanted, rtol=1e-2)
 
 
 @pytest.mark.sanitize

@@ -33,6 +33,24 @@ def test_nothing_is_left_of_the_call_before(backend, dtype, bad):
         assert (found[0], found[1].tolist()) == (wanted, grad.tolist())
 
 
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("n_classes", [5, 60, 700])
+def test_gradients_keep_their_digits_however_small_the_upstream_one(backend, n_classes, by_row):
+    logits, target = batch((40, n_classes), np.dtype(np.float32))
+    logits = logits.copy()
+    logits[:, 0] -= 33  # what exponentials are relative to at first
+    options = {"reduction": "none", "backend": backend}
+    plain = ll.cross_entropy_grad(logits, target, **options)
+    for upstream in (2.0**-41, -(2.0**-60), 2.0**-100):
+        given = np.full(40, upstream) if by_row else upstream
+        if by_row:
+            given[::3] = 1
+        found = ll.cross_entropy_grad(logits, target, given, **options)
+        wanted = plain.astype(float) * np.broadcast_to(given, 40)[:, None]
+        scale = np.abs(wanted).max(axis=1, keepdims=True)
+        assert (np.abs(found - wanted) <= 4 * 2.0**-23 * scale).all()
+
+
 def test_the_divisor_of_a_weighted_mean_is_exact(backend):
     rng, weight = rng_for("divisor"), np.array([0.1, 0.7, 0.3])
     n = 300 if backend == "cuda" else 20_000

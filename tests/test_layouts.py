@@ -126,11 +126,23 @@ def test_broadcast_target_and_upstream(backend, dtype):
     _, gradient = oracle.cross_entropy(logits, target, scale=0.25)
     grad = ll.cross_entropy_grad(logits, target, upstream, reduction="none", backend=backend)
     assert_exact(grad, gradient)
-    soft = np.broadcast_to(probabilities((1, 33), dtype), (20, 33))
-    value, gradient = oracle.soft_cross_entropy(logits, soft)
+    for shape in ((1, 33), (20, 1)):  # one for all rows, one for all classes
+        soft = np.broadcast_to(probabilities(shape, dtype) / 33, (20, 33))
+        value, gradient = oracle.soft_cross_entropy(logits, soft)
+        loss, grad = ll.cross_entropy_value_and_grad(logits, soft, reduction="none", backend=backend)
+        assert_exact(loss, value)
+        assert_exact(grad, gradient)
+
+
+@pytest.mark.parametrize("n_classes", [5, 60])
+def test_targets_of_one_number_for_all_classes(backend, dtype, n_classes):
+    """Of rows side by side: what is the same for all classes is not the same for all rows."""
+    logits = batch((2, 64, n_classes), dtype)[0].transpose(0, 2, 1)
+    soft = np.broadcast_to(np.linspace(0.01, 0.2, 128).astype(dtype).reshape(2, 1, 64), logits.shape)
+    value, gradient = oracle.soft_cross_entropy(np.moveaxis(logits, 1, -1), np.moveaxis(soft, 1, -1))
     loss, grad = ll.cross_entropy_value_and_grad(logits, soft, reduction="none", backend=backend)
     assert_exact(loss, value)
-    assert_exact(grad, gradient)
+    assert_exact(np.moveaxis(grad, 1, -1), gradient)
 
 
 def test_memory_mapped_files(backend, dtype, tmp_path):
@@ -233,7 +245,9 @@ def test_results_too_large_for_the_cache(backend, dtype, n_classes):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("offset", [0, 5])
-@pytest.mark.parametrize(("n_classes", "n_beside"), [(1, 0), (10, 0), (24, 0), (2, 4099), (21, 1728)])
+@pytest.mark.parametrize(
+    ("n_classes", "n_beside"), [(1, 0), (10, 0), (24, 0), (2, 4099), (21, 1728), (9, 1032), (9, 1028)]
+)
 def test_gradients_of_few_classes_too_large_for_the_cache(backend, dtype, n_classes, n_beside, offset):
     """They are written while later rows are summed, from anywhere in a line on: each row as if alone."""
     if backend == "reference":

@@ -7,6 +7,7 @@ rest on the oracle. A row of the table that is no pair of logits and target has 
 import math
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import DTYPES, INTEGERS, unfilled
@@ -15,7 +16,10 @@ import logitloss as ll
 
 NAN, INF = math.nan, math.inf
 LOG2, LOG3 = math.log(2), math.log(3)
+LOG100 = math.log(100)
 IGNORED = -100
+# Half the classes of a row that is summed in several steps
+N_FAR = 4500
 
 
 class Case(NamedTuple):
@@ -234,6 +238,36 @@ def test_scalar_is_float64(backend, dtype, row, reduction):
     ]
     assert {type(scalar) for scalar in scalars} == {np.float64}
     assert all(np.isfinite(scalars))
+
+
+@pytest.mark.parametrize("low", [-1e20, -1e30, None])
+def test_classes_ruled_out_by_the_lowest_number(backend, dtype, low):
+    """As many as a pass takes at a time, and the rest; their distance is more than an exponent holds."""
+    lowest = float(ml_dtypes.finfo(dtype).min)
+    logits = np.full((3, 2 * N_FAR), lowest if low is None else max(low, lowest), dtype)
+    logits[0, N_FAR:], logits[1, :N_FAR], logits[2, [0, -1]] = 0, 0, 0
+    value, grad = ll.cross_entropy_value_and_grad(logits, [-1 % (2 * N_FAR), 0, 0], backend=backend)
+    counts = np.array([N_FAR, N_FAR, 2])
+    assert value == pytest.approx(np.log(counts).mean(), rel=1e-6)
+    assert ll.logsumexp(logits, backend=backend).astype(float) == pytest.approx(np.log(counts), rel=1e-2)
+    p = (logits == 0) / counts[:, None]
+    assert np.allclose(ll.softmax(logits, backend=backend).astype(float), p, rtol=1e-2, atol=0)
+    p[[0, 1, 2], [-1, 0, 0]] -= 1
+    assert np.allclose(grad.astype(float), p / 3, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weight": np.arange(2 * N_FAR)}], ids=str)
+def test_smoothing_over_a_whole_stretch_at_minus_infinity(backend, dtype, options):
+    logits = np.full((2, 2 * N_FAR), -INF, dtype)
+    logits[0, -100:], logits[1, :100] = 0, 0
+    options = {"reduction": "none", "backend": backend, **options}
+    value = ll.cross_entropy(logits, [2 * N_FAR - 1, 50], **options)
+    soft = np.full(logits.shape, 1 / 1024, dtype)
+    if "weight" in options:
+        assert value.astype(float) == pytest.approx([LOG100 * (2 * N_FAR - 1), LOG100 * 50], rel=1e-2)
+    else:
+        assert value.tolist() == [INF, INF]
+        assert ll.cross_entropy(logits, soft, **options).tolist() == [INF, INF]
 
 
 @pytest.mark.parametrize("row", ["a loss near 0: relative precision kept"])

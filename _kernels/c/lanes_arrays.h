@@ -225,8 +225,8 @@ static const V(real) *V(gamma_of)(V(lanes) *rows, ptrdiff_t first_class, ptrdiff
     if (job->target_kind != PROBABILITIES)
         return weight;
     const V(real) *t = V(lanes_of)(rows, &job->target, first_class, n_classes, rows->gamma_tile, stride);
-    if (!weight && job->target_scale == 1 && job->target_offset == 0)
-        return t;
+    if (!weight && job->target_scale == 1 && job->target_offset == 0 && *stride != 0)
+        return t; /* (a stride of 0 says that there is one for all rows) */
     V(real) target_scale = (V(real))job->target_scale, offset = (V(real))job->target_offset;
     ptrdiff_t to = V(tile_stride)(rows);
     for (ptrdiff_t c = 0; c < n_classes; c++)

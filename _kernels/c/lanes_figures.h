@@ -98,10 +98,9 @@ INLINE void V(figure_some)(V(figuring) *row, const V(real) *x, ptrdiff_t x_strid
     }
 }
 
-/* NaN where a row holds it; else 0 */
-static V(vector) V(nan_of)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes)
+/* NaN where a row holds it; else what there was */
+static V(vector) V(nan_of)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes, V(vector) nan)
 {
-    V(vector) nan = V(all)(0);
     for (ptrdiff_t c = 0; c < n_classes; c++) {
         V(vector) logit = V(load)(x + c * x_stride);
         nan = V(choose)(V(equal)(logit, logit), nan, logit);
@@ -147,9 +146,12 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
             if (c % 8 == 4 || c + 4 >= n_classes)
                 V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
         }
-        if (V(any)(
-                V(not_below)(V(abs)(largest), V(all)(INFINITY)))) /* there is no largest to be relative to */
-            row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes));
+        if (V(any)(V(not_below)(V(abs)(largest),
+                                V(all)(INFINITY)))) { /* there is no largest to be relative to */
+            V(vector) before = first_class > 0 ? V(load)(rows->sum + lane) : zero;
+            row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes, before));
+            row.sum.lost = V(keep)(is_finite, row.sum.lost);
+        }
         V(store)(rows->peak + lane, V(all)((V(real))((int64_t)1 << V(LANES_HEADROOM))));
         V(store)(rows->sum + lane, row.sum.sum);
         V(store)(rows->sum_lost + lane, row.sum.lost);

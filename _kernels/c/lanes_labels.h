@@ -297,7 +297,8 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
     }
     V(write_rest)(rows);
     int is_plain = V(plain_losses)(rows, powers, total);
-    if (is_plain && (flat || (powers && job->streams && V(are_beside)(rows, &job->out))))
+    int is_wide = rows->n >= V(LINE); /* of fewer, side by side, a class may end before a line begins */
+    if (is_plain && (flat || (powers && job->streams && is_wide && V(are_beside)(rows, &job->out))))
         V(leave_gradients)(rows, flat);
     return is_plain;
 }

@@ -49,17 +49,16 @@ static double V(total)(const V(real) *loss, ptrdiff_t n)
 /* Labels -1 and +1 as 0 and 1, in `tile`; returns the first that is neither, or -1. */
 static ptrdiff_t V(unsign)(const V(real) **target, ptrdiff_t n, V(real) *tile)
 {
-    int bad = 0;
+    ptrdiff_t bad = -1;
     for (ptrdiff_t i = 0; i < n; i += V(LANES)) {
         V(vector) t = V(load)(*target + i), one = V(all)(1);
-        bad |= V(any)(V(nonzero)(V(abs)(t) - one));
+        if (bad < 0 && V(any)(V(nonzero)(V(abs)(t) - one)))
+            for (bad = i; fabs((double)(*target)[bad]) == 1;)
+                bad++;
         V(store)(tile + i, (V(real))0.5 * (t + one));
     }
     *target = tile;
-    for (ptrdiff_t i = 0; bad; i++)
-        if (tile[i] != 0 && tile[i] != 1)
-            return i;
-    return -1;
+    return bad;
 }
 
 static ptrdiff_t V(first_improbable)(const V(operands) *at, ptrdiff_t n)

@@ -277,9 +277,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
     ptrdiff_t hole = with.top < 0 ? whole : with.top & -(ptrdiff_t)V(GROUP);
     with.scale = V(row_scale)(row);
     with.shift = V(all)((V(real))row->shift);
-    with.reference = V(all)((V(real))row->largest);
-    if (with.has_figures)
-        with.reference = V(all)((V(real))(finite_or_0(row->largest) - row->shift));
+    with.reference = V(all)((V(real))(finite_or_0(row->largest) - (with.has_figures ? row->shift : 0)));
     if (with.writes)
         with.from = with.writer->from, with.end = with.writer->end, with.to = with.writer->to;
     /* A shorter chunk to come is seen afterwards: the loop need not ask where it ends. */

@@ -93,7 +93,8 @@ INLINE double exp_relative(double x, double shift, double exponent, double log2_
 {
     double n = rint((x - shift) * log2_base);
     double fraction = fma(x - shift, log2_base, -n) + (x - shift) * LOG2_BASE_LOW;
-    return power_of_2(n - exponent) * (x == shift ? 1 : exp2(fraction));
+    double power = power_of_2(n - exponent); /* far beyond 0 the fraction is any number */
+    return power == 0 ? 0 : power * (x == shift ? 1 : exp2(fraction));
 }
 
 INLINE double finite_or_0(double x) { return x > -INFINITY ? x : 0; }

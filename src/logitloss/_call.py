@@ -158,10 +158,13 @@ def cross_entropy(
             divisor = 1.0
 
     scale: Array | float = 1.0
+    lowered: Array | float | None = None
     if wants_grad:
         scale = scale_of(upstream, divisor, rows, x)
         if on_host and not isinstance(scale, float):
             scale = scale.astype(float64, copy=False)
+        if on_host:
+            scale, lowered = _coefficients.lifted(scale, x.dtype)
     x_rows, grad_rows = x, grad
     if axis != x.ndim - 1:
         x_rows = _check.axis_last(x, axis)
@@ -200,6 +203,8 @@ def cross_entropy(
             divisor = counted
             if weights is not None:
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
+    if lowered is not None and grad_rows is not None:
+        np.multiply(grad_rows, np.asarray(lowered)[..., None].astype(x.dtype), out=grad_rows)
     result = value(x, loss, total, divisor, out) if wants_value else None
     if lse_out is not None:
         return result, _check.returned(lse_out, None), grad
