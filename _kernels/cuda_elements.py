@@ -135,7 +135,7 @@ def elements_function(spec: Elements) -> Any:
     load_target = load(spec.target, wide) if has_target else load_x
     load_weight = switch(KINDS, lambda kind: load(kind, real))
     load_scale, store_double, store_long = (
-        load("f64", np.float64),
+        switch(KINDS, lambda kind: load(kind, np.float64)),
         store("f64", np.float64),
         store_integer("i8"),
     )
@@ -157,7 +157,7 @@ def elements_function(spec: Elements) -> Any:
 
     @device
     def read_scale(source, k):
-        return (real(load_scale(row_address(source[0], source[1], k))),)
+        return (real(load_scale(source[0][1], row_address(source[0], source[1], k))),)
 
     @device
     def read_x(source, k):

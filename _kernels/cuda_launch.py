@@ -114,7 +114,6 @@ def rows(
     second: str = "none",
     out: DeviceArray | None = None,
     gamma: Any = None,
-    gamma_sum: float | None = None,
     beta: Any = None,
     ignore_index: int = 0,
     target_scale: float = 1.0,
@@ -137,8 +136,8 @@ def rows(
     target_kind = "none"
     if target is not None:
         target_kind = kind_of(target.dtype) if soft else "labels" if gamma is None else "weighted"
-    if loss is not None or lse is not None or second != "grad":
-        lse_in = None
+    if loss is not None or lse is not None or second != "grad" or target_kind == "weighted":
+        lse_in = None  # the top's entry, of coefficients by class, is not made of the lse
     writes_classes = second in ("grad", "softmax", "log_softmax")
     scale_array = scale if isinstance(scale, DeviceArray) else None
     has_classes = [True, soft, False, False, False, False, second != "entropy"]
@@ -164,11 +163,6 @@ def rows(
         # parts of whole sixteens each
         n_parts = -(-n_classes // (-(-n_classes // n_parts // 16) * 16 + 16))
 
-    # A gamma is summed as it is given, and used in the type of the results.
-    if gamma_sum is None:
-        needed = gamma is not None and lse_in is not None
-        there = gamma.to_host() if needed and isinstance(gamma, DeviceArray) else gamma
-        gamma_sum = float(np.sum(there)) if needed else 0.0
     beta_there, gamma_there = coefficients(beta, np.float64), coefficients(gamma, real)
     real_bytes, teams = np.dtype(real).itemsize, geometry.block // team
     blocks = min(-(-n_rows // teams), resident)
@@ -190,7 +184,7 @@ def rows(
             *map(np.int64, (n_rows, n_classes, n_parts, ignore_index)),
             np.int64(target is not None and not soft and has_ignored(target.dtype, ignore_index)),
             *map(np.int64, (address_of(beta_there), address_of(gamma_there))),
-            *map(np.float64, (gamma_sum, target_scale, target_offset, z_loss)),
+            *map(np.float64, (target_scale, target_offset, z_loss)),
             np.float64(1.0 if scale_array is not None else scale),
             *map(np.int64, (parts, parts + parts_bytes, results)),
         )

@@ -54,7 +54,7 @@ def merging(real_kind: str, kind: str, team: int) -> Any:
     size, integers = np.int64(part_bytes(real_kind, kind)), np.int64(PART * ITEM_BYTES[real_kind])
     read_integer = integer_load("i8")
     steps, read, read_part = machine(real), load(real_kind, real), record_loads(real_kind, PART)
-    share, gap_of, reference = steps.share, steps.gap_of, steps.reference
+    share, gap_of = steps.share, steps.gap_of
     zero, one, lowest = real(0), real(1), real(-np.inf)
     largest_of, sum_of = reduction(larger, real, team), reduction(plus, real, team)
     count_of, first_of = reduction(plus, np.int64, team), reduction(smaller, np.int64, team)
@@ -72,7 +72,7 @@ def merging(real_kind: str, kind: str, team: int) -> Any:
         if is_figures and own != m:
             below = (below + n) * down * down if down > zero else zero
         if coefficients:
-            gaps = gaps + gap_of(below + at, m, reference(own))
+            gaps = gaps + (gap_of(below + at, m, own) if own > lowest else zero)
             if own != m:
                 below, at = below + at, zero
         s = s * down if s != zero else zero

@@ -123,7 +123,6 @@ def rows_function(spec: Rows) -> Any:
         ignores,
         beta,
         gamma,
-        gamma_sum,
         target_scale,
         target_offset,
         z_loss,
@@ -200,9 +199,6 @@ def rows_function(spec: Rows) -> Any:
                 if known:
                     if skips and label >= 0:
                         m = logit
-                        if coefficients:
-                            at = read_gamma(source, label)[0]
-                            below = real(gamma_sum - np.float64(at))
                     distribution = known_distribution_of(m, others, given, skips)
                 else:
                     distribution = distribution_of(m, others, lse[0] != 0 and writer)

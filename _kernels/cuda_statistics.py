@@ -33,7 +33,7 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
     steps = machine(real)
     zero, one = real(0), real(1)
     infinity, most = real(np.inf), real(np.finfo(real).max)
-    exp, gap_of, reference, where = steps.exp, steps.gap_of, steps.reference, steps.where
+    exp, gap_of, where = steps.exp, steps.gap_of, steps.where
     absolute, bounded, exp_bounded = steps.absolute, steps.bounded, steps.exp_bounded
 
     @device
@@ -176,7 +176,8 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
             largest = largest_of(x, m)
             if largest > m:
                 r, s, c, _, _ = rise(m, r, n, s, c, largest)
-                gaps, gaps_c = add(gaps, gaps_c, gap_of(below + at, largest, reference(m)))
+                if m > -infinity:  # gaps from 0 are infinite already, or nothing
+                    gaps, gaps_c = add(gaps, gaps_c, gap_of(below + at, largest, m))
                 below, below_c = add(below, below_c, at)
                 at = at_c = zero
                 m, n = largest, zero
@@ -267,7 +268,7 @@ def statistics(real: type, kind: str) -> SimpleNamespace:
             m = largest_of(shared, state[0])
             n, s = share_of(state, m)
             below, at, gaps = state[5] - state[6], state[7] - state[8], state[9] - state[10]
-            gaps = gaps + gap_of(below + at, m, reference(state[0]))
+            gaps = gaps + (gap_of(below + at, m, state[0]) if state[0] > -infinity else zero)
             if state[0] != m:
                 below, at = below + at, zero
             n, s = sum_of(shared, n), sum_of(shared, s)

@@ -11,7 +11,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport PTRDIFF_MAX, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT64_MIN, PTRDIFF_MAX, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 
 import numpy as np
@@ -311,7 +311,7 @@ cdef class Kernels:
         job.n_rows = describe(&job.target, target, False)
         job.n_classes = n_classes
         job.block_rows = BLOCK_ELEMENTS
-        job.ignore_index = ignore_index
+        job.ignore_index = ignored_label(target, ignore_index)
         job.beta = address(weight)
         found = run(&job, self.table.label_weight_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
         return found.total, found.first_bad
@@ -327,7 +327,7 @@ cdef class Kernels:
         describe(&job.logits, log_probabilities, True)
         describe(&job.loss, loss, False)
         job.block_rows = BLOCK_ELEMENTS
-        job.ignore_index = ignore_index
+        job.ignore_index = ignored_label(target, ignore_index)
         job.beta = address(weight)
         found = run(&job, nll_block, job.n_rows, BLOCK_ELEMENTS, 0, num_threads)
         return found.total, found.counted, found.first_bad
@@ -343,7 +343,7 @@ cdef class Kernels:
         cdef cnp.ndarray gamma_real = real_coefficients(gamma, logits)
         job.target_kind = LABELS
         job.second_pass = NOTHING if grad is None else GRADIENT
-        job.ignore_index = ignore_index
+        job.ignore_index = ignored_label(target, ignore_index)
         job.beta = address(beta)
         job.gamma = address(gamma)
         job.gamma_real = address(gamma_real)
@@ -531,6 +531,13 @@ cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits)
         return None
     cdef bint is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_DOUBLE
     return coefficients.astype(np.float64 if is_double else np.float32, copy=False)
+
+
+cdef int64_t ignored_label(cnp.ndarray target, int64_t ignore_index):
+    """Return the label to ignore: for unsigned ones never the lowest integer, which stands for 2**63 on."""
+    if ignore_index == INT64_MIN and cnp.PyTypeNum_ISUNSIGNED(cnp.PyArray_TYPE(target)):
+        return -1
+    return ignore_index
 
 
 cdef dict _kernels = {}

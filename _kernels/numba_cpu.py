@@ -230,10 +230,20 @@ name = "numba"
 STREAM_FROM = 1 << 25
 
 
+def ignored_label(target: Array, ignore_index: int) -> int:
+    """Return the label to ignore: for unsigned ones never the lowest integer, which stands for 2**63 on."""
+    return -1 if ignore_index == -(2**63) and target.dtype.kind == "u" else ignore_index
+
+
 def label_weight(
     target: Array, weight: Array | None, ignore_index: int, n_classes: int, num_threads: int
 ) -> tuple[float, int]:
-    job = Job(n=target.size, n_classes=n_classes, ignore_index=ignore_index, block=BLOCK_LABELS)
+    job = Job(
+        n=target.size,
+        n_classes=n_classes,
+        ignore_index=ignored_label(target, ignore_index),
+        block=BLOCK_LABELS,
+    )
     job.describe("target", target)
     job.point_to("beta", weight)
     total, _, bad = run(kernel("numba_labels", "label_weight", "f32"), job, 0, num_threads)
@@ -249,7 +259,12 @@ def nll(
     num_threads: int,
 ) -> tuple[float, int, int]:
     n_classes = log_probabilities.shape[-1]
-    job = Job(n=target.size, n_classes=n_classes, ignore_index=ignore_index, block=BLOCK_LABELS)
+    job = Job(
+        n=target.size,
+        n_classes=n_classes,
+        ignore_index=ignored_label(target, ignore_index),
+        block=BLOCK_LABELS,
+    )
     job.describe("logits", log_probabilities, has_classes=True)
     job.describe("target", target)
     job.describe("loss", loss)
@@ -272,16 +287,18 @@ def cross_entropy(
     grad: Array | None,
     num_threads: int,
 ) -> tuple[float, int, int]:
+    # Summed as they are used, so that the sum without one class is that of the others.
+    gamma = None if gamma is None else gamma.astype(real_of(logits))
     job = Job(
         operation=NOTHING if grad is None else GRADIENT,
         target_kind=LABELS,
-        ignore_index=ignore_index,
-        gamma_sum=0.0 if gamma is None else gamma.sum(),
+        ignore_index=ignored_label(target, ignore_index),
+        gamma_sum=0.0 if gamma is None else gamma.sum(dtype=np.float64),
         z_loss=z_loss,
     )
     job.describe("target", target)
     job.point_to("beta", beta)
-    job.point_to("gamma", gamma if gamma is None else gamma.astype(real_of(logits)))
+    job.point_to("gamma", gamma)
     job.describe_number_or_array("scale", scale)
     job.describe("lse_in", lse_in if loss is None and lse is None else None)
     job.describe("loss", loss)

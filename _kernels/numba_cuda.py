@@ -146,7 +146,6 @@ def _rows(
     if options.get("gamma") is not None:
         gamma = options["gamma"]
         there["gamma"] = cuda_launch().coefficients(gamma, cuda_launch().real_of(logits.dtype))
-        there["gamma_sum"] = float(np.sum(gamma))
     if any(outputs.get(key) is not None for key in ("loss", "lse")):
         lse_in = None
 

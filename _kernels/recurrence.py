@@ -98,7 +98,7 @@ def steps(jit: Callable[..., Any], ops: Any, real: Callable[[float], Any]) -> Si
         poison = zero * log1p_others
         loss = where(beta == zero, poison, beta * ((m - target_logit) + log1p_others))
         loss = loss + ((weight + top_weight) * log1p_others + gap)
-        return loss if z_loss == zero else loss + (lse * lse * z_loss + poison)
+        return loss if z_loss == zero else loss + (lse * z_loss * lse + poison)
 
     @jit
     def gradient_of(

@@ -22,7 +22,7 @@ from numba import types
 LONG, DOUBLE = types.int64, types.float64
 # One joined axis of rows: (address, kind, class stride, row stride)
 VIEW, SHAPE = types.UniTuple(LONG, 4), types.UniTuple(LONG, 1)
-ROWS = (*(VIEW,) * 7, SHAPE, *(LONG,) * 7, *(DOUBLE,) * 5, *(LONG,) * 3)
+ROWS = (*(VIEW,) * 7, SHAPE, *(LONG,) * 7, *(DOUBLE,) * 4, *(LONG,) * 3)
 ELEMENTS = (*(VIEW,) * 7, SHAPE, LONG, types.UniTuple(DOUBLE, 3), DOUBLE, LONG)
 LABELS = (*(VIEW,) * 3, SHAPE, *(LONG,) * 6)
 

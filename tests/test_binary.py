@@ -230,6 +230,15 @@ def test_one_soft_target_among_hard_ones(backend, dtype, kind, soft):
         assert_exact(grad, gradient)
 
 
+@pytest.mark.parametrize("name", ["float16", "float32", "float64", "int8", "bool"])
+def test_upstream_gradients_of_any_type(backend, dtype, name):
+    logits, _ = batch((3, 5), dtype)
+    target, upstream = np.ones((3, 5)), (np.arange(15).reshape(3, 5) % 4).astype(name)
+    options = {"reduction": "none", "backend": backend}
+    found = ll.binary_cross_entropy_with_logits_grad(logits, target, upstream, **options)
+    assert_exact(found, oracle.bce_with_logits(logits, target, scale=upstream.astype(float))[1])
+
+
 @pytest.mark.parametrize("towards", [0, 2, -2, np.nan])
 def test_a_label_next_to_one_is_none(backend, dtype, towards):
     labels = np.ones(100, np.float64 if dtype == np.float64 else np.float32)

@@ -323,7 +323,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
     target[0] = -1  # which is not come to
     with pytest.raises(FileError, match=r"missing/state.json: No such file or directory"):
         evaluate(logits, target, state_file=tmp_path / "missing" / "state.json", backend="reference")
-    with pytest.raises(FileError, match="is a directory"):
+    with pytest.raises(FileError, match="Is a directory"):
         evaluate(logits, target, state_file=tmp_path, backend="reference")
     with pytest.raises(ShapeError, match="save_every: is nan, expected seconds from 0 on"):
         evaluate(logits, target, state_file=tmp_path / "s.json", save_every=np.nan, backend="reference")

@@ -4,6 +4,7 @@ Each format's cases run in a process of its own with a time limit, so that a cra
 is a failing test.
 """
 
+import re
 import shutil
 import sys
 import warnings
@@ -112,4 +113,5 @@ def test_damaged_stores_end_in_one_line(tmp_path, name):
         f"t.evaluate_damaged({name!r}, sys.argv[1], 0, {N_CASES})\n"
     )
     printed = run_child(program, str(tmp_path))
-    assert int(printed.split()[-1]) > N_CASES / 10
+    # beside it zarr's event loop may have said that a task was left
+    assert int(re.findall(r"^\d+$", printed, re.MULTILINE)[-1]) > N_CASES / 10

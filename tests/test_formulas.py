@@ -51,6 +51,23 @@ def test_gradients_keep_their_digits_however_small_the_upstream_one(backend, n_c
         assert (np.abs(found - wanted) <= 4 * 2.0**-23 * scale).all()
 
 
+@pytest.mark.parametrize("has_lse", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 6, 20, 64, 65, 300])
+def test_a_class_that_weighs_more_than_all_others(backend, dtype, n_classes, has_lse):
+    """It is the top, and the label is another: the top's entry is what is left of large terms."""
+    logits = batch((7, n_classes), dtype)[0].copy()
+    logits[:, 0], target = 14, np.ones(7, int)
+    weight = np.ones(n_classes)
+    weight[0] = 1e6
+    options = {"weight": tuple(weight), "label_smoothing": 0.1}
+    _, gradient = oracle.cross_entropy(logits, target, **options)
+    options |= {"reduction": "none", "backend": backend}
+    lse = ll.cross_entropy_and_lse(logits, target, **options)[1] if has_lse else None
+    found = ll.cross_entropy_grad(logits, target, lse=lse, **options)
+    extra = np.abs(lse).max() + 4 if has_lse else 0
+    assert_exact(found, gradient, extra=extra)
+
+
 def test_the_divisor_of_a_weighted_mean_is_exact(backend):
     rng, weight = rng_for("divisor"), np.array([0.1, 0.7, 0.3])
     n = 300 if backend == "cuda" else 20_000

@@ -56,7 +56,7 @@ def test_unsigned_labels_over_two_to_the_63(backend, bad):
     """As a signed number each of these is negative: 2**64 - 100 must not pass for the ignored label."""
     target = np.array([1, 2, bad], np.uint64)
     for function in LABELLED:
-        for ignored in (-100, -1, 2**63 - 1):
+        for ignored in (-100, -1, 2**63 - 1, -(2**63)):
             with pytest.raises(IndexError, match=rf"^target\[2\] is {bad}, but"):
                 function(np.zeros((3, 5)), target, ignore_index=ignored, backend=backend)
 

@@ -103,7 +103,7 @@ static int V(needs_no_pass)(V(block) *block, ptrdiff_t i)
     if (job->target_kind != LABELS)
         return 0;
     int ignored = !block->live[i] && !job->lse.data;
-    if (!ignored && !(block->known_lse && block->live[i] &&
+    if (!ignored && !(block->known_lse && block->live[i] && !job->gamma &&
                       -expm1(block->target_logit[i] - block->softmax.lse[i]) > 1e-3))
         return 0;
     row_statistics *row = block->statistics + i;

@@ -84,7 +84,8 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
                 job.beta = beta.ctypes.data
             if label_smoothing != 0:
                 coefficients = label_smoothing / n_classes * weights
-                job.gamma_sum, gamma = coefficients.sum(), coefficients.astype(real)
+                gamma = coefficients.astype(real)
+                job.gamma_sum = gamma.astype(np.float64).sum()
                 job.gamma = gamma.ctypes.data
         divisor = 1.0
         if means and is_soft:
