@@ -266,7 +266,7 @@ static void count_tile(const count_job *job, counting *tile, row_counts *found, 
 static void count_block(const count_job *job, ptrdiff_t block, uint32_t *ranking, row_counts *found)
 {
     counting tile;
-    UNWRITTEN(tile);
+    FRESH(tile);
     ptrdiff_t first = block * COUNT_ROWS, end = first + COUNT_ROWS;
     end = end < job->n_rows ? end : job->n_rows;
     memset(tile.copies, 0, sizeof tile.copies);

@@ -289,7 +289,7 @@ static int V(lanes_some)(V(lanes) *rows, block_result *result)
 static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_result *result)
 {
     V(lanes) rows;
-    UNWRITTEN(rows);
+    FRESH(rows);
     ptrdiff_t first = number * job->block_rows, left = job->n_rows - first;
     left = left < job->block_rows ? left : job->block_rows;
     V(begin_lanes)(&rows, job, first, 0);
@@ -309,7 +309,7 @@ static void V(lanes_block)(const softmax_job *job, ptrdiff_t number, block_resul
 static void V(lanes_part_block)(const softmax_job *job, ptrdiff_t number, int is_finished)
 {
     V(lanes) rows;
-    UNWRITTEN(rows);
+    FRESH(rows);
     if (is_finished) /* the last first: the caches have what was summed last */
         number = (job->n_classes - 1) / job->part_classes - number;
     ptrdiff_t first = number * job->part_classes, end = first + job->part_classes, stride;

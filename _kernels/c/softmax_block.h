@@ -79,7 +79,7 @@ static void V(softmax_block)(const softmax_job *job, ptrdiff_t number, void *scr
     V(real) ALIGNED tile[3][V(CHUNK)];
     V(block) block;
     V(writer) writer;
-    UNWRITTEN(tile), UNWRITTEN(block), UNWRITTEN(writer);
+    FRESH(tile), FRESH(block), FRESH(writer);
     if (lanes_rows(job)) {
         V(lanes_block)(job, number, result);
         return;
@@ -123,7 +123,7 @@ static void V(softmax_part)(const softmax_job *job, ptrdiff_t number, int is_fin
 {
     V(real) ALIGNED tile[3][V(CHUNK)];
     V(block) block;
-    UNWRITTEN(tile), UNWRITTEN(block);
+    FRESH(tile), FRESH(block);
     ptrdiff_t n_parts = V(n_parts)(job), part = number % n_parts;
     V(rows_block)(job, tile, &block);
     block.first = number / n_parts;

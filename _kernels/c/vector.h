@@ -23,9 +23,9 @@
 
 /* What is written before it is read. It is full of NaN on the sanitizers' build, to show where it is not. */
 #ifdef LOGITLOSS_POISON
-#define UNWRITTEN(object) memset(&(object), 0xff, sizeof(object))
+#define FRESH(object) memset(&(object), 0xff, sizeof(object))
 #else
-#define UNWRITTEN(object) ((void)0)
+#define FRESH(object) ((void)0)
 #endif
 
 /* A load waits for a store just before it to the same place of another page. So what is written while
