@@ -35,7 +35,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
     maximum, lanes_from, lanes_sum = ops.maximum, ops.lanes_from, ops.lanes_sum
     summed_scale_of, summed_above = elementary.summed_scale_of, elementary.summed_above
     largest_in, place_of, has_nan = of_sums.largest_in, of_sums.place_of, of_sums.has_nan
-    without, add_to_sum = of_sums.without, of_sums.add_to_sum
+    without, add_to_sum, fold_sums = of_sums.without, of_sums.add_to_sum, of_sums.fold
     row_at, begin, set_target = of_rows.row_at, of_rows.begin, of_rows.set_target
     chunk_from, classes_of, following = of_rows.chunk_from, of_rows.classes_of, of_rows.following
     n_parts, part_of, part_range = of_rows.n_parts, of_rows.part_of, of_rows.part_range
@@ -170,7 +170,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
                 rise(part, row.m)
             row.s, row.square, row.spread = row.s + part.s, row.square + part.square, row.spread + part.spread
             row.n_before += part.n_before
-        row.s, row.s_lost = row.s + row.s_lost, 0.0
+        fold_sums(row)
 
     @outline
     def sum_row(job, row, i, first, last, next_i, tile):
@@ -182,7 +182,7 @@ def figures(item: str, ops: Any, elementary: Any, of_sums: Any, of_rows: Any, wi
             next_x, next_n = following(job, x, c + n, last, next_i)
             add_chunk(row, x, n, c, next_x, next_n)
             c += n
-        row.s, row.s_lost = row.s + row.s_lost, 0.0
+        fold_sums(row)
 
     @inline
     def logit_at(job, i, label):
