@@ -125,7 +125,7 @@ def test_what_an_output_must_be():
             function(logits, *arguments, np.zeros((20, 60)))
         with pytest.raises(ValueError, match="out: expected the logits' shape"):
             function(logits, *arguments, np.zeros((20, 61), np.float32))
-        with pytest.raises(ValueError, match="out: shares memory with an input"):
+        with pytest.raises(ValueError, match="out: reaches into the memory of an input"):
             function(memory[1:], *arguments, memory[:-1])
         with pytest.raises(ValueError, match="out: an element of it stands for several"):
             function(logits, *arguments, spread)

@@ -106,11 +106,11 @@ def _extent(array):
 
 @register_jitable
 def check_apart(out, array):
-    """Refuse an output amid whose memory that of an input lies."""
+    """Refuse an output whose memory reaches into an input's, be it between the input's elements."""
     low, high = _extent(out)
     first, end = _extent(array)
     if out.size > 0 and array.size > 0 and low < end and first < high:
-        raise ValueError("out: shares memory with an input, and is not the logits themselves")
+        raise ValueError("out: reaches into the memory of an input, and is not the logits themselves")
 
 
 @register_jitable
