@@ -24,8 +24,6 @@ LAYOUTS = {
     "every second class": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
     "Fortran order": np.asfortranarray,
 }
-# How many lines of memory the logits lie in, over a contiguous batch's
-LINES = {"every second class": 2}
 SMALL, SMALL_CALLS = (32, 10), 1000
 LAYOUT_BOUND, MEMORY_BOUND = 1.5, 4.0
 
@@ -47,10 +45,7 @@ def checks(works, threads, rounds, quick):
 
 
 def layout_cost(layout, work, threads, rounds):
-    """Return the time over that of the contiguous batch, and a bound for as many lines as are to be moved.
-
-    A gradient has the logits' order, without gaps.
-    """
+    """Return the time over that of the contiguous batch; a gradient has the logits' order."""
     task = prepare(work, threads)
     logits = LAYOUTS[layout](task.logits)
     out = None if task.out is None else np.full_like(logits, 1)
@@ -59,8 +54,7 @@ def layout_cost(layout, work, threads, rounds):
     for call in calls.values():
         call()
     times = common.take_turns(calls, rounds)
-    lines = (LINES.get(layout, 1) + work.gradient) / (1 + work.gradient)
-    return paired(times[layout], times["contiguous"]), LAYOUT_BOUND * lines
+    return paired(times[layout], times["contiguous"]), LAYOUT_BOUND
 
 
 def small_call(work, rounds):
