@@ -1,5 +1,8 @@
 /* What needs no vectors: where items lie, single items of every dtype, labels, and which tables can run here.
  */
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 #include <math.h>
 #include <string.h>
 
@@ -214,12 +217,28 @@ extern const kernel_table logitloss_table_baseline;
 extern const kernel_table logitloss_table_avx2, logitloss_table_avx512;
 #endif
 
+distances in_order = {2048, 8192};
+
+#ifdef __x86_64__
+/* Zen 5 has its lines in the first-level cache as soon, and loses time where it is asked for each of them
+ * twice. The one just behind is there already: to ask for that costs nothing. */
+static void choose_distances(void)
+{
+    enum { ZEN_5 = 26 };
+    unsigned version, other;
+    if (__builtin_cpu_is("amd") && __get_cpuid(1, &version, &other, &other, &other) &&
+        (version >> 8 & 15) + (version >> 20 & 255) == ZEN_5)
+        in_order = (distances){8192, 64};
+}
+#endif
+
 const kernel_table *const *logitloss_tables(void)
 {
     static const kernel_table *tables[4];
     int n = 0;
 #ifdef __x86_64__
     __builtin_cpu_init();
+    choose_distances();
     int has_avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

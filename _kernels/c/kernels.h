@@ -37,6 +37,7 @@ enum {
     LANES_ROWS = 1024,
     LANES_TILE_BYTES = 1 << 17,
     LANES_SHORT_BYTES = 1 << 14,
+    LANES_FETCHED_BYTES = 1 << 14, /* ahead */
     /* Of more classes a plain sum would need more roundings than a result may. */
     LANES_PLAIN_CLASSES = 24,
     /* Where two blocks' exponentials are to be near, those written and those summed (lanes_gradients.h) */
@@ -184,6 +185,16 @@ typedef struct {
 
 /* The tables that this processor can run, best first, ended by NULL. */
 const kernel_table *const *logitloss_tables(void);
+
+/* How far behind what a loop reads lies what is fetched meanwhile, in bytes: into the first-level cache and
+ * into the second. Most processors have more requests under way for the second, from which a line then comes
+ * to the first. */
+typedef struct {
+    ptrdiff_t first, second;
+} distances;
+
+/* Of what lies in order; this processor's once the tables are asked for */
+extern distances in_order;
 
 /* Common to all instruction sets (common.c). */
 ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);

@@ -133,7 +133,7 @@ typedef struct {
 /* Of runs of `width` reals as many as are fetched far ahead */
 INLINE ptrdiff_t V(runs_ahead)(ptrdiff_t width)
 {
-    return 2 * in_order.far / (width * (ptrdiff_t)sizeof(V(real)));
+    return LANES_FETCHED_BYTES / (width * (ptrdiff_t)sizeof(V(real)));
 }
 
 /* Of logits in place: those AHEAD, and at the end of a sweep's lanes the first of the next sweep */

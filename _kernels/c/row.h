@@ -362,8 +362,9 @@ static void V(add_chunk)(row_statistics *row, const V(real) *logits, const V(rea
         seen->largest = V(highest)(V(all)(-INFINITY), logits, 0, n);
     V(real) largest = seen->largest;
     if (largest > row->largest) {
+        const char *behind = (const char *)next + farther(seen->rows);
         for (int line = 0; n_next > 0 && line < LINES_MEANWHILE; line++)
-            __builtin_prefetch((const char *)next + seen->rows.far + 64 * line, 0, 2);
+            __builtin_prefetch(behind + 64 * line, 0, 2);
         at = V(place_of)(logits, n, largest);
         V(raise_largest)(row, largest, first_class + at, gamma ? gamma[at] : 0);
     }

@@ -53,10 +53,10 @@ static distances V(rows_ahead)(const array_view *logits, ptrdiff_t n_classes)
 {
     ptrdiff_t bytes = n_classes * (ptrdiff_t)sizeof(V(real));
     ptrdiff_t stride = logits->ndim > 0 ? logits->stride[logits->ndim - 1] : 0;
-    if (bytes >= in_order.far || stride == bytes || bytes == 0)
+    if (bytes >= farther(in_order) || stride == bytes || bytes == 0)
         return in_order;
-    return (distances){(in_order.near + bytes - 1) / bytes * stride,
-                       (in_order.far + bytes - 1) / bytes * stride};
+    return (distances){(in_order.first + bytes - 1) / bytes * stride,
+                       (in_order.second + bytes - 1) / bytes * stride};
 }
 
 static void V(rows_block)(const softmax_job *job, V(real) (*tile)[V(CHUNK)], V(block) *block)

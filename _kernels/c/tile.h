@@ -73,7 +73,7 @@ INLINE V(vector) V(every_second)(const V(real) *p, int second)
  * far */
 static void V(load_seconds)(const V(real) *from, ptrdiff_t n, V(real) *to)
 {
-    const distances behind = {2 * in_order.near, 2 * in_order.far};
+    const distances behind = {2 * in_order.first, 2 * in_order.second};
     for (ptrdiff_t i = 0; i < n - V(LANES); i += V(LANES)) {
         fetch_ahead(from + 2 * i, 2 * VECTOR_BYTES, behind);
         V(store)(to + i, V(every_second)(from + 2 * i, 0));

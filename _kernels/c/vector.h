@@ -36,25 +36,20 @@ INLINE size_t bytes_to(const void *p, const void *read, size_t apart)
     return ((uintptr_t)read / 64 * 64 + apart - (uintptr_t)p) % PAGE;
 }
 
-/* How far behind what a loop reads lies what is fetched meanwhile, in bytes: into the first-level cache and
- * into the second */
-typedef struct {
-    ptrdiff_t near, far;
-} distances;
-
-static const distances in_order = {2048, 8192};
-
 /* Of what a loop reads of memory, n bytes at p: what lies behind them is fetched meanwhile. A loop that does
- * without has memory and arithmetic take turns. Every line is asked for twice: the second-level cache has
- * more requests under way than the first, to which a line then comes from there. No line may be left out, as
- * those fetched keep the processor's own prefetchers from seeing a stream. Past an array's end it fetches
- * nothing. */
+ * without has memory and arithmetic take turns. No line may be left out, as those fetched keep the
+ * processor's own prefetchers from seeing a stream. Past an array's end it fetches nothing. */
 INLINE void fetch_ahead(const void *p, ptrdiff_t n, distances behind)
 {
     for (ptrdiff_t line = 0; line < n; line += 64) {
-        __builtin_prefetch((const char *)p + line + behind.far, 0, 2);
-        __builtin_prefetch((const char *)p + line + behind.near, 0, 3);
+        __builtin_prefetch((const char *)p + line + behind.second, 0, 2);
+        __builtin_prefetch((const char *)p + line + behind.first, 0, 3);
     }
+}
+
+INLINE ptrdiff_t farther(distances behind)
+{
+    return behind.first > behind.second ? behind.first : behind.second;
 }
 
 /* Makes streamed stores visible to other threads. */
