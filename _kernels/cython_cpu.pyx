@@ -114,6 +114,7 @@ cdef extern from "kernels.h" nogil:
     ptrdiff_t lanes_rows(const softmax_job *job)
     size_t lanes_parts_bytes(const softmax_job *job)
     size_t plan_rows(softmax_job *job)
+    size_t pointwise_scratch_bytes(const pointwise_job *job)
     void nll_block(const void *job, ptrdiff_t block, void *scratch, block_result *result) noexcept nogil
 
 
@@ -415,7 +416,8 @@ cdef class Kernels:
         describe(&job.loss, loss, False)
         describe(&job.out, out, False)
         job.streams = out is not None and job.n_elements * job.out.itemsize >= STREAM_FROM
-        return run(job, self.table.pointwise_block, job.n_elements, BLOCK_ELEMENTS, 0, num_threads)
+        cdef block_function block = self.table.pointwise_block
+        return run(job, block, job.n_elements, BLOCK_ELEMENTS, pointwise_scratch_bytes(job), num_threads)
 
     def binary_cross_entropy_with_logits(
         self, cnp.ndarray logits, cnp.ndarray target, weight, pos_weight, double label_smoothing,

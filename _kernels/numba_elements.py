@@ -132,6 +132,8 @@ def kernels(item: str) -> SimpleNamespace:
 
     @outline
     def probability_losses(operation, given, n):
+        """Store the losses, and return their sum, in four chains."""
+        a, b, c, d = 0.0, 0.0, 0.0, 0.0
         for i in range(0, n * size, size):
             x, y = float(load_one(given.x + i)), float(load_one(given.target + i))
             if operation == BCE:
@@ -142,6 +144,8 @@ def kernels(item: str) -> SimpleNamespace:
                 t, log_t = (y, math.log(y)) if operation == KL_DIV else (math.exp(y), y)
                 loss = 0.0 if t == 0.0 and not math.isnan(x) else t * (log_t - x)
             store_one(given.loss + i, real(loss))
+            a, b, c, d = b, c, d, a + loss
+        return (a + b) + (c + d)
 
     @outline
     def sum_of(losses, n):
@@ -236,17 +240,18 @@ def kernels(item: str) -> SimpleNamespace:
                 if job.pos_weight.address == 0:
                     return plain(given, n_bytes, products), ORDINARY
                 # Those exponentials are too large: their unit goes into the scale, if it can.
-                can_scale = not fused or abs(scale) > real(2.0**-60)
+                pos_weight = number_of(job.pos_weight) if is_number(job.pos_weight) else zero
+                least = min(abs(scale), abs(pos_weight * scale)) if pos_weight != zero else abs(scale)
+                can_scale = not fused or least > real(2.0**-60)
                 y = real(load_byte(given.target)) if given.largest else load_one(given.target)
                 # If the first is soft, others will be.
                 if can_scale and is_number(job.pos_weight) and y in (zero, one):
-                    pos_weight = number_of(job.pos_weight)
                     scales = products + PAGE // 2
                     store(scales, splat(scale * unit))
                     store(scales + vector_bytes, splat(-pos_weight * scale * unit))
                     total = by_class(given, n_bytes, products, scales)
                     if not np.isnan(total):
-                        return total, ORDINARY * max(1.0, pos_weight)
+                        return total, ORDINARY * max(1.0, abs(pos_weight))
             return weighted(given, n_bytes, one, zero), ORDINARY
 
         def block(jobs, number, scratch, results):
@@ -272,8 +277,7 @@ def kernels(item: str) -> SimpleNamespace:
         given, found.bad = operands(job, first, n, scratch)
         if found.bad >= 0:
             return
-        probability_losses(job.operation, given, n)
-        found.total = sum_of(given.loss, n)
+        found.total = probability_losses(job.operation, given, n)
         finish(job, given, first, n, scratch)
 
     def sigmoid_block(log):

@@ -146,7 +146,7 @@ static double run_elements(const work *this, const kernel_table *table)
     if (this->second_pass == GRADIENT)
         job.out = view_of(this->dtype, this->n_rows, 0, 0);
     return measured(&job, table->pointwise_block, (job.n_elements + BLOCK_ELEMENTS - 1) / BLOCK_ELEMENTS,
-                    NULL);
+                    page_of(pointwise_scratch_bytes(&job)));
 }
 
 /* Of one instruction set alone: that is all there is to link */

@@ -174,6 +174,46 @@ def test_totals_of_many(backend, dtype, case, target_dtype, weights):
     assert in_place.tobytes() == grad.tobytes()
 
 
+@pytest.mark.parametrize(("x", "gap"), [(100, 0), (50, 1e-3), (30, 0.01), (1, 0.25), (-90, 1 - 1e-3)])
+@pytest.mark.parametrize("target_dtype", ["float32", "float64"])
+def test_totals_of_soft_labels(backend, dtype, x, gap, target_dtype):
+    """What is left of a logit beside a label near its side"""
+    logits = np.full(5003, x, dtype)
+    label = 1 - gap if gap else np.nextafter(np.ones((), target_dtype), 0)
+    target = np.full(5003, label, target_dtype)
+    expected = oracle.reduced(oracle.bce_with_logits(logits, exact(target))[0])
+    options = {"reduction": "sum", "backend": backend}
+    assert_exact(ll.binary_cross_entropy_with_logits(logits, target, **options), expected, dtype=dtype)
+    total, _ = ll.binary_cross_entropy_with_logits_value_and_grad(logits, target, **options)
+    assert_exact(total, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize(("upstream", "weight"), [(1e-50, 1e20), (1e-43, 1e20), (1e40, 1e-20), (-1e60, 0)])
+def test_upstream_gradients_beyond_float32(backend, dtype, upstream, weight):
+    x, target = np.array([[0.3, -2], [50, 1000]], dtype), np.array([[1, 0], [1, 1]])
+    if dtype == np.float16 and upstream > 1:
+        pytest.skip("float16 holds no entry of an ordinary scale here")
+    if backend == "cuda" and dtype != np.float64:
+        pytest.skip("on a device the scale of elements is a float32")
+    expected = oracle.bce_with_logits(x, target, weight=weight, scale=np.longdouble(upstream))[1]
+    options = {"weight": weight, "reduction": "sum", "backend": backend}
+    assert_exact(ll.binary_cross_entropy_with_logits_grad(x, target, upstream, **options), expected)
+
+
+def test_a_tiny_weight_of_the_positive(backend):
+    x, target = np.array([0.3, -2] * 64, np.float32), np.ones(128, np.float32)
+    expected = oracle.bce_with_logits(x, target, pos_weight=1e-28, scale=np.longdouble(1e-6))[1]
+    options = {"pos_weight": 1e-28, "reduction": "sum", "backend": backend}
+    assert_exact(ll.binary_cross_entropy_with_logits_grad(x, target, 1e-6, **options), expected)
+
+
+def test_a_negative_weight_of_the_positive(backend):
+    x, target = np.full(64, 95, np.float32), np.ones(64, np.float32)
+    expected = oracle.reduced(oracle.bce_with_logits(x, target, pos_weight=-1e10)[0])
+    options = {"pos_weight": -1e10, "reduction": "sum", "backend": backend}
+    assert_exact(ll.binary_cross_entropy_with_logits(x, target, **options), expected, dtype=np.float32)
+
+
 def test_gradient_over_large_logits(backend):
     """Too large for the cache, over the logits, and with blocks whose total is no plain sum."""
     n = 2**23

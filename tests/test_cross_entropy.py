@@ -197,6 +197,17 @@ def test_upstream_gradient_multiplies(backend, dtype, reduction):
         assert_exact(ll.cross_entropy_grad(logits, target, np.full(17, 0.5, np.float16), **options), gradient)
 
 
+@pytest.mark.parametrize(("upstream", "weight"), [(1e-50, 1e20), (1e40, 1e-20), (-1e60, 0)])
+def test_upstream_gradients_beyond_float32(backend, dtype, upstream, weight):
+    logits = np.array([[0.3, -2], [40, 0], [1, 2]], dtype)
+    if dtype == np.float16 and upstream > 1:
+        pytest.skip("float16 holds no entry of an ordinary scale here")
+    target, weights = np.array([0, 0, 1]), np.array([weight, weight])
+    expected = oracle.cross_entropy(logits, target, weight=weights, scale=np.longdouble(upstream))[1]
+    options = {"weight": weights, "reduction": "sum", "backend": backend}
+    assert_exact(ll.cross_entropy_grad(logits, target, upstream, **options), expected)
+
+
 def test_ignored_rows_do_not_count(backend, dtype):
     logits, target = batch((40, 10), dtype)
     target = target.copy()

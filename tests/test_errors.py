@@ -104,6 +104,11 @@ def test_out_of_a_reduced_loss(function, args):
     refused(ValueError, message, function, *args, reduction="sum", out=np.zeros((4, 3)))
 
 
+def folded(out):
+    shape, strides = out.shape, out.strides
+    return f"out has shape {shape} and strides {strides}: expected memory of its own for each element"
+
+
 @pytest.mark.parametrize(
     ("function", "args"), [(f, a) for f, a in EVERY if f is not ll.cross_entropy_and_lse], ids=function_name
 )
@@ -121,12 +126,26 @@ def test_out(function, args):
     if shape:
         spread = np.lib.stride_tricks.as_strided(np.zeros(3, np.float32), shape, [0, 4][-len(shape) :])
         if 0 in spread.strides:
-            message = "out has a stride of 0: expected memory of its own for each element"
-            refused(ValueError, message, function, *args, out=spread, **options)
+            refused(ValueError, folded(spread), function, *args, out=spread, **options)
+    if len(shape) == 2:
+        spread = np.lib.stride_tricks.as_strided(np.zeros(6, np.float32), shape, (4, 4))
+        refused(ValueError, folded(spread), function, *args, out=spread, **options)
+    masked = np.ma.masked_array(np.zeros(shape, np.float32), np.ones(shape, bool))
+    message = "out is a masked array: expected a plain one, as its mask would be lost"
+    refused(TypeError, message, function, *args, out=masked, **options)
     locked = np.zeros(shape, np.float32)
     locked.flags.writeable = False
     message = "out is read-only: expected an array that can be written"
     refused(ValueError, message, function, *args, out=locked, **options)
+
+
+@pytest.mark.parametrize("function", [ll.softmax, ll.log_softmax, ll.sigmoid, ll.log_sigmoid])
+def test_out_may_be_the_logits_by_another_view(function):
+    """The stride of an axis of one element says nothing."""
+    memory = np.arange(8, dtype=np.float32)
+    expected = function(memory)
+    function(memory[None], out=memory.reshape(1, -1))
+    assert memory.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("function", [GRAD, FUSED, ll.softmax, ll.log_softmax, ll.sigmoid, ll.log_sigmoid])
@@ -196,6 +215,10 @@ def test_options_of_cross_entropy(function):
     message = "label_smoothing is 'a': expected a real number"
     refused(TypeError, message, function, X, Y, label_smoothing="a")
     refused(TypeError, message.replace("'a'", "b'1'"), function, X, Y, label_smoothing=b"1")
+    message = "label_smoothing is an array of shape (2,): expected a real number"
+    refused(TypeError, message, function, X, Y, label_smoothing=np.zeros(2))
+    message = "reduction is ['sum']: expected one of none, mean, sum"
+    refused(ValueError, message, function, X, Y, reduction=["sum"])
     message = "z_loss is more than float64 holds: expected a real number"
     refused(ValueError, message, function, X, Y, z_loss=10**400)
     refused(ValueError, "z_loss is inf: expected a finite number", function, X, Y, z_loss=np.inf)

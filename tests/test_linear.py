@@ -374,3 +374,50 @@ def test_errors_of_the_command(files):
         result = command(*arguments)
         assert result.exit_code == code, result.output
         assert message in result.output
+
+
+def test_gradient_of_a_bias_of_many_rows():
+    n = 300_000
+    rng = rng_for("bias")
+    hidden, weight = rng.standard_normal((n, 1), np.float32) / 10, np.full((2, 1), 0.1, np.float32)
+    bias, target = np.array([-1, 1], np.float32), (np.arange(n) % 10 == 0).astype(int)
+    found = ll.linear_cross_entropy_value_and_grad(hidden, weight, target, bias)[3]
+    logits = hidden.astype(float) @ weight.T + bias
+    wanted = ll.cross_entropy_grad(logits, target).sum(axis=0)
+    np.testing.assert_allclose(found, wanted, rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30, 1e38])
+def test_a_mean_is_that_of_weights_of_any_size(size):
+    rng = rng_for("heavy")
+    hidden, weight = rng.standard_normal((9, 4), np.float32), rng.standard_normal((5, 4), np.float32)
+    target, classes = np.arange(9) % 5, np.linspace(0.5, 2, 5)
+    found, wanted = (
+        ll.linear_cross_entropy_value_and_grad(hidden, weight, target, class_weight=classes * by)
+        for by in (size, 1)
+    )
+    for one, other in zip(found[:3], wanted[:3], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_memory_of_few_classes_stays_bounded(gradients):
+    """Hidden states are copied a block at a time."""
+    hidden, weight = np.ones((60_000, 512), np.float16), np.ones((4, 512), np.float16)
+    function = ll.linear_cross_entropy_value_and_grad if gradients else ll.linear_cross_entropy
+    tracemalloc.start()
+    function(hidden, weight, np.zeros(60_000, int), logit_scale=0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6 + gradients * hidden.nbytes
+
+
+def test_logits_are_indexed_by_rows_alone():
+    logits = ll.LinearLogits(np.eye(3), np.arange(9.0).reshape(3, 3) * [[1], [2], [3]])
+    assert np.array_equal(logits[..., 1], logits[:][1])
+    for index in (np.s_[:, 0], np.s_[0, 1]):
+        with pytest.raises(IndexError, match="too many indices"):
+            logits[index]
+    assert (
+        ll.LinearLogits(np.zeros((3, 0)), np.zeros((4, 0)), np.arange(4.0))[:].tolist() == [[0, 1, 2, 3]] * 3
+    )

@@ -127,8 +127,10 @@ def test_what_an_output_must_be():
             function(logits, *arguments, np.zeros((20, 61), np.float32))
         with pytest.raises(ValueError, match="out: reaches into the memory of an input"):
             function(memory[1:], *arguments, memory[:-1])
-        with pytest.raises(ValueError, match="out: an element of it stands for several"):
+        with pytest.raises(ValueError, match="out: expected memory of its own for each element"):
             function(logits, *arguments, spread)
+        with pytest.raises(ValueError, match="out: expected memory of its own for each element"):
+            function(logits, *arguments, np.lib.stride_tricks.as_strided(memory, (20, 60), (4, 4)))
     assert not locked.any()
     wanted = ll.cross_entropy_grad(logits, target)
     memory[1:] = logits
@@ -153,12 +155,62 @@ def test_a_bad_label_is_named():
     bad[7] = -(2**63)
     with pytest.raises(IndexError, match=r"a label is -2\*\*63"):
         plain(logits, bad)
+    large = target.astype(np.uint64)
+    large[3] = 2**63 + 5
+    with pytest.raises(IndexError, match="row 3"):
+        njit(lambda x, y: ll.cross_entropy(x, y, ignore_index=-(2**63)))(logits, large)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_a_bad_label_leaves_out_as_it_was(reduction):
+    scope = {"ll": ll}
+    call = f"ll.cross_entropy_value_and_grad(x, y, reduction={reduction!r}, out=out)"
+    exec(f"def function(x, y, out): return {call}", scope)
+    logits, target = batch((200, 60), np.dtype(np.float32))
+    bad, out = target.copy(), np.full_like(logits, 3)
+    bad[-1] = 60
+    with pytest.raises(IndexError, match="row 199"):
+        njit(scope["function"])(logits, bad, out)
+    assert (out == 3).all()
+
+
+@njit
+def weighted_binary(x, y, weight, pos_weight):
+    return ll.binary_cross_entropy_with_logits(x, y, weight=weight, pos_weight=pos_weight, reduction="none")
+
+
+def test_binary_weights_are_numbers_or_broadcast():
+    logits = batch((20, 60), np.dtype(np.float32))[0]
+    target = (logits > 0).astype(np.float32)
+    column, row = np.linspace(0.5, 2, 20)[:, None], np.arange(60, dtype=np.int32)
+    for weights in ((2, column), (row, 0.5), (np.float32(3), True), (column, row), (None, row)):
+        wanted = ll.binary_cross_entropy_with_logits(
+            logits, target, weight=weights[0], pos_weight=weights[1], reduction="none"
+        )
+        np.testing.assert_allclose(weighted_binary(logits, target, *weights), wanted, rtol=1e-6)
+
+
+def test_a_kernel_that_cannot_be_loaded_is_an_error(monkeypatch):
+    """As when loading it is interrupted: nothing is called then."""
+    from logitloss._kernels import numba_cpu
+
+    from logitloss._njit import kernels
+
+    number = kernels.NUMBERS["numba_elements", "bce", "f64"]
+    kept = kernels._TABLE[number]
+    monkeypatch.setattr(numba_cpu, "kernel", lambda *_: 1 / 0)
+    try:
+        kernels._TABLE[number] = 0
+        with pytest.raises(RuntimeError, match="no kernel was loaded"):
+            weighted_binary(np.zeros(3), np.zeros(3), 1.0, 1.0)
+    finally:
+        kernels._TABLE[number] = kept
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("x.astype(np.int32), y", "logits of type .*: expected an array of float16, float32 or float64"),
+        ("x.astype(np.int32), y", "logits of type .*: expected an array of float32 or float64"),
         ("x, y, reduction='median'", "reduction is 'median': expected one of none, mean, sum"),
         ("x, y, axis=2", "axis is 2: expected -2 <= axis < 2"),
         ("x, y, num_threads=2", "num_threads is of type .*: expected None"),
@@ -167,6 +219,7 @@ def test_a_bad_label_is_named():
         ("x[0], y", "target of 1 axes: expected 0, beside logits of 1"),
         ("x, x[0]", "target of 1 axes: expected 2, beside logits of 2"),
         ("x, y > 3", "target of type .*bool.*: expected integers, or floats"),
+        ("x, y, ignore_index=3.7", "ignore_index is of type .*: expected an integer"),
     ],
 )
 def test_what_cannot_be_compiled_says_why(arguments, message):

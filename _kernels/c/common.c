@@ -190,6 +190,25 @@ size_t plan_rows(softmax_job *job)
     return job->keeps_exps ? KEPT_SCALES_BYTES + 2 * job->kept_bytes : 0;
 }
 
+/* Where the target is, too: a label near 1 must not be rounded before 1 - y is taken. */
+int is_pointwise_in_double(const pointwise_job *job)
+{
+    return job->x.dtype == DTYPE_F64 || (job->target.data && job->target.dtype == DTYPE_F64);
+}
+
+/* Room for a block's elements, in whole lines of any vectors */
+ptrdiff_t tile_elements(const pointwise_job *job)
+{
+    ptrdiff_t n = job->n_elements < BLOCK_ELEMENTS ? job->n_elements : BLOCK_ELEMENTS;
+    return (n + 63) / 64 * 64;
+}
+
+size_t pointwise_scratch_bytes(const pointwise_job *job)
+{
+    size_t size = is_pointwise_in_double(job) ? sizeof(double) : sizeof(float);
+    return POINTWISE_TILES * (size_t)tile_elements(job) * size;
+}
+
 void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result *result)
 {
     (void)scratch;

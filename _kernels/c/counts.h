@@ -49,9 +49,10 @@ static void gather_rows(const count_job *job, ptrdiff_t first, ptrdiff_t n, coun
         if (items != column[to[k]])
             memcpy(column[to[k]], items, sizeof(double) * (size_t)n);
     }
+    const distances behind = in_order;
     for (ptrdiff_t i = 0; job->figures && i < n; i++) {
         const double *row = job->figures + FIGURES * (first + i);
-        fetch_ahead(row, FIGURES * (ptrdiff_t)sizeof(double), in_order);
+        fetch_ahead(row, FIGURES * (ptrdiff_t)sizeof(double), behind);
         column[ROW_RANK][i] = row[RANK];
         column[CONFIDENCE_MOMENT][i] = row[TOP_PROBABILITY];
         column[ENTROPY_MOMENT][i] = row[ENTROPY_OF_ROW];

@@ -126,6 +126,8 @@ typedef struct {
     int streams; /* as above */
 } pointwise_job;
 
+enum { POINTWISE_TILES = 7 };
+
 /* Rows to be counted, as an evaluation keeps them (the package's evaluate/counts.py). */
 enum {
     COUNT_ROWS = 1 << 12, /* of a block */
@@ -201,6 +203,9 @@ ptrdiff_t view_offset(const array_view *view, ptrdiff_t index);
 ptrdiff_t lanes_rows(const softmax_job *job);
 size_t lanes_parts_bytes(const softmax_job *job);
 size_t plan_rows(softmax_job *job);
+int is_pointwise_in_double(const pointwise_job *job);
+ptrdiff_t tile_elements(const pointwise_job *job);
+size_t pointwise_scratch_bytes(const pointwise_job *job);
 ptrdiff_t rows_labels(const softmax_job *job, ptrdiff_t first, ptrdiff_t n, int64_t *labels,
                       block_result *result);
 ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels, block_result *result);

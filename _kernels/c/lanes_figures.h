@@ -205,8 +205,9 @@ INLINE void V(lanes_figures)(const V(lanes) *rows, ptrdiff_t first, ptrdiff_t n,
 #define TAKE(what) PASTE(V(take), f64)(rows->what + lane)
         f64_vector factor = TAKE(factor), poison = 0 * factor;
         f64_mask live = f64_nonzero(TAKE(live));
+        f64_vector peak = TAKE(peak), others = TAKE(sum) + TAKE(sum_lost);
         f64_vector gap = TAKE(gap) + TAKE(gap_lost), weight = TAKE(weight) + TAKE(weight_lost);
-        f64_store(found[TOP_PROBABILITY] + i, f64_keep(live, TAKE(peak) * factor));
+        f64_store(found[TOP_PROBABILITY] + i, f64_keep(live, peak / (peak + others) + poison));
         f64_store(found[ENTROPY_OF_ROW] + i, f64_keep(live, TAKE(log1p_others) + gap * factor));
         f64_store(found[OTHERS_SQUARED] + i, f64_keep(live, weight * factor * factor));
         f64_vector rank = poison + 1, top = poison;

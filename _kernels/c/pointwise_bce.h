@@ -38,6 +38,7 @@ typedef struct {
     V(real) *loss, *out;  /* or NULL */
     V(real) *stream;      /* where `out` goes around the cache, or NULL */
     V(real) keep, spread; /* 1 - label_smoothing, and half of it to either class */
+    distances behind;     /* of what is fetched */
 } V(operands);
 
 /* Bytes as reals, none above `largest`, in two vectors */
@@ -109,11 +110,11 @@ INLINE void V(drain)(V(real) *stream, const V(real) *out, ptrdiff_t i)
 
 INLINE void V(fetch_operands)(const V(operands) *at, ptrdiff_t i, int bytes)
 {
-    fetch_ahead(at->x + i, 4 * VECTOR_BYTES, in_order);
+    fetch_ahead(at->x + i, 4 * VECTOR_BYTES, at->behind);
     if (bytes)
-        fetch_ahead(at->bytes + i, V(QUAD), in_order);
+        fetch_ahead(at->bytes + i, V(QUAD), at->behind);
     else
-        fetch_ahead(at->target + i, 4 * VECTOR_BYTES, in_order);
+        fetch_ahead(at->target + i, 4 * VECTOR_BYTES, at->behind);
 }
 
 #define EACH for (int j = 0; j < 4; j++)
@@ -250,7 +251,7 @@ INLINE double V(bce_products)(V(operands) at, ptrdiff_t n, int kind, int bytes, 
                     else
                         linear += wrong;
                 }
-            else if (with_out)
+            else if (with_out || !IS_FUSED) /* a rounded product would cancel the logit */
                 EACH
                 {
                     slope[j] = (V(vector))((V(ivector))one & ~V(below)(x[j])) - y[j];

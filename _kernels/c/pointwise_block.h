@@ -5,9 +5,10 @@
 
 INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 {
+    const distances behind = at->behind;
     for (ptrdiff_t i = 0; i < n; i += V(QUAD)) {
         V(vector) e[4], one = V(all)(1), zero = V(all)(0);
-        fetch_ahead(at->x + i, 4 * VECTOR_BYTES, in_order);
+        fetch_ahead(at->x + i, 4 * VECTOR_BYTES, behind);
         for (int j = 0; j < 4; j++)
             e[j] = -V(abs)(V(load)(at->x + i + j * V(LANES)));
         V(exp_nonpositive)(e, 1);
@@ -23,19 +24,23 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
     }
 }
 
-/* Losses of probabilities, by the C library's logarithm: no hot path. */
-static void V(probability_loss)(pointwise_kind kind, const V(operands) *at, ptrdiff_t n)
+/* Losses of probabilities, by the C library's logarithm: no hot path; returns their sum. */
+static double V(probability_loss)(pointwise_kind kind, const V(operands) *at, ptrdiff_t n)
 {
+    double total[4] = {0, 0, 0, 0}, loss;
     for (ptrdiff_t i = 0; i < n; i++) {
         double x = at->x[i], y = at->target[i];
         if (kind == BCE) {
             double log_p = fmax(log(x), -100), log_q = fmax(log1p(-x), -100);
-            at->loss[i] = (V(real))(-at->weight.at[i & at->weight.step] * (y * log_p + (1 - y) * log_q));
+            loss = -(double)at->weight.at[i & at->weight.step] * (y * log_p + (1 - y) * log_q);
         } else {
             double t = kind == KL_DIV ? y : exp(y), log_t = kind == KL_DIV ? log(y) : y;
-            at->loss[i] = (V(real))(t == 0 && !isnan(x) ? 0 : t * (log_t - x));
+            loss = t == 0 && !isnan(x) ? 0 : t * (log_t - x);
         }
+        at->loss[i] = (V(real))loss;
+        total[i % 4] += loss;
     }
+    return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 static double V(total)(const V(real) *loss, ptrdiff_t n)
@@ -140,7 +145,7 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
         double y = at->bytes ? at->bytes[0] : at->target[0]; /* if it is soft, others will be */
         if (y == 0 || y == 1)
             total = passes[hard][at->bytes != NULL][at->out != NULL](at, whole);
-        ordinary *= fmax(1, at->pos_weight.at[0]);
+        ordinary *= fmax(1, fabs((double)at->pos_weight.at[0]));
     }
     if (isnan(total))
         total = passes[kind][at->bytes != NULL][at->out != NULL](at, whole);
@@ -154,9 +159,12 @@ static double V(bce_with_logits)(const pointwise_job *job, V(operands) *at, ptrd
     return V(total)(at->loss, n);
 }
 
-static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block_result *result)
+static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, V(real) *scratch,
+                               block_result *result)
 {
-    V(real) ALIGNED tile[7][BLOCK_ELEMENTS];
+    V(real) *tile[POINTWISE_TILES];
+    for (int k = 0; k < POINTWISE_TILES; k++)
+        tile[k] = scratch + k * tile_elements(job);
     ptrdiff_t first = number * BLOCK_ELEMENTS;
     ptrdiff_t n = job->n_elements - first < BLOCK_ELEMENTS ? job->n_elements - first : BLOCK_ELEMENTS;
     ptrdiff_t whole = (n + V(QUAD) - 1) / V(QUAD) *V(QUAD);
@@ -171,7 +179,8 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
                                                : NULL,
                       .out = job->out.data ? tile[6] : NULL,
                       .keep = (V(real))(1 - job->label_smoothing),
-                      .spread = (V(real))(job->label_smoothing / 2)};
+                      .spread = (V(real))(job->label_smoothing / 2),
+                      .behind = in_order};
     V(real) *stream = job->streams && n == whole && V(fits)(&job->out, first, n)
                           ? (V(real) *)(job->out.data + view_offset(&job->out, first))
                           : NULL;
@@ -196,10 +205,7 @@ static void V(pointwise_block)(const pointwise_job *job, ptrdiff_t number, block
         break;
     case SIGMOID: V(sigmoid)(&at, whole, 0); break;
     case LOG_SIGMOID: V(sigmoid)(&at, whole, 1); break;
-    default:
-        at.loss = loss_fits ? at.loss : tile[5];
-        V(probability_loss)(job->kind, &at, n);
-        result->total = V(total)(at.loss, n);
+    default: at.loss = loss_fits ? at.loss : tile[5]; result->total = V(probability_loss)(job->kind, &at, n);
     }
     if (job->loss.data && !loss_fits)
         V(store_items)(&job->loss, first, n, tile[5]);

@@ -241,14 +241,15 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
 {
     const V(vector) zero = V(all)(0);
     const V(real) *x = with->x, *gamma = with->gamma;
+    const distances of_rows = with->next->rows, of_gamma = in_order;
     V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
     for (ptrdiff_t c = 0; c < n; c += V(GROUP)) {
         ptrdiff_t at = c < hole ? c : c + V(GROUP);
         const V(real) *look = ahead + c;
         V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
-        fetch_ahead(look, V(GROUP_BYTES), with->next->rows);
+        fetch_ahead(look, V(GROUP_BYTES), of_rows);
         if (with->has_gamma)
-            fetch_ahead(gamma + c, V(GROUP_BYTES), in_order);
+            fetch_ahead(gamma + c, V(GROUP_BYTES), of_gamma);
         if (with->writes)
             V(write_lines)(with, (V(GROUP_BYTES) + 63) / 64);
         for (int j = 0; j < V(AT_ONCE); j++) {

@@ -171,13 +171,14 @@ INLINE void sum_halves(row_statistics *row, const half_summing *with, const uint
     f32_counter n_before = f32_no_count();
     half_sweep sweep = following->sweep;
     ptrdiff_t last = c + n_groups * HALF_GROUP;
+    const distances behind = in_order;
     while (c < last) {
         half_sums chain = no_halves();
         ptrdiff_t end = last - c < HALF_SPAN ? last : c + HALF_SPAN;
         const uint16_t *ahead = sweep_ahead(following, end - c);
 #pragma GCC unroll 1
         for (; c < end; c += HALF_GROUP, ahead += HALF_GROUP) {
-            fetch_ahead(ahead, 2 * HALF_GROUP, in_order);
+            fetch_ahead(ahead, 2 * HALF_GROUP, behind);
             sweep_group(&sweep, ahead);
             f32_vector bound = half_bound(with, c);
             for (int j = 0; j < HALF_GROUP; j += 2 * f32_LANES) {

@@ -64,16 +64,12 @@ static void label_weight_block(const void *softmax, ptrdiff_t block, void *scrat
     result->total = value_of(&total);
 }
 
-/* In double where the target is: a label near 1 must not be rounded before 1 - y is taken. */
 static void pointwise_block(const void *job, ptrdiff_t block, void *scratch, block_result *result)
 {
-    (void)scratch;
-    const pointwise_job *pointwise = job;
-    int has_target = pointwise->target.data != NULL;
-    if (pointwise->x.dtype == DTYPE_F64 || (has_target && pointwise->target.dtype == DTYPE_F64))
-        f64_pointwise_block(job, block, result);
+    if (is_pointwise_in_double(job))
+        f64_pointwise_block(job, block, scratch, result);
     else
-        f32_pointwise_block(job, block, result);
+        f32_pointwise_block(job, block, scratch, result);
 }
 
 #define STRING_(text) #text

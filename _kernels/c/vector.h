@@ -60,6 +60,13 @@ INLINE void fence(void)
 #endif
 }
 
+/* Whether a*b + c is rounded but once */
+#ifdef VECTOR_FMA
+enum { IS_FUSED = 1 };
+#else
+enum { IS_FUSED = 0 };
+#endif
+
 /* Whether a vector's reals are put in any order by one operation */
 #ifdef VECTOR_X86
 enum { CAN_SPREAD = 1 };

@@ -35,9 +35,9 @@ def start(
     reductions: tuple[str, ...] = _check.REDUCTIONS,
 ) -> tuple[_backends.Kernels, Array, int]:
     """Return the kernels to use, the logits, and the number of threads."""
-    if reduction not in reductions:
+    if not isinstance(reduction, str) or reduction not in reductions:
         raise _check.unknown_option("reduction", reduction, reductions)
-    if check != "raise" and check not in _check.CHECKS:
+    if not isinstance(check, str) or check not in _check.CHECKS:
         raise _check.unknown_option("check", check, _check.CHECKS)
     x = _check.floats(name, logits)
     kernels = _backends.get(backend) if type(x) is ndarray else kernels_for(x, backend, check)
@@ -127,8 +127,10 @@ def cross_entropy(
     rows = labels.shape[:-1] if soft else labels.shape
     weights = None if weight is None else _check.class_weight(weight, n_classes, x)
     ignored = _check.ignored(ignore_index, soft)
-    smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
-    z_loss = 0.0 if z_loss == 0 else _check.finite("z_loss", z_loss)
+    smoothing = _check.fraction("label_smoothing", label_smoothing)
+    z_loss = _check.finite("z_loss", z_loss)
+    if weights is not None and reduction == "mean" and on_host and not soft:
+        weights, z_loss = _coefficients.balanced(weights, z_loss)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
     lse_in = None if lse is None else _check.lse(lse, rows, x)
 
@@ -158,13 +160,13 @@ def cross_entropy(
             divisor = 1.0
 
     scale: Array | float = 1.0
-    lowered: Array | float | None = None
+    factor: _check.Float64 | None = None
     if wants_grad:
         scale = scale_of(upstream, divisor, rows, x)
         if on_host and not isinstance(scale, float):
             scale = scale.astype(float64, copy=False)
         if on_host:
-            scale, lowered = _coefficients.lifted(scale, x.dtype)
+            scale, factor = _coefficients.ordinary(scale, x.dtype)
     x_rows, grad_rows = x, grad
     if axis != x.ndim - 1:
         x_rows = _check.axis_last(x, axis)
@@ -203,8 +205,8 @@ def cross_entropy(
             divisor = counted
             if weights is not None:
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
-    if lowered is not None and grad_rows is not None:
-        np.multiply(grad_rows, np.asarray(lowered)[..., None].astype(x.dtype), out=grad_rows)
+    if factor is not None and grad_rows is not None:
+        _coefficients.multiply(grad_rows, factor[..., None])
     result = value(x, loss, total, divisor, out) if wants_value else None
     if lse_out is not None:
         return result, _check.returned(lse_out, None), grad
@@ -238,7 +240,7 @@ def binary(
     labels = _check.same_shape("target", _check.reals("target", target, x), shape, f"the {name}'")
     weights = None if weight is None else _check.broadcast("weight", weight, x)
     positive = None if pos_weight is None else _check.broadcast("pos_weight", pos_weight, x)
-    smoothing = 0.0 if label_smoothing == 0 else _check.fraction("label_smoothing", label_smoothing)
+    smoothing = _check.fraction("label_smoothing", label_smoothing)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, shape, x)
 
     loss = grad = None
@@ -249,7 +251,9 @@ def binary(
         grad = _check.output(out, x, shape, x.dtype, (*inputs, upstream), in_place=True)
 
     divisor = x.size if reduction == "mean" else 1.0
-    scale = scale_of(upstream, divisor, shape, x)
+    scale, factor = scale_of(upstream, divisor, shape, x), None
+    if wants_grad and type(scale) is float and type(x) is ndarray:
+        scale, factor = _coefficients.ordinary(scale, x.dtype)
 
     outputs: tuple[tuple[Array | None, Array | None], ...] = ((loss, grad),)
     if signed and grad is not None and type(x) is ndarray and np.may_share_memory(grad, x):
@@ -262,5 +266,7 @@ def binary(
         )
         if bad >= 0:
             raise _check.bad_value("target", labels, bad, "-1 or +1")
+    if factor is not None and grad is not None:
+        _coefficients.multiply(grad, factor)
     result = value(x, loss, total, divisor, None if wants_grad else out) if wants_value else None
     return result, None if grad is None else _check.returned(grad, out)

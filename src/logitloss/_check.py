@@ -58,6 +58,8 @@ def integer(name: str, value: Any, least: int = -(2**63), most: int = 2**63 - 1)
 
 def finite(name: str, value: Any) -> float:
     """Return a finite float."""
+    if type(value) is float and value == 0:
+        return 0.0  # as it is mostly
     number = _real_number(name, value)
     if not -np.inf < number < np.inf:
         raise ValueError(f"{name} is {number}: expected a finite number")
@@ -74,6 +76,8 @@ def positive(name: str, value: Any) -> float:
 
 def fraction(name: str, value: Any) -> float:
     """Return a float in [0, 1]."""
+    if type(value) is float and value == 0:
+        return 0.0
     number = _real_number(name, value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {number}: expected 0 <= {name} <= 1")
@@ -83,6 +87,8 @@ def fraction(name: str, value: Any) -> float:
 def _real_number(name: str, value: Any) -> float:
     if isinstance(value, str | bytes):
         raise TypeError(f"{name} is {value!r}: expected a real number")
+    if isinstance(value, ndarray) and value.ndim:
+        raise TypeError(f"{name} is an array of shape {value.shape}: expected a real number")
     try:
         return float(value)
     except TypeError:
@@ -365,8 +371,10 @@ def output(
         return np.empty(shape, dtype) if type(logits) is ndarray else empty(logits, shape, dtype)
     if type(logits) is not ndarray:
         out = placed("out", out, logits)
-    elif not isinstance(out, ndarray):
-        raise TypeError(f"out is of type {type(out).__name__}: expected a NumPy array")
+    elif type(out) is not ndarray:
+        if not isinstance(out, ndarray):
+            raise TypeError(f"out is of type {type(out).__name__}: expected a NumPy array")
+        unmasked("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out of dtype {_named(out.dtype)}: expected {dtype.name}")
     same_shape("out", out, shape, "the result's")
@@ -374,9 +382,9 @@ def output(
         if not out.flags.aligned:
             raise _misaligned("out", out)
         raise ValueError("out is read-only: expected an array that can be written")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and 0 in out.strides and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError("out has a stride of 0: expected memory of its own for each element")
+    if (type(out) is not ndarray or not out.flags.c_contiguous) and folds(out):
+        lies = f"out has shape {out.shape} and strides {out.strides}"
+        raise ValueError(f"{lies}: expected memory of its own for each element")
     for array in inputs if in_place else (logits, *inputs):
         if array is not None and overlap(out, array):
             raise ValueError("out shares memory with an input: expected memory of its own")
@@ -408,14 +416,28 @@ def no_output(reduction: str) -> ValueError:
     )
 
 
+def folds(array: Array) -> bool:
+    """Whether elements may share memory: an axis steps to what an axis of shorter steps reaches.
+
+    Other ways to lie beside each other without sharing are strange enough to be refused with them.
+    """
+    reach = array.itemsize
+    for step, n in sorted((abs(step), n) for n, step in zip(array.shape, array.strides, strict=True)):
+        if n > 1:
+            if step < reach:
+                return array.size > 0
+            reach += step * (n - 1)
+    return False
+
+
 def identical(a: Array, b: Array) -> bool:
     if is_on_device(a):
         return bool(call_of(a).is_same(a, b))
     return a is b or (
         a.ctypes.data == b.ctypes.data
-        and a.strides == b.strides
         and a.shape == b.shape
         and a.dtype == b.dtype
+        and all(s == t for n, s, t in zip(a.shape, a.strides, b.strides, strict=True) if n > 1)
     )
 
 

@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from logitloss._check import Array, Float64
 
-# A kernel's factor is down to 2**-80 of the scale, of float64 to 2**-860. By the gradient's dtype: under
-# which scale that may be no normal number, and what lifts such scales. All float16 has for them is 0.
+# A kernel's factor is down to 2**-80 of the scale, of float64 to 2**-860. By the gradient's dtype: from which
+# scale to which that is a normal number, and stays one times a weight. All float16 has for less is 0.
 NARROW, WIDE = (2.0**-40, 2.0**64), (2.0**-150, 2.0**700)
-LEAST_SCALES = {"float32": NARROW, "bfloat16": NARROW, "float64": WIDE, "float16": (0.0, 1.0)}
+ORDINARY_SCALES = {"float32": NARROW, "bfloat16": NARROW, "float64": WIDE, "float16": (0.0, NARROW[1])}
 
 
 def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) -> tuple[Float64, Float64]:
@@ -27,19 +27,41 @@ def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) ->
     return (1.0 - label_smoothing) * weight, (label_smoothing / n_classes) * weight
 
 
-def lifted(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Array | float | None]:
+def balanced(weight: Float64, z_loss: float) -> tuple[Float64, float]:
+    """Return class weights, and what goes with them, whose mean is the same, and which float32 can hold.
+
+    The mean divides by the weights' sum, so a power of two is nothing to it.
+    """
+    largest = float(np.abs(weight).max())
+    if NARROW[0] <= largest <= NARROW[1] or not 0 < largest < math.inf:
+        return weight, z_loss
+    exponent = -math.frexp(largest)[1]
+    return np.ldexp(weight, exponent), math.ldexp(z_loss, exponent)
+
+
+def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Float64 | None]:
     """Return scales that keep a gradient's digits, and what multiplies the result then, if anything must.
 
     They are a power of two apart.
     """
-    if isinstance(scale, float) and not 0 < abs(scale) < NARROW[0]:
+    if isinstance(scale, float) and NARROW[0] <= abs(scale) <= NARROW[1]:
         return scale, None  # as it is mostly; a dtype's name takes a microsecond
-    least, lift = LEAST_SCALES[dtype.name]
-    is_small = (scale != 0) & (np.abs(scale) < least)
-    if not np.any(is_small):
+    least, most = ORDINARY_SCALES[dtype.name]
+    size = np.abs(scale)
+    is_other = (scale != 0) & ((size < least) | (size > most))
+    if not np.any(is_other):
         return scale, None
-    by = np.where(is_small, lift, 1.0)
-    return (scale * by if np.ndim(scale) else float(scale * by)), 1 / by
+    # A small one becomes 1 to 2, a large one just ordinary: 16-bit entries are rounded before that.
+    top = np.where(size > most, math.frexp(most)[1] - 1, 1)
+    shift = np.where(is_other, np.frexp(scale)[1] - top, 0)
+    scaled = np.ldexp(scale, -shift)
+    return scaled if np.ndim(scale) else float(scaled), np.ldexp(1.0, shift)
+
+
+def multiply(grad: Array, factor: Float64) -> None:
+    """Multiply a gradient by powers of two, one for all or one for each row, and round but once."""
+    with np.errstate(over="ignore", under="ignore"):
+        np.multiply(grad, factor, out=grad, casting="unsafe")
 
 
 def divided(total: float, divisor: float) -> float:

@@ -56,8 +56,8 @@ def binary_cross_entropy_with_logits(
     Returns
     -------
     numpy.float64 or ndarray
-        The mean or sum in nats, accumulated in float64. For "none" the losses of the elements: float32, or
-        float64 for float64 logits. Of logits on a device, an array of their kind.
+        The mean or sum in nats: float64 sums of blocks of elements. For "none" the losses of the elements:
+        float32, or float64 for float64 logits. Of logits on a device, an array of their kind.
 
     Raises
     ------
@@ -365,11 +365,12 @@ def logistic_loss_grad(
     Raises
     ------
     TypeError, ValueError, ImportError
-        As in `logistic_loss`; with a bad label, scores that are also `out` are left as they were.
+        As in `logistic_loss`; with a bad label, scores that are also `out` are left as they were, unless they
+        lie on a device.
 
     Notes
     -----
-    One pass; in place, one more before it, over the labels.
+    One pass; in place, one more before it, for the labels, which costs the time of `logistic_loss`.
 
     Examples
     --------
@@ -435,7 +436,7 @@ def logistic_loss_value_and_grad(
 
     Notes
     -----
-    One pass; in place, one more before it, over the labels.
+    One pass; in place, one more before it, for the labels, which costs the time of `logistic_loss`.
 
     Examples
     --------

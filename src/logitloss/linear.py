@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # A tile has 2048 rows. BLAS has its full rate from a thousand on (256 take 1.3 times as long, 512 1.06), and
 # between products and kernels, threads of the one pool wait for those of the other.
 TILE_CLASSES = 6400
-TILE_BYTES = 50 << 20
+TILE_BYTES = 58 << 20
 # All logits of some rows, if none are to be kept
 BLOCK_BYTES = 48 << 20
 # Of a gradient's block: as each adds to all of the weight's gradient, it has as many rows as there are
@@ -94,9 +94,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Memory beyond inputs and outputs stays under 64 MB, whatever the batch: 53 MB of logits at a time, and
-    6400 classes' weight if it must be converted. Rows that are ignored take no part in the products. Softcap
-    and scale are those of Gemma 2 (arXiv:2408.00118) and Cohere's Command models.
+    Memory beyond inputs and outputs stays under 64 MB, whatever the batch: 61 MB of logits and hidden states
+    at a time, and 6400 classes' weight if it must be converted. Rows that are ignored take no part in the
+    products. Softcap and scale are those of Gemma 2 (arXiv:2408.00118) and Cohere's Command models.
 
     Examples
     --------
@@ -163,8 +163,9 @@ def linear_cross_entropy_value_and_grad(
     Notes
     -----
     Three products: the logits are made once, and become their gradient in place. Beyond inputs and outputs
-    there are the logits of D rows at a time, or 512 if D is less (twice that with a softcap), hence about as
-    much as the gradient of the weight takes; one of two bytes is summed in float32 beside.
+    there are the logits and hidden states of D rows at a time (the logits twice with a softcap), hence about
+    as much as the gradient of the weight takes, or of as many rows more as 50 MB hold; a gradient of two
+    bytes is summed in float32 beside.
 
     Examples
     --------
@@ -215,6 +216,8 @@ def _run(
     ignored = _check.ignored(ignore_index, soft=False)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
+    if weights is not None and reduction == "mean":
+        weights, z_loss = _coefficients.balanced(weights, z_loss)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None
@@ -386,22 +389,31 @@ class LinearLogits:
 
     def __getitem__(self, rows: Any) -> Array:
         """Return the logits of some rows, an index of the leading axes."""
+        if isinstance(self.hidden, np.ndarray):  # no index may reach the last axis
+            rows = (*(rows if isinstance(rows, tuple) else (rows,)), slice(None))
         return self.of(self.hidden[rows])
 
     def of(self, hidden: Array) -> Array:
         """Return the logits of hidden states."""
         states = self.scaled(hidden)
         out = np.empty((*states.shape[:-1], self.n_classes), self.dtype)
-        self.fill_all(out.reshape(-1, self.n_classes), states.reshape(-1, states.shape[-1]))
+        self.fill_all(
+            out.reshape(-1, self.n_classes), states.reshape(out.size // self.n_classes, states.shape[-1])
+        )
         return out
 
     def rows_at_once(self) -> int:
         """Return how many rows' logits should be asked for at a time."""
-        return max(LEAST_ROWS, BLOCK_BYTES // int(self.n_classes * self.dtype.itemsize))
+        return max(LEAST_ROWS, BLOCK_BYTES // self._row_bytes(self.n_classes))
 
     def rows_of_tile(self) -> int:
         """Return how many rows a tile of logits has."""
-        return TILE_BYTES // int(min(TILE_CLASSES, self.n_classes) * self.dtype.itemsize)
+        return max(1, TILE_BYTES // self._row_bytes(min(TILE_CLASSES, self.n_classes)))
+
+    def _row_bytes(self, n_classes: int) -> int:
+        """Return what a row takes: logits; hidden states as read, in the dtype of products, and scaled."""
+        n_copies = 1 + (self.hidden.dtype != self.dtype) + (self.scale != 1)
+        return int((n_classes + n_copies * self.hidden.shape[-1]) * self.dtype.itemsize)
 
     def scaled(self, states: Array) -> Array:
         """Return hidden states times the scale."""
@@ -434,7 +446,7 @@ class _Gradients:
         self.layer = layer
         self.hidden = np.zeros_like(layer.hidden, order="C")
         self.weight = np.zeros(layer.weight.shape, layer.dtype)
-        self.bias = None if layer.bias is None else np.zeros(layer.n_classes, layer.dtype)
+        self.bias = None if layer.bias is None else np.zeros(layer.n_classes)
         self.product = np.empty((min(TILE_CLASSES, layer.n_classes), layer.weight.shape[1]), layer.dtype)
         self.n_rows = max(layer.weight.shape[1], layer.rows_at_once())
         self.buffers: list[Array] = []
@@ -474,7 +486,7 @@ class _Gradients:
         back *= layer.dtype.type(layer.scale)
         np.atleast_2d(self.hidden)[rows] = back
         if self.bias is not None:
-            self.bias += slopes.sum(axis=0) * layer.dtype.type(layer.scale)
+            self.bias += slopes.sum(axis=0, dtype=np.float64) * layer.scale
         return losses
 
     def finished(self) -> tuple[Array, Array, Array | None]:

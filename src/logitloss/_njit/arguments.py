@@ -34,8 +34,18 @@ def refuse(**given: Any) -> None:
 
 def item_of(name: str, array: Any) -> str:
     if not isinstance(array, types.Array) or array.dtype not in REALS or not array.aligned:
-        raise TypingError(f"{name} of type {array}: expected an array of float16, float32 or float64")
+        raise TypingError(f"{name} of type {array}: expected an array of float32 or float64")
     return REALS[array.dtype]
+
+
+def is_number(given: Any) -> bool:
+    return isinstance(given, types.Number | types.Boolean)
+
+
+def check_ignore_index(given: Any) -> None:
+    given = given.value if isinstance(given, types.Omitted) else given
+    if not isinstance(given, int | types.Integer):
+        raise TypingError(f"ignore_index is of type {given}: expected an integer")
 
 
 def kind_of(name: str, array: Any) -> int:

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload, register_jitable
 
 import logitloss
-from logitloss._njit.arguments import check_output, item_of, kind_of, reduction_of, refuse
+from logitloss._njit.arguments import check_output, is_none, is_number, item_of, kind_of, reduction_of, refuse
 from logitloss._njit.kernels import NUMBERS, run_kernel
 from logitloss._njit.pieces import checked_out, describe, divided, keep
 
@@ -17,7 +17,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Callable[..., Any]:
+def _coefficients(name: str, given: Any, f64: int) -> Callable[..., Any]:
+    """Return the function that describes what multiplies elements, and returns what is to be kept for it."""
+    if is_none(given):
+        return register_jitable(lambda view, given, shape, axes: None)
+
+    if is_number(given):
+
+        def number(view, given, shape, axes):
+            one = np.full(1, np.float64(given))
+            describe(view, one, f64, -1, axes)
+            return one
+
+        return register_jitable(number)
+    kind = kind_of(name, given)
+
+    def array(view, given, shape, axes):
+        describe(view, np.broadcast_to(given, shape), kind, -1, axes)
+        return given
+
+    return register_jitable(array)
+
+
+def _binary(
+    logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: Any, wants_grad: bool
+) -> Callable[..., Any]:
     from logitloss._kernels import numba_elements, numba_items, numba_job
 
     item, by = item_of("logits", logits), reduction_of(reduction)
@@ -33,6 +57,10 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
         numba_items.ITEMS.index("f64" if item == "f64" else "f32"),
     )
     means, none = by == "mean", by == "none"
+    weigh, weigh_positive = (
+        _coefficients("weight", weight, f64),
+        _coefficients("pos_weight", pos_weight, f64),
+    )
 
     def body(logits, target, weight, pos_weight, label_smoothing, out):
         if target.shape != logits.shape:
@@ -49,13 +77,8 @@ def _binary(logits: Any, target: Any, reduction: Any, wants_grad: bool) -> Calla
             np.full(1, divided(1.0, divisor)),
             np.empty(logits.size if none else 0, real),
         )
-        weights, positives = np.empty(0), np.empty(0)
-        if weight is not None:
-            weights = np.broadcast_to(np.asarray(weight), logits.shape).astype(np.float64).ravel()
-            describe(job.weight, weights, f64, -1, axes[2])
-        if pos_weight is not None:
-            positives = np.broadcast_to(np.asarray(pos_weight), logits.shape).astype(np.float64).ravel()
-            describe(job.pos_weight, positives, f64, -1, axes[3])
+        weights = weigh(job.weight, weight, logits.shape, axes[2])
+        positives = weigh_positive(job.pos_weight, pos_weight, logits.shape, axes[3])
         if none:
             describe(job.loss, loss, real_kind, -1, axes[4])
         if wants_grad:
@@ -95,7 +118,7 @@ def _binary_value(
     backend=None,
 ):
     refuse(out=out, num_threads=num_threads, backend=backend)
-    body = _binary(logits, target, reduction, wants_grad=False)
+    body = _binary(logits, target, weight, pos_weight, reduction, wants_grad=False)
     value_of = _binary_value_of(reduction_of(reduction))
 
     def compiled(
@@ -128,7 +151,7 @@ def _binary_value_and_grad(
 ):
     refuse(num_threads=num_threads, backend=backend)
     check_output(out, logits)
-    body = _binary(logits, target, reduction, wants_grad=True)
+    body = _binary(logits, target, weight, pos_weight, reduction, wants_grad=True)
     value_of = _binary_value_of(reduction_of(reduction))
 
     def compiled(

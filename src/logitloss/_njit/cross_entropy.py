@@ -11,7 +11,15 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 import logitloss
-from logitloss._njit.arguments import check_output, class_axis_of, item_of, kind_of, reduction_of, refuse
+from logitloss._njit.arguments import (
+    check_ignore_index,
+    check_output,
+    class_axis_of,
+    item_of,
+    kind_of,
+    reduction_of,
+    refuse,
+)
 from logitloss._njit.kernels import LABEL_WEIGHT, NUMBERS, run_kernel
 from logitloss._njit.pieces import checked_out, describe, divided, is_shape_without, keep, softmax_runner
 
@@ -30,6 +38,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     is_soft = not is_label and isinstance(target.dtype, types.Float)
     label_type: Any = np.uint64 if target == types.uint64 else np.int64
     label_kind = ITEMS.index("u64" if label_type is np.uint64 else "i64")
+    is_unsigned = target == types.uint64 or getattr(target, "dtype", None) == types.uint64
     target_kind = label_kind if is_label else kind_of("target", target)
     real: Any = np.float64 if item == "f64" else np.float32
     f64, real_kind = ITEMS.index("f64"), ITEMS.index("f64" if item == "f64" else "f32")
@@ -69,6 +78,8 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         jobs, axes = np.zeros(1, job_type), np.zeros((6, 2 * ndim + 2), np.int64)
         job = jobs[0]
         job.operation, job.target_kind, job.ignore_index = operation, kinds, ignore_index
+        if is_unsigned and ignore_index == LOWEST:
+            job.ignore_index = -1  # no label; the lowest integer stands for 2**63 on
         job.n, job.n_classes, job.z_loss = logits.size // n_classes, n_classes, z_loss
         row_stride = describe(job.logits, logits, kind, axis, axes[0])
         describe(job.target, labels, target_kind, axis if is_soft else -1, axes[1])
@@ -90,7 +101,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         divisor = 1.0
         if means and is_soft:
             divisor = np.float64(job.n)
-        elif means and (wants_grad or weight is not None):
+        elif not is_soft and (wants_grad or (means and weight is not None)):  # no bad label may come later
             found, kept, divisor = np.zeros(1, found_type), job.beta, 0.0
             job.beta, job.block = weights.ctypes.data if weight is not None else 0, label_block
             for number in range((job.n + label_block - 1) // label_block):
@@ -100,6 +111,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
                 if found[0].bad >= 0:
                     _raise_label(labels, found[0].bad, n_classes, ignore_index)
             job.beta = kept
+            divisor = divisor if means else 1.0
         loss = np.empty(job.n if none else 0, real)
         if none:
             describe(job.loss, loss, real_kind, -1, axes[2])
@@ -128,6 +140,8 @@ def _raise_label(labels, row, n_classes, ignore_index):
     label = labels.flat[row]
     if label == LOWEST:  # which Numba cannot write out
         raise IndexError("target: a label is -2**63: expected a class, or ignore_index")
+    if ignore_index == LOWEST:
+        raise IndexError(f"target, row {row}, is {label}: expected 0 <= target < {n_classes}, or -2**63")
     raise IndexError(
         f"target, row {row}, is {label}, but logits have {n_classes} classes: "
         f"expected 0 <= target < {n_classes} or ignore_index={ignore_index}"
@@ -150,12 +164,15 @@ def result_of(target: Any, ndim: int, axis: int, reduction: str) -> Callable[...
     return register_jitable(losses)
 
 
-def _shared(logits: Any, target: Any, axis: Any, reduction: Any, wants_grad: bool) -> tuple[Any, Any]:
+def _shared(
+    logits: Any, target: Any, ignore_index: Any, axis: Any, reduction: Any, wants_grad: bool
+) -> tuple[Any, Any]:
     item, ndim = item_of("logits", logits), logits.ndim
     at, by = class_axis_of(axis, ndim, 1 if ndim > 1 else 0), reduction_of(reduction)
     if not isinstance(target, types.Integer) and not isinstance(target, types.Array):
         raise TypingError(f"target of type {target}: expected an array, or an integer for one row")
     number, n_axes = (target, 0) if isinstance(target, types.Integer) else (target.dtype, target.ndim)
+    check_ignore_index(ignore_index)
     if isinstance(number, types.Boolean):
         raise TypingError(f"target of type {target}: expected integers, or floats")
     wanted = ndim if isinstance(number, types.Float) else ndim - 1
@@ -180,7 +197,7 @@ def _value(
     backend=None,
 ):
     refuse(out=out, num_threads=num_threads, backend=backend)
-    body, value_of = _shared(logits, target, axis, reduction, wants_grad=False)
+    body, value_of = _shared(logits, target, ignore_index, axis, reduction, wants_grad=False)
 
     def compiled(
         logits,
@@ -217,7 +234,7 @@ def _value_and_grad(
 ):
     refuse(num_threads=num_threads, backend=backend)
     check_output(out, logits)
-    body, value_of = _shared(logits, target, axis, reduction, wants_grad=True)
+    body, value_of = _shared(logits, target, ignore_index, axis, reduction, wants_grad=True)
     has_array = isinstance(target, types.Array)
 
     def compiled(

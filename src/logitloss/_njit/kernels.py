@@ -7,6 +7,7 @@ it. An entry is 0 until the kernel is asked for.
 from __future__ import annotations
 
 import ctypes
+import traceback
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,7 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-REALS = {types.float16: "f16", types.float32: "f32", types.float64: "f64"}
+# Of float16 Numba compiles no function for the CPU.
+REALS = {types.float32: "f32", types.float64: "f64"}
 LABEL_WEIGHT = ("numba_labels", "label_weight", "f32")
 _KERNELS = (
     *(("numba_rows", "softmax_block", item) for item in REALS.values()),
@@ -31,10 +33,14 @@ _TABLE, _TABLE_NAME, _LOADER_NAME = np.zeros(len(NUMBERS), np.int64), "logitloss
 
 
 def _load_kernel(number: int) -> int:
-    """Fill in an entry, compiling the kernel or loading it from the disk."""
-    from logitloss._kernels import numba_cpu
+    """Fill in an entry, compiling the kernel or loading it from the disk; return 0 if that fails."""
+    try:
+        from logitloss._kernels import numba_cpu
 
-    _TABLE[number] = numba_cpu.kernel(*_KERNELS[number]).address
+        _TABLE[number] = numba_cpu.kernel(*_KERNELS[number]).address
+    except BaseException:  # compiled code cannot be told; it raises an error of its own
+        traceback.print_exc()
+        return 0
     return int(_TABLE[number])
 
 
@@ -63,6 +69,9 @@ def run_kernel(typingctx: Any, number: Any, job: Any, block: Any, scratch: Any, 
         is_new = builder.icmp_unsigned("==", builder.load(address), integer(0))
         with builder.if_then(is_new, likely=False):
             builder.store(builder.call(load, [args[0]]), address)
+            is_missing = builder.icmp_unsigned("==", builder.load(address), integer(0))
+            with builder.if_then(is_missing, likely=False):
+                context.call_conv.return_user_exc(builder, RuntimeError, ("logitloss: no kernel was loaded",))
         kernel = ir.FunctionType(ir.VoidType(), [integer] * 4)
         builder.call(builder.inttoptr(builder.load(address), kernel.as_pointer()), args[1:])
         return context.get_dummy_value()

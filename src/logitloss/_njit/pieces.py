@@ -114,16 +114,32 @@ def check_apart(out, array):
 
 
 @register_jitable
+def _folds(array):
+    """Whether an axis steps to what the axes of shorter steps reach, so that elements may share memory."""
+    for axis in range(array.ndim):
+        step, reach = abs(array.strides[axis]), array.itemsize
+        for other in range(array.ndim):
+            shorter = abs(array.strides[other])
+            if other != axis and (shorter < step or (shorter == step and other < axis)):
+                reach += shorter * (array.shape[other] - 1)
+        if array.shape[axis] > 1 and step < reach:
+            return True
+    return False
+
+
+@register_jitable
 def checked_out(out, logits, target):
     """Return the array for a gradient, which may be the logits' own."""
     if out is None:
         return np.empty(logits.shape, logits.dtype)
     if out.shape != logits.shape:
         raise ValueError("out: expected the logits' shape")
+    if out.size > 0 and _folds(out):
+        raise ValueError("out: expected memory of its own for each element")
+    are_same = out.ctypes.data == logits.ctypes.data
     for axis in range(out.ndim):
-        if out.size > 0 and out.strides[axis] == 0 and out.shape[axis] > 1:
-            raise ValueError("out: an element of it stands for several")
-    if out.ctypes.data != logits.ctypes.data or out.strides != logits.strides:
+        are_same = are_same and (out.shape[axis] == 1 or out.strides[axis] == logits.strides[axis])
+    if not are_same:
         check_apart(out, logits)
     check_apart(out, target)
     return out
