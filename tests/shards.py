@@ -110,7 +110,7 @@ def more_classes(shards):
 
 def other_keys(shards):
     shards.save("keys", BAD, np.arange(64))
-    return "keys", DtypeError, "of type int64, but keys of shards before are of another"
+    return "keys", DtypeError, "of type int64, but keys of shards before are of type"
 
 
 def bad_label(shards):

@@ -343,3 +343,70 @@ def test_runs_of_another_loss_or_schema(small):
 def test_what_is_no_report(small, content, message):
     (small.folder / "b.json").write_bytes(content)
     refused(small, rf".*b.json: {message}; expected what logitloss eval --json printed")
+
+
+def test_names_and_numbers_are_whole_where_they_are_wide(tmp_path):
+    runs = Runs(tmp_path, n_rows=300)
+    runs.change("b", perplexity=1e300)
+    table = command("compare", runs.file("a.json"), runs.file("b.json")).stdout
+    assert "…" not in table
+    assert re.search(r"^negative log-likelihood, nats .* to .* \w+ is ahead|better$", table, re.MULTILINE)
+    assert "+1e+300" in table
+
+
+def test_a_confident_models_brier_scores_pair(tmp_path):
+    """Of rows whose p of the label is all but 1 the differences keep their digits."""
+    runs = Runs(tmp_path, n_rows=900)
+    for name, by in {"a": 1.0, "b": 1.02}.items():
+        hot = np.eye(N_CLASSES)[np.maximum(runs.labels, 0)]
+        logits = by * (np.random.default_rng(3).standard_normal(hot.shape) + 14 * hot)
+        runs.logits[name] = logits.astype(np.float32).astype(float)
+        np.save(tmp_path / f"{name}.npy", logits.astype(np.float32))
+        runs.evaluate(name)
+    gaps = runs.rows("b")["brier"] - runs.rows("a")["brier"]
+    found = by_key(runs.compare())["brier"]
+    assert found.error == pytest.approx(scipy.stats.sem(gaps), rel=1e-5)
+
+
+def test_figures_per_byte_are_of_one_text(small):
+    for name, n_bytes in {"a": "300", "b": "400"}.items():
+        small.evaluate(name, "--bytes", n_bytes, "--words", "50")
+    assert {"bits_per_byte", "perplexity_per_byte"}.isdisjoint(by_key(small.compare()))
+    assert "perplexity_per_word" in by_key(small.compare())
+
+
+def test_shards_left_out_pair_by_name(tmp_path):
+    for name, bad in {"a": 1, "b": 2}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / f"y{name}").mkdir()
+        for number in range(4):
+            logits = np.random.default_rng(number).standard_normal((9, 3))
+            logits[0, 0] = np.nan if number == bad else 0
+            np.save(tmp_path / name / f"{number}.npy", logits)
+            np.save(
+                tmp_path / f"y{name}" / f"{number}.npy", (np.arange(9) % 3).astype(f"i{'48'[name == 'b']}")
+            )
+        paths = [tmp_path / name, tmp_path / f"y{name}", "--per-row", tmp_path / f"{name}-rows"]
+        result = command("eval", *paths, "--on-error", "skip", "--json")
+        (tmp_path / f"{name}.json").write_text(result.stdout)
+    with pytest.raises(FileError, match="are of other shards, as some are skipped"):
+        compare(str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": None},
+        {"per_row": None},
+        {"count": "450"},
+        {"nll_nats": 10**400},
+        {"nll_histogram": "x"},
+        {"calibration": [3]},
+        {"run": {"inputs": [{}]}},
+    ],
+    ids=str,
+)
+def test_a_report_that_was_changed(small, change):
+    small.change("a", **change)
+    with pytest.raises(FileError, match="is no report; expected what logitloss eval --json printed"):
+        small.compare()

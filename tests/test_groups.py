@@ -87,7 +87,7 @@ def test_what_becomes_of_each_row(loss, dtype):
         columns = {"rank": rank, "top": logits.argmax(axis=-1), "top_probability": p.max(axis=-1)}
         columns |= {
             "entropy": ll.entropy(logits, axis=-1, backend="reference"),
-            "squares": (p**2).sum(axis=-1),
+            "brier": ((p - (np.arange(N_CLASSES) == target[..., None])) ** 2).sum(axis=-1),
         }
         for name, column in columns.items():
             np.testing.assert_allclose(per_row[name], np.where(live, column, 0), rtol=1e-6)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import ml_dtypes
@@ -17,7 +18,7 @@ from cases import rng_for
 from children import run_child
 from chunks import write_zarr
 from click.testing import CliRunner
-from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from logitloss.cli import main
 from logitloss.evaluate import FileError, FileWarning, evaluate, evaluate_files
@@ -251,6 +252,24 @@ def test_chunks_left_out_of_a_shard_are_an_error_of_logits(tmp_path, location):
         stored[slice(12, 13),]
     array[12] = 3
     assert np.array_equal(read(tmp_path / "x.zarr")[12], np.full(5, 3))
+
+
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        [ShardingCodec(chunk_shape=(3, 5)), GzipCodec()],
+        [TransposeCodec(order=(0, 1)), ShardingCodec(chunk_shape=(3, 5))],
+        [ShardingCodec(chunk_shape=(6, 5), codecs=[ShardingCodec(chunk_shape=(3, 5))])],
+    ],
+    ids=["packed", "transposed", "nested"],
+)
+def test_shards_within_codecs_are_not_read(tmp_path, codecs):
+    """Chunks that they leave out could not be told."""
+    options = {"shape": (12, 5), "dtype": "f4", "chunk_shape": (12, 5), "zarr_format": 3, "fill_value": 0}
+    with warnings.catch_warnings(action="ignore"):  # zarr's other function has no such codecs
+        array = zarr.Array.create(str(tmp_path / "x.zarr"), codecs=codecs, **options)
+    array[:3] = ARRAY[:3]
+    raises(tmp_path / "x.zarr", "has shards within shards or within other codecs, which is not read")
 
 
 def test_labels_left_out_are_a_warning(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 import logitloss
 from logitloss import demo as digits
@@ -241,6 +242,12 @@ def eval_command(
     if len(files) != 2:
         wanted = "LOGITS and TARGETS" if hidden is None else "TARGETS alone, beside --hidden"
         raise click.UsageError(f"expected {wanted}; {len(files)} files are given")
+    if options["loss"] != "ce" and _is_given("top_k"):
+        raise click.UsageError("--top-k is for labels of classes")
+    if options["state_file"] is None and _is_given("save_every"):
+        raise click.UsageError("--save-every is for --state")
+    if report_file is not None:
+        refuse_to_overwrite([report_file], [path for path in (per_row, options["state_file"]) if path])
     with progress_bar() as progress:
         started, start = datetime.now(UTC), time.perf_counter()
         evaluation = evaluate_files(
@@ -302,6 +309,11 @@ def merge_command(
     state, skipped = merge_files(files, output)
     metrics, groups = _computed(state, n_bytes, n_words, top_k)
     _print(Report(None, None, metrics, groups, skipped=skipped or None, states=list(files)), as_json)
+
+
+def _is_given(option: str) -> bool:
+    """Whether an option that has a default was given."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _computed(

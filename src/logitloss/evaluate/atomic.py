@@ -40,7 +40,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     OutputError
         It cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise OutputError(str(path), "is a directory")
     beside = _beside(path)
@@ -65,7 +65,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     OutputError
         It cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link what it stands for
     beside = _beside(path)
     try:
         with open(beside, "w", encoding="utf-8") as file:

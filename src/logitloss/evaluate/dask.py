@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from logitloss import _check
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.padding import EndRuns
 from logitloss.evaluate.positions import Mask, as_bool, counting, without_masked
@@ -154,6 +155,7 @@ def _checked(name: str, array: Any) -> Any:
     if not isinstance(array, da.Array):
         if name == "logits" or hasattr(array, "__dask_graph__"):
             raise DtypeError(name, f"a {type(array).__name__}, expected a dask.array")
+        _check.unmasked(name, array)
         array = da.from_array(np.asarray(array), chunks=-1)
     if any(math.isnan(size) for size in array.shape):
         raise ShapeError(name, "has chunks of unknown sizes: call its compute_chunk_sizes()")

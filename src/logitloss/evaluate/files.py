@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Skipped
-from logitloss.evaluate.errors import FileError, OutputError, ShapeError
-from logitloss.evaluate.shard import Block, Options, Shard, floats, linear, takes_dtype
+from logitloss.evaluate.errors import DtypeError, FileError, OutputError, ShapeError
+from logitloss.evaluate.shard import Block, Options, Shard, floats, linear, native, takes_dtype
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
@@ -192,7 +192,14 @@ class _Layer:
         self.arrays = self._opened()
 
     def _opened(self) -> dict[str, Array]:
-        return {name: self._whole(name, open_array(path)) for name, path in self.files.items()}
+        arrays = {}
+        for name, path in self.files.items():
+            try:
+                arrays[name] = self._whole(name, open_array(path))
+            except DtypeError as error:
+                error.argument = path
+                raise
+        return arrays
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the arrays to be opened by who needs them."""
@@ -206,7 +213,7 @@ class _Layer:
         """Return the weight or the bias, mapped or read."""
         self.uses_dtype |= takes_dtype(stored, self.dtype)
         array, dtype = self._floats(name, stored)
-        return np.asarray(array[()]).astype(dtype, copy=False)
+        return native(np.asarray(array[()]), dtype)
 
     def logits(self, hidden: StoredArray) -> LinearLogits:
         """Return the logits of hidden states, of which a block is read when it is its turn."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from logitloss import _check
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
@@ -220,6 +221,8 @@ def _arrays(batch: Sequence[Any]) -> tuple[Array | LinearLogits, Array, Array | 
         wanted = "expected a tuple of logits, target and maybe groups and mask"
         raise ShapeError("arrays", f"{wanted}, not a {what}")
     logits, *rows = batch
+    for name, one in zip(("logits", "target", "groups", "mask"), batch, strict=False):
+        _check.unmasked(name, one)
     if not isinstance(logits, LinearLogits):
         logits = np.asarray(logits)
     target, groups, mask = (None if one is None else np.asarray(one) for one in (*rows, None, None)[:3])

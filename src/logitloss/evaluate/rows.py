@@ -79,6 +79,22 @@ class Rows(NamedTuple):
         hit: Mask = (self.logit > 0) == (self.label > 0.5)
         return hit if self.counted is None else hit & self.counted
 
+    @property
+    def brier(self) -> npt.NDArray[np.float64]:
+        """The Brier score of each: of 1 - p of the label no digits are lost.
+
+        The squares of the other classes are those of all but the top; of a miss the top is one of them, and
+        the label is not.
+        """
+        assert self.figures is not None
+        found = dict(zip(FIGURES, self.figures.T, strict=True))
+        missing = np.expm1(-self.loss.astype(np.float64))
+        p, top = 1 + missing, found["top_probability"]
+        squares: npt.NDArray[np.float64] = missing**2 + found["others_squared"]
+        is_miss = found["rank"] > 1
+        squares[is_miss] += ((top - p) * (top + p))[is_miss]
+        return squares
+
     def store(self, out: Array) -> None:
         """Write them to an array of `row_dtype`, of as many elements."""
         found: dict[str, Any] = {"loss": self.loss, "hit": self.hit, "counted": self.counted}
@@ -86,7 +102,7 @@ class Rows(NamedTuple):
             found["counted"] = np.ones(self.loss.size, np.bool_)
         if self.figures is not None:
             found |= zip(FIGURES, self.figures.T, strict=True)
-            found["squares"] = found["top_probability"] ** 2 + found["others_squared"]
+            found["brier"] = self.brier
         for name in out.dtype.names or ():
             out[name] = found[name].reshape(out.shape)
 
@@ -102,7 +118,7 @@ def row_dtype(logits_dtype: npt.DTypeLike, loss: Loss = "ce") -> np.dtype[Any]:
     fields: list[tuple[str, Any]] = [("loss", real), ("hit", np.bool_), ("counted", np.bool_)]
     if loss == "ce":
         fields += [("rank", np.int64), ("top", np.int64)]
-        fields += [(name, real) for name in ("top_probability", "entropy", "squares")]
+        fields += [(name, real) for name in ("top_probability", "entropy", "brier")]
     return np.dtype(fields)
 
 

@@ -80,13 +80,15 @@ class Kind(NamedTuple):
         n_classes = self.n_classes or before.n_classes
         if before.n_classes and n_classes != before.n_classes:
             raise ShapeError("logits", f"of {n_classes} classes, but shards before have {before.n_classes}")
-        if self.keys is not None and _kind_of(self.keys) != _kind_of(before.keys):
-            raise DtypeError("groups", f"of type {self.keys}, but keys of shards before are of another")
-        return self._replace(n_classes=n_classes)
+        keys = self.keys or before.keys  # of rows without groups nothing is to be told
+        if self.keys and before.keys and _kind_of(self.keys) != _kind_of(before.keys):
+            what = f"of type {self.keys}, but keys of shards before are of type {before.keys}"
+            raise DtypeError("groups", what)
+        return Kind(n_classes, keys)
 
 
-def _kind_of(keys: np.dtype[Any] | None) -> str | None:
-    return None if keys is None else keys.kind.replace("u", "i")
+def _kind_of(keys: np.dtype[Any]) -> str:
+    return keys.kind.replace("u", "i")
 
 
 class Block(NamedTuple):
@@ -420,7 +422,7 @@ def _check_linear(logits: LinearLogits, target: AnyArray, options: Options) -> N
 def _check_binary(logits: AnyArray, target: AnyArray, axis: int | None) -> None:
     if axis is not None:
         raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
-    if target.dtype.kind not in "biuf":
+    if target.dtype.kind not in "biuf" and target.dtype.newbyteorder("=") != FLOAT_DTYPES["bf16"]:
         raise DtypeError("target", f"of type {target.dtype}, expected real numbers: labels in [0, 1]")
     if target.shape != logits.shape:
         raise ShapeError(

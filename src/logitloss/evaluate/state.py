@@ -237,6 +237,8 @@ class EvaluationState:
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
             if len(groups) < len(saved["groups"]) or not all(type(key) in (int, bool, str) for key in groups):
                 raise ValueError("groups whose keys are not int, bool or str, or not each there once")
+            if any(one.loss != saved["loss"] or one.per_class or one.groups for one in groups.values()):
+                raise ValueError("groups that are no plain states of the same loss")
             end_runs = EndRuns.from_dict(saved["end_runs"])
             finite = Moments.from_dict(saved["finite"])
             histogram = LossHistogram.from_list(saved["histogram"])

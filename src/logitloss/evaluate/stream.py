@@ -327,6 +327,8 @@ class _Run:
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
             standing.finish_shard(shard.shifted)
+            if self.checkpoint is not None:
+                self.checkpoint.unsaved = standing
 
     def note(self, number: int, shard: Shard, done: int) -> None:
         """Put down which shard is begun, and its rows done."""

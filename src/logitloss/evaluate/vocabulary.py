@@ -271,6 +271,7 @@ class VocabularyShards:
 
 
 def _labels(target: npt.ArrayLike) -> Array:
+    _check.unmasked("target", target)
     labels = np.asarray(target)
     if labels.dtype.kind not in "iu":
         raise DtypeError("target", f"of type {labels.dtype}, expected integers: the labels of the classes")

@@ -20,6 +20,8 @@ from logitloss.evaluate.state import Group
 SCHEMA_VERSION = 3
 # Lines of the table of classes; where there are more, those that add most to the loss
 MOST_CLASSES = 40
+# Characters of a table's names, beyond which they go on in the next line
+NAME_WIDTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +151,13 @@ class Report:
             table.add_row("seconds", f"{self.seconds:.3g}")
             table.add_row("rows/s", f"{self.rows_per_second:,.0f}")
             table.add_row("GB/s", f"{self.gigabytes_per_second:.3g}")
-        console = plain_console()
-        console.print(table)
+        tables = [table]
         if self.metrics.per_class is not None:
-            console.print()
-            console.print(_table_of_classes(self.metrics.per_class))
+            tables.append(_table_of_classes(self.metrics.per_class))
         if self.groups:
-            console.print()
-            console.print(self._table_of_groups())
+            tables.append(self._table_of_groups())
+        console = plain_console(*tables)
+        console.print(*tables, sep="\n")
         if self.skipped:
             console.print()
             for file, reason in self.skipped:
@@ -182,15 +183,17 @@ class Report:
         return table
 
 
-def plain_console() -> Console:
-    """Return stdout, on which names are written as they are."""
-    return Console(markup=False, highlight=False, emoji=False)
+def plain_console(*tables: Table) -> Console:
+    """Return stdout, on which names are written as they are, and tables whole where they are wide."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.width = max([console.width, *(console.measure(table).maximum for table in tables)])
+    return console
 
 
 def plain_table(*columns: str) -> Table:
     """Return a table of names, whole where they are long, and numbers to the right."""
     table = Table(*columns, box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"
+    table.columns[0].overflow, table.columns[0].max_width = "fold", NAME_WIDTH
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True

@@ -142,7 +142,7 @@ class Comparison:
         for label, a, b in self.n_labels:
             lines.add_row(label, f"{a:,}", f"{b:,}")
         lines.columns[-1].justify = "left"
-        console = plain_console()
+        console = plain_console(lines)
         console.print(f"a: {self.a}\nb: {self.b}\n", soft_wrap=True)
         console.print(lines)
         console.print("\nbetter: the interval excludes 0; ahead: it includes 0, or there is none")
@@ -190,7 +190,7 @@ def compare(a: str, b: str, *, rows: tuple[str, str] | None = None, is_paired: b
     differences = [
         _difference(figure, theirs[figure.kind.key], of_rows.get(figure.kind.key))
         for figure in figures(documents[0])
-        if figure.kind.key in theirs
+        if figure.kind.key in theirs and _is_of_one_text(figure.kind.key, documents)
     ]
     return Comparison(a, b, documents, rows, differences)
 
@@ -208,13 +208,32 @@ def read_report(path: str) -> Document:
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise FileError(path, f"of schema_version {version}, expected {SCHEMA_VERSION}: evaluate anew")
     try:
-        missing = ALWAYS - document.keys()
-        figures(document), counts(document)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        missing = ALWAYS
-    if missing:
+        is_report = document.keys() >= ALWAYS and _has_parts(document)
+        figures(document)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        is_report = False
+    if not is_report:
         raise FileError(path, "is no report; expected what logitloss eval --json printed")
     return cast(Document, document)
+
+
+def _has_parts(document: Document) -> bool:
+    """Whether what a comparison looks at in a document is of the types that it has there."""
+    lists = ("nll_histogram", "calibration", "top_k", "groups", "per_class", "confusions", "skipped")
+    tables = [document[name] for name in lists if document.get(name) is not None]
+    tables.append(document["run"].get("inputs", []))
+    return (
+        all(type(table) is list and all(type(line) is dict for line in table) for table in tables)
+        and all(type(number) is int for _, number in counts(document))
+        and type(document.get("per_row", "")) is str
+        and all({"role", "file", "shape", "dtype", "fingerprint"} <= line.keys() for line in tables[-1])
+    )
+
+
+def _is_of_one_text(key: str, documents: tuple[Document, Document]) -> bool:
+    """Whether a figure per byte or word is of as many of them in both; others are of none."""
+    units = [unit for unit in ("bytes", "words") if key.endswith(f"per_{unit[:-1]}")]
+    return all(documents[0].get(unit) == documents[1].get(unit) for unit in units)
 
 
 def _difference(a: Figure, b: Figure, paired: Moments | None) -> Difference:
@@ -264,7 +283,8 @@ def _rows_compared(
     ks = [line["k"] for line in documents[0].get("top_k", ())]
     found: dict[str, Moments] = {}
     losses = Moments(), Moments()
-    for pair in _pairs(*rows):
+    is_partial = any(document.get("skipped") for document in documents)
+    for pair in _pairs(*rows, is_partial):
         columns = [_columns(records, ks) for records in pair]
         for moments, column in zip(losses, columns, strict=True):
             moments.merge(Moments.of(column["nll_nats"]))
@@ -277,11 +297,15 @@ def _rows_compared(
     return found
 
 
-def _pairs(a: str, b: str) -> Iterator[tuple[Array, Array]]:
+def _pairs(a: str, b: str, is_partial: bool) -> Iterator[tuple[Array, Array]]:
     """Return records of the same rows of both, of those that count, a block at a time."""
     files = [shard_files(path) for path in (a, b)]
     if len(files[0]) != len(files[1]):
         raise FileError(b, f"stands for {len(files[1])} files, but {a} for {len(files[0])}")
+    if is_partial:  # their order says which they are only where none is left out
+        for file, other in zip(*files, strict=True):
+            if os.path.basename(file) != os.path.basename(other):
+                raise FileError(other, f"and {file} are of other shards, as some are skipped: no pair")
     for pair in zip(*files, strict=True):
         one, other = (_records(file) for file in pair)
         if one.shape != other.shape:
@@ -324,5 +348,5 @@ def _columns(records: Array, ks: list[int]) -> dict[str, Array]:
         columns["mean_reciprocal_rank"] = 1 / real["rank"]
         columns["entropy_nats"] = real["entropy"]
         columns["confidence"] = real["top_probability"]
-        columns["brier"] = real["squares"] + 1 - 2 * np.exp(-loss)
+        columns["brier"] = real["brier"]
     return columns

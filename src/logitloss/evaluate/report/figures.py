@@ -8,6 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# From which on a figure is written by its first digits
+LONG = 1e10
+
 
 class Kind(NamedTuple):
     """What a figure is: its name in JSON, what it is called, and whether more is better (1) or less (-1)."""
@@ -20,6 +23,8 @@ class Kind(NamedTuple):
     def text(self, value: float, error: float, sign: str = "") -> str:
         """Return a value with the decimals that mean something beside an error: two digits of that."""
         percent, unit = (100, "%") if self.is_share else (1, "")
+        if abs(value) >= LONG:
+            return f"{value:{sign}.6g}"
         decimals = 4
         if 0 < error < math.inf:
             decimals = min(12, max(0, 1 - math.floor(math.log10(error * percent))))

@@ -100,6 +100,9 @@ def _header(path: str, file: IO[bytes], start: int) -> tuple[tuple[int, ...], bo
             raise ValueError(f"shape {shape}")
     except BAD_HEADER as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "f1'" in reason:
+            what = "of float8 as NumPy writes it and cannot read it; write its bits, array.view('V1')"
+            raise FileError(path, f"{what}, and say --dtype f8_e5m2") from None
         raise FileError(path, f"truncated or damaged .npy header ({reason})") from None
     return shape, fortran_order, dtype
 

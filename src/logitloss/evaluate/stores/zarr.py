@@ -50,6 +50,9 @@ class ZarrArray(ChunkedArray):
     def __init__(self, path: str, array: Any, store: "_Watched") -> None:
         if any(getattr(codec, "codec_id", "") == "pickle" for codec in (*array.filters, *array.compressors)):
             raise FileError(path, "holds pickled Python objects, which are not read")
+        if _n_sharded(getattr(array.metadata, "codecs", ())) > bool(array.shards):
+            what = "has shards within shards or within other codecs"
+            raise FileError(path, f"{what}, which is not read: chunks they leave out would not be seen")
         self.array, self.store = array, store
         store.shards = _Shards(path, array) if array.shards else None
         store.missing = {}
@@ -72,6 +75,12 @@ class ZarrArray(ChunkedArray):
         """Let go of the store, and warn of chunks that it does not have."""
         super().close()
         self.store.close()
+
+
+def _n_sharded(codecs: Any) -> int:
+    """Return how many codecs among these and within them make shards."""
+    inside = [codec.codecs for codec in codecs if isinstance(codec, zarr.codecs.ShardingCodec)]
+    return len(inside) + sum(map(_n_sharded, inside))
 
 
 class _Watched(zarr.storage.WrapperStore):  # type: ignore[misc]
