@@ -419,14 +419,17 @@ def no_output(reduction: str) -> ValueError:
 def folds(array: Array) -> bool:
     """Whether elements may share memory: an axis steps to what an axis of shorter steps reaches.
 
-    Other ways to lie beside each other without sharing are strange enough to be refused with them.
+    Other ways to lie beside each other without sharing are strange enough to be refused with them. Numba
+    compiles this, too.
     """
-    reach = array.itemsize
-    for step, n in sorted((abs(step), n) for n, step in zip(array.shape, array.strides, strict=True)):
-        if n > 1:
-            if step < reach:
-                return array.size > 0
-            reach += step * (n - 1)
+    for axis in range(array.ndim):
+        step, reach = abs(array.strides[axis]), array.itemsize
+        for other in range(array.ndim):
+            shorter = abs(array.strides[other])
+            if other != axis and (shorter < step or (shorter == step and other < axis)):
+                reach += shorter * (array.shape[other] - 1)
+        if array.shape[axis] > 1 and step < reach:
+            return array.size > 0
     return False
 
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba.extending import register_jitable
 
+from logitloss import _check
 from logitloss._njit.kernels import NUMBERS, run_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_folds = register_jitable(_check.folds)
 
 
 @register_jitable
@@ -114,27 +118,13 @@ def check_apart(out, array):
 
 
 @register_jitable
-def _folds(array):
-    """Whether an axis steps to what the axes of shorter steps reach, so that elements may share memory."""
-    for axis in range(array.ndim):
-        step, reach = abs(array.strides[axis]), array.itemsize
-        for other in range(array.ndim):
-            shorter = abs(array.strides[other])
-            if other != axis and (shorter < step or (shorter == step and other < axis)):
-                reach += shorter * (array.shape[other] - 1)
-        if array.shape[axis] > 1 and step < reach:
-            return True
-    return False
-
-
-@register_jitable
 def checked_out(out, logits, target):
     """Return the array for a gradient, which may be the logits' own."""
     if out is None:
         return np.empty(logits.shape, logits.dtype)
     if out.shape != logits.shape:
         raise ValueError("out: expected the logits' shape")
-    if out.size > 0 and _folds(out):
+    if _folds(out):
         raise ValueError("out: expected memory of its own for each element")
     are_same = out.ctypes.data == logits.ctypes.data
     for axis in range(out.ndim):
