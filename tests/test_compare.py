@@ -314,6 +314,12 @@ def test_rows_that_are_none(small):
     refused(small, f"{missing}: No such file or directory", "--rows", missing, missing)
     refused(small, r".*y.npy: holds int64, not what --per-row writes", "--rows", *[small.file("y.npy")] * 2)
     refused(small, r".*a.json: is no .npy file of --per-row", "--rows", *[small.file("a.json")] * 2)
+    records = np.load(small.file("a-rows.npy"))
+    names = [name for name in records.dtype.names if name != "brier"]
+    np.save(small.file("fewer.npy"), records[names])
+    refused(
+        small, r".*fewer.npy: holds .*, not what --per-row writes", "--rows", *[small.file("fewer.npy")] * 2
+    )
     (small.folder / "a-rows.npy").unlink()
     refused(small, r".*a-rows.npy: No such file or directory")
     usage = command("compare", "a", "b", "--unpaired", "--rows", "c", "d")

@@ -21,6 +21,7 @@ from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.moments import PLAIN, Moments, json_number
 from logitloss.evaluate.report import SCHEMA_VERSION, plain_console, plain_table
 from logitloss.evaluate.report.figures import Figure, Kind, counts, figures
+from logitloss.evaluate.rows import row_dtype
 from logitloss.evaluate.stores import split
 from logitloss.evaluate.stores.mapped import MappedArray
 
@@ -333,7 +334,8 @@ def _records(file: str) -> MappedArray:
         records = np.lib.format.open_memmap(file, "r")
     except (OSError, ValueError) as error:
         raise FileError(file, getattr(error, "strerror", None) or "is no .npy file of --per-row") from None
-    if not {"loss", "hit", "counted"} <= set(records.dtype.names or ()):
+    names = set(records.dtype.names or ())
+    if not any(names == set(row_dtype(np.float32, loss).names or ()) for loss in ("ce", "bce")):
         raise FileError(file, f"holds {records.dtype}, not what --per-row writes")
     return MappedArray(file, cast(Any, records)._mmap, records.reshape(-1))
 
