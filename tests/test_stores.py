@@ -1,6 +1,7 @@
 """Arrays in stores: boxes of them under other axes and types, read ahead, and batches as they come."""
 
 import threading
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -17,10 +18,10 @@ from logitloss.evaluate import (
     evaluate,
     evaluate_files,
 )
+from logitloss.evaluate.ahead import ahead
 from logitloss.evaluate.shard import Options, Shard
 from logitloss.evaluate.stores import Place, StoredArray, open_array, split
 from logitloss.evaluate.stores.stored import one_line
-from logitloss.evaluate.stream import ahead
 
 
 class Listed(StoredArray):
@@ -169,7 +170,7 @@ def test_one_block_is_read_while_another_is_used():
         begun[number].set()
         return number, threading.current_thread()
 
-    for number, thread in ahead(read(n) for n in range(4)):
+    for number, thread in ahead(partial(read, n) for n in range(4)):
         assert (thread is threading.current_thread()) == (number == 0)  # there is nothing to use meanwhile
         if number < 3:
             assert begun[number + 1].wait(10)
@@ -184,8 +185,8 @@ def test_what_cannot_be_read_is_raised_in_its_turn():
 
     seen = []
     with pytest.raises(FileError, match=r"x.npy: is gone"):
-        seen.extend(ahead(read(n) for n in range(4)))
-    numbers = ahead(read(n) for n in range(4))
+        seen.extend(ahead(partial(read, n) for n in range(4)))
+    numbers = ahead(partial(read, n) for n in range(4))
     assert [next(numbers), next(numbers)] == [0, 1]
     with pytest.raises(FileError):
         next(numbers)

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from logitloss.evaluate.ahead import ahead
 from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.errors import DtypeError, FileError, OutputError, ShapeError
@@ -24,7 +25,7 @@ from logitloss.evaluate.shard import Block, Options, Shard, floats, linear, nati
 from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_array, shape_of, split
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
-from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, ahead, evaluate_shards
+from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
@@ -269,7 +270,7 @@ class FileSource(Source):
 
     def read(self, reads: Iterable[Callable[[], Block]]) -> Generator[Block, None, None]:
         """Read blocks, ahead of where they are used."""
-        return ahead(read() for read in reads)
+        return ahead(reads)
 
     def release(self, shard: Shard, box: Box) -> None:
         """Let go of the memory that was used to read what belongs to a block's rows, and to write records."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss import _check
+from logitloss.evaluate.ahead import each_ahead
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
@@ -21,7 +22,6 @@ from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
     Source,
-    ahead,
     evaluate_blocks,
     evaluate_shards,
 )
@@ -197,7 +197,7 @@ def evaluate_batches(
     """Evaluate batches as they come; see `evaluate`."""
     state, kind = EvaluationState(options.loss, options.per_class), None
     n_rows = n_bytes = 0
-    with closing(ahead(batches)) as coming:
+    with closing(each_ahead(batches)) as coming:
         for number, batch in enumerate(coming):
             try:
                 logits, target, groups, mask = _arrays(batch)

@@ -8,8 +8,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -197,21 +196,6 @@ def left_out(source: Source, error: EvaluationError) -> Skipped:
     if error.argument in source.files.values():
         return Skipped(error.argument, error.reason)
     return Skipped(source.files["logits"], str(error))
-
-
-def ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """Ask for items on another thread, for the next one while this one is worked on; no more than that."""
-    end: Any = object()
-    following = partial(next, iter(items), end)
-    with ExitStack() as stack:
-        if isinstance(items, Generator):
-            stack.callback(items.close)
-        thread = stack.enter_context(ThreadPoolExecutor(1, "logitloss-ahead"))
-        held = [following()]  # there is nothing to work on meanwhile
-        while held[0] is not end:
-            coming = thread.submit(following)
-            yield held.pop()  # which nothing here refers to any more: it may be large
-            held.append(coming.result())
 
 
 def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
