@@ -7,9 +7,8 @@ import os
 
 import numpy as np
 from cases import rng_for
-from click.testing import CliRunner
+from command import invoke
 
-from logitloss.cli import main
 from logitloss.evaluate import (
     DtypeError,
     EvaluationState,
@@ -70,7 +69,7 @@ class Shards:
 
     def run(self, *options):
         command = ["eval", *self.paths, "--chunk-rows", CHUNK_ROWS, "--backend", "reference", *options]
-        return CliRunner().invoke(main, list(map(str, command)))
+        return invoke(*command)
 
 
 def options_of(shards):

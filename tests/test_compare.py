@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from click.testing import CliRunner
+from command import invoke
 
-from logitloss.cli import main
 from logitloss.evaluate import FileError, ShapeError
 from logitloss.evaluate.moments import PLAIN
 from logitloss.evaluate.report.compare import Comparison, compare
@@ -25,10 +24,6 @@ MEANS = {
     "confidence",
     "brier",
 }
-
-
-def command(*arguments):
-    return CliRunner().invoke(main, [str(word) for word in arguments])
 
 
 class Runs:
@@ -56,7 +51,7 @@ class Runs:
     def evaluate(self, name, *options):
         paths = [self.file(f"{name}.npy"), self.file("y.npy")]
         options = ["--per-row", self.file(f"{name}-rows.npy"), "--loss", self.loss, *options]
-        result = command("eval", *paths, "--backend", "reference", "--json", *options)
+        result = invoke("eval", *paths, "--backend", "reference", "--json", *options)
         assert result.exit_code == 0, result.output
         (self.folder / f"{name}.json").write_text(result.stdout)
 
@@ -173,7 +168,7 @@ def test_shards_pair(tmp_path):
 
 
 def test_table_and_json_say_the_same(runs):
-    document = json.loads(command("compare", runs.file("a.json"), runs.file("b.json"), "--json").stdout)
+    document = json.loads(invoke("compare", runs.file("a.json"), runs.file("b.json"), "--json").stdout)
     wanted = by_key(runs.compare())
     assert [one["figure"] for one in document["differences"]] == list(wanted)
     for one in document["differences"]:
@@ -188,7 +183,7 @@ def test_table_and_json_say_the_same(runs):
     for name in {*document, *document["differences"][0], *document["counts"][0]}:
         assert re.search(rf"\b{name}\b", Comparison.to_json.__doc__), name
     assert wanted["nll_nats"].verdict == "a is better, the interval excludes 0"
-    table = command("compare", runs.file("a.json"), runs.file("b.json")).stdout
+    table = invoke("compare", runs.file("a.json"), runs.file("b.json")).stdout
     line = next(line for line in table.splitlines() if line.startswith("accuracy"))
     assert line.rstrip().endswith(wanted["accuracy"].verdict.partition(",")[0])
     assert "better: the interval excludes 0; ahead: it includes 0, or there is none" in table
@@ -208,7 +203,7 @@ def test_table_and_json_say_the_same(runs):
     }
     assert document["counts"] == [counted, ignored]
     assert re.search(rf"^labels counted +{counted['a']:,} +{counted['b']:,} *$", table, re.MULTILINE)
-    unpaired = command("compare", runs.file("a.json"), runs.file("b.json"), "--unpaired").stdout
+    unpaired = invoke("compare", runs.file("a.json"), runs.file("b.json"), "--unpaired").stdout
     assert "by the normal approximation, of the two runs as independent samples" in unpaired
 
 
@@ -247,7 +242,7 @@ def test_an_infinite_loss(tmp_path):
     np.save(tmp_path / "a.npy", logits)
     runs.evaluate("a")
     assert by_key(runs.compare())["nll_nats"].verdict == "cannot be told"
-    result = command("compare", runs.file("a.json"), runs.file("b.json"), "--report", tmp_path / "page.html")
+    result = invoke("compare", runs.file("a.json"), runs.file("b.json"), "--report", tmp_path / "page.html")
     assert result.exit_code == 0
 
 
@@ -255,7 +250,7 @@ def test_an_infinite_loss(tmp_path):
 
 
 def refused(runs, message, *options):
-    result = command("compare", runs.file("a.json"), runs.file("b.json"), *options)
+    result = invoke("compare", runs.file("a.json"), runs.file("b.json"), *options)
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.fullmatch(f"logitloss: {message}\n", result.stderr), result.stderr
 
@@ -322,7 +317,7 @@ def test_rows_that_are_none(small):
     )
     (small.folder / "a-rows.npy").unlink()
     refused(small, r".*a-rows.npy: No such file or directory")
-    usage = command("compare", "a", "b", "--unpaired", "--rows", "c", "d")
+    usage = invoke("compare", "a", "b", "--unpaired", "--rows", "c", "d")
     assert usage.exit_code == 2
 
 
@@ -354,7 +349,7 @@ def test_what_is_no_report(small, content, message):
 def test_names_and_numbers_are_whole_where_they_are_wide(tmp_path):
     runs = Runs(tmp_path, n_rows=300)
     runs.change("b", perplexity=1e300)
-    table = command("compare", runs.file("a.json"), runs.file("b.json")).stdout
+    table = invoke("compare", runs.file("a.json"), runs.file("b.json")).stdout
     assert "…" not in table
     assert re.search(r"^negative log-likelihood, nats .* to .* \w+ is ahead|better$", table, re.MULTILINE)
     assert "+1e+300" in table
@@ -393,7 +388,7 @@ def test_shards_left_out_pair_by_name(tmp_path):
                 tmp_path / f"y{name}" / f"{number}.npy", (np.arange(9) % 3).astype(f"i{'48'[name == 'b']}")
             )
         paths = [tmp_path / name, tmp_path / f"y{name}", "--per-row", tmp_path / f"{name}-rows"]
-        result = command("eval", *paths, "--on-error", "skip", "--json")
+        result = invoke("eval", *paths, "--on-error", "skip", "--json")
         (tmp_path / f"{name}.json").write_text(result.stdout)
     with pytest.raises(FileError, match="are of other shards, as some are skipped"):
         compare(str(tmp_path / "a.json"), str(tmp_path / "b.json"))

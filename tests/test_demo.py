@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 
-from logitloss.cli import main
 from logitloss.demo import load_digits
 
 README_PICTURE = Path(__file__).parents[1] / ".readme" / "loss_curve.py"
@@ -32,7 +31,7 @@ def test_the_digits_are_the_data_set_of_the_note_beside_them():
 
 def test_demo_runs_end_to_end(backend, tmp_path):
     folder = tmp_path / "a new" / "folder"
-    result = CliRunner().invoke(main, ["demo", "--output-dir", str(folder), "--backend", backend])
+    result = invoke("demo", "--output-dir", folder, "--backend", backend)
     assert result.exit_code == 0, result.output
     losses = [float(loss) for loss in re.findall(r"training loss (\S+) nats", result.stdout)]
     assert losses[0] == pytest.approx(np.log(10), abs=1e-4)
@@ -53,7 +52,7 @@ def test_demo_runs_end_to_end(backend, tmp_path):
         ["--chunk-rows", "7"],
         ["--chunk-rows", "1000", "--threads", "2"],
     ):
-        again = CliRunner().invoke(main, [*command[1:], "--backend", backend, *options])
+        again = invoke(*command[1:], "--backend", backend, *options)
         figures.add(json.loads(again.stdout)["nll_nats"])
     assert max(figures) - min(figures) <= 1e-12
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
@@ -82,9 +81,7 @@ def test_demo_as_a_user_runs_it(tmp_path):
 
 def test_demo_where_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    result = CliRunner().invoke(
-        main, ["demo", "--output-dir", str(tmp_path / "file"), "--backend", "reference"]
-    )
+    result = invoke("demo", "--output-dir", tmp_path / "file", "--backend", "reference")
     assert result.exit_code == 1
     assert re.fullmatch(r"logitloss: \[Errno 17\] File exists: '.*/file'\n", result.stderr)
 

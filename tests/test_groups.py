@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 from cases import rng_for
-from click.testing import CliRunner
+from command import invoke
 from states import assert_same_figures, assert_same_states
 
 import logitloss as ll
-from logitloss.cli import main
 from logitloss.evaluate import DtypeError, EvaluationState, FileError, LabelError, ShapeError, evaluate
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.rows import row_dtype
@@ -155,7 +154,7 @@ def files(tmp_path):
 def test_the_command_has_a_line_for_each_group(files, tmp_path):
     command = ["eval", files["x"], files["y"], "--axis", "-1", "--backend", "reference"]
     command += ["--group-by", files["g"], "--per-row", str(tmp_path / "rows.npy")]
-    result = CliRunner().invoke(main, [*command, "--json"])
+    result = invoke(*command, "--json")
     assert result.exit_code == 0, result.output
     groups = np.load(files["g"])
     state = evaluate(*arrays(), groups=groups, axis=-1, backend="reference")
@@ -168,7 +167,7 @@ def test_the_command_has_a_line_for_each_group(files, tmp_path):
     rows = np.load(tmp_path / "rows.npy")
     assert (rows["counted"].sum(), rows["hit"].sum()) == (state.count, state.correct)
     assert (rows["rank"] == 1).sum() == state.correct
-    table = CliRunner().invoke(main, command).stdout
+    table = invoke(*command).stdout
     line = next(line for line in table.splitlines() if line.startswith("de "))
     wanted = state.groups["de"].compute()
     numbers = (wanted.accuracy, wanted.classes.brier, wanted.classes.expected_calibration_error)
@@ -179,7 +178,7 @@ def test_keys_are_written_whole_and_as_they_are(files, tmp_path):
     keys = ["wikitext-103/validation/en:apple:", "wikitext-103/test/en"]
     np.save(files["g"], np.array(keys)[np.arange(np.prod(ROWS)) % 2].reshape(ROWS))
     command = ["eval", files["x"], files["y"], "--axis", "-1", "--backend", "reference", "--group-by"]
-    table = CliRunner().invoke(main, [*command, files["g"]]).stdout.partition("group ")[2]
+    table = invoke(*command, files["g"]).stdout.partition("group ")[2]
     column = "".join(line[: line.find("  ")].strip() for line in table.splitlines()[1:])
     assert column == keys[1] + keys[0]
 

@@ -7,12 +7,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import rng_for
-from click.testing import CliRunner
+from command import invoke
 from ulp import exact, result_dtype
 
 import logitloss as ll
 from logitloss import linear
-from logitloss.cli import main
 from logitloss.evaluate import DtypeError, ShapeError, StateError, evaluate, evaluate_files
 
 IGNORED = -100
@@ -315,7 +314,7 @@ def files(tmp_path):
 
 
 def command(*arguments):
-    return CliRunner().invoke(main, ["eval", *map(str, arguments), "--backend", "reference"])
+    return invoke("eval", *arguments, "--backend", "reference")
 
 
 def test_the_command_takes_hidden_states(files):

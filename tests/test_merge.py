@@ -6,18 +6,13 @@ import re
 import numpy as np
 import pytest
 from cases import rng_for
-from click.testing import CliRunner
+from command import invoke
 from states import assert_same_figures
 
-from logitloss.cli import main
 from logitloss.evaluate import EvaluationState, StateError, evaluate
 from logitloss.evaluate.merge import merge_files
 
 N_CLASSES = 7
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def written(path, *states):
 
 
 def document_of(*arguments):
-    result = run("merge", *arguments, "--json")
+    result = invoke("merge", *arguments, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     return json.loads(result.stdout)
 
@@ -58,7 +53,7 @@ def test_states_of_every_kind_come_to_the_whole(parts, tmp_path):
     files = [tmp_path / f"{name}.npy" for name in "xy"]
     saved = tmp_path / "state.json"
     options = ["--group-by", tmp_path / "g.npy", "--backend", "reference", "--state", saved]
-    assert run("eval", *files, *options).exit_code == 0
+    assert invoke("eval", *files, *options).exit_code == 0
     for paths in (
         [written(tmp_path / "a.json", states[0]), written(tmp_path / "b.json", *states[1:])],
         [written(tmp_path / "lines.json", *states)],
@@ -95,13 +90,13 @@ def test_the_sum_is_written_and_merges_again(parts, tmp_path):
 
 def test_table_and_options(parts, tmp_path):
     path = written(tmp_path / "a.json", state_of(parts[0], per_class=True))
-    table = run("merge", path, "--top-k", 3, "--bytes", 100, "--words", 20).stdout
+    table = invoke("merge", path, "--top-k", 3, "--bytes", 100, "--words", 20).stdout
     assert re.search(r"^top-3 accuracy +\d", table, re.MULTILINE)
     assert re.search(r"^bits per byte +\d", table, re.MULTILINE)
     assert re.search(r"^perplexity per word +\d", table, re.MULTILINE)
     assert re.search(r"^class +labels", table, re.MULTILINE)
     assert not re.search(r"^(seconds|rows/s|GB/s)", table, re.MULTILINE)
-    assert "count twice" in run("merge", "--help").stdout
+    assert "count twice" in invoke("merge", "--help").stdout
 
 
 def test_what_a_finished_run_has_skipped_is_told(shards, bad, tmp_path):
@@ -162,7 +157,7 @@ def test_what_is_wrong_is_a_line_with_the_files_name(parts, tmp_path):
         "missing": r"No such file or directory",
     }.items():
         path = tmp_path / f"{name}.json"
-        result = run("merge", good, path)
+        result = invoke("merge", good, path)
         assert result.exit_code == 1
         assert re.fullmatch(rf"logitloss: {path}: {message}.*\n", result.stderr), result.stderr
     for arguments, message in (
@@ -171,8 +166,8 @@ def test_what_is_wrong_is_a_line_with_the_files_name(parts, tmp_path):
         ([good, "--output", good], rf"{good}: is read, and cannot be written"),
         ([good, "--output", tmp_path / "no" / "x.json"], r".*/no/x.json: No such file or directory"),
     ):
-        result = run("merge", *arguments)
+        result = invoke("merge", *arguments)
         assert result.exit_code == 1
         assert re.match(f"logitloss: {message}", result.stderr), result.stderr
         assert result.stderr.count("\n") == 1
-    assert run("merge").exit_code == 2
+    assert invoke("merge").exit_code == 2

@@ -6,11 +6,10 @@ import warnings
 import numpy as np
 import pytest
 from cases import rng_for
-from click.testing import CliRunner
+from command import invoke
 
 import logitloss.evaluate.padding
 import logitloss.evaluate.shard
-from logitloss.cli import main
 from logitloss.evaluate import EvaluationState, PaddingWarning, evaluate, evaluate_files
 from logitloss.evaluate.padding import LONG, EndRuns
 
@@ -271,11 +270,11 @@ def test_the_command_and_python_tell_it(tmp_path):
     (line,) = told(tokens)
     files = [str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     command = ["eval", *files, "--axis", "-1", "--backend", "reference"]
-    result = CliRunner().invoke(main, [*command, "--json"])
+    result = invoke(*command, "--json")
     assert (result.exit_code, result.stderr) == (0, f"logitloss: warning: {line}\n")
     assert json.loads(result.stdout)["warnings"] == [line]
-    assert CliRunner().invoke(main, command).stderr == f"logitloss: warning: {line}\n"
-    result = CliRunner().invoke(main, [*command, "--ignore-index", str(EOS), "--json"])
+    assert invoke(*command).stderr == f"logitloss: warning: {line}\n"
+    result = invoke(*command, "--ignore-index", str(EOS), "--json")
     assert (result.stderr, json.loads(result.stdout)["warnings"]) == ("", [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,24 +1,18 @@
 """The pages of `--report` as a browser shows them: what is drawn against the JSON of the same run.
 
-Geometry is measured in the page. A small part needs no browser: what is refused, and what a page says of what
-it does not show.
+Geometry is measured in the page. What needs no browser is in `test_page_text.py`.
 """
 
 import json
 import os
 import re
-import subprocess
-import sys
 
 import browser
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import printed
 
 import logitloss
-from logitloss.cli import main
-from logitloss.evaluate.errors import OutputError
-from logitloss.evaluate.report.charts import Scale
 
 EVIL = '<b onmouseover="x">&amp;'
 SCHEMES = ("light", "dark")
@@ -60,12 +54,6 @@ CONTRAST = """(() => {
 })()"""
 
 
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(word) for word in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """Write pages, and return their paths and the JSON of the same runs."""
@@ -88,17 +76,17 @@ def pages(tmp_path_factory):
     documents = {}
     options = ["--on-error", "skip", "--backend", "reference", "--json"]
     shards = [folder / "x", folder / "y", "--group-by", folder / "keys", "--per-class"]
-    documents["classes"] = json.loads(run("eval", *shards, *options, "--report", folder / "classes.html"))
+    documents["classes"] = json.loads(printed("eval", *shards, *options, "--report", folder / "classes.html"))
     np.save(folder / "odd.npy", 4 * rng.standard_normal(20_000))
     odds = np.load(folder / "odd.npy") + 3 * rng.logistic(size=20_000) > 0
     np.save(folder / "is_odd.npy", odds)
     paths = [folder / "odd.npy", folder / "is_odd.npy", "--loss", "bce"]
-    documents["binary"] = json.loads(run("eval", *paths, *options, "--report", folder / "binary.html"))
+    documents["binary"] = json.loads(printed("eval", *paths, *options, "--report", folder / "binary.html"))
     for name, logits in (("a", folder / "x" / "0.npy"), ("b", folder / "other0.npy")):
         rows = ["--per-row", folder / f"{name}-rows.npy"]
-        (folder / f"{name}.json").write_text(run("eval", logits, folder / "y" / "0.npy", *options, *rows))
+        (folder / f"{name}.json").write_text(printed("eval", logits, folder / "y" / "0.npy", *options, *rows))
     files = [folder / "a.json", folder / "b.json"]
-    compared = run("compare", *files, "--json", "--report", folder / "comparison.html")
+    compared = printed("compare", *files, "--json", "--report", folder / "comparison.html")
     documents["comparison"] = json.loads(compared) | {"documents": [json.loads(p.read_text()) for p in files]}
     return {name: (folder / f"{name}.html", documents[name]) for name in PAGES}
 
@@ -371,120 +359,3 @@ def test_what_a_reader_of_no_pictures_is_told(pages, tab, name):
     marked, told = tab.value("""[...document.querySelectorAll("#nll-histogram")].map(
       figure => [figure.querySelectorAll(".bar").length, figure.querySelectorAll("tbody tr").length])[0]""")
     assert marked == told > 5
-
-
-# ---- what is refused, and what a page says of what it does not show ----
-
-
-@pytest.fixture
-def pair(tmp_path):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((20, 3)))
-    np.save(tmp_path / "y.npy", np.arange(20) % 3)
-    return tmp_path / "x.npy", tmp_path / "y.npy"
-
-
-def test_a_page_that_cannot_be_written_is_refused_at_once(pair, tmp_path):
-    (tmp_path / "folder.html").mkdir()
-    for path, message in (
-        (pair[1], "does not end in .html"),
-        (tmp_path / "none" / "r.html", "there is no directory for"),
-        (tmp_path / "folder.html", "is a directory"),
-    ):
-        result = CliRunner().invoke(main, ["eval", "no.npy", "no.npy", "--report", str(path)])
-        assert result.exit_code == 2
-        assert message in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "x.npy", "y.npy"]
-
-
-def test_figures_are_told_where_the_page_cannot_be_written(pair, tmp_path, monkeypatch):
-    def full(path, page):
-        raise OutputError(path, "No space left on device")
-
-    monkeypatch.setattr(logitloss.cli, "write_page", full)
-    result = CliRunner().invoke(
-        main, ["eval", *map(str, pair), "--json", "--report", str(tmp_path / "r.html")]
-    )
-    assert (result.exit_code, json.loads(result.stdout)["count"]) == (1, len(np.load(pair[1])))
-    assert result.stderr == f"logitloss: {tmp_path}/r.html: No space left on device\n"
-
-
-def test_a_page_of_what_was_not_asked_for(pair, tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text("before")
-    run("eval", *pair, "--report", path)
-    page = path.read_text(encoding="utf-8")
-    assert "With --per-class this page shows" in page
-    assert 'id="groups"' not in page
-
-
-def test_pages_of_little_and_of_extremes(tmp_path):
-    """No row; none that counts; one of no loss, of infinite loss; a sum that overflows; classes few, many."""
-    path = tmp_path / "page.html"
-    for logits, labels, words in (
-        (np.zeros((0, 3)), np.zeros(0, int), "labels ignored"),
-        (np.zeros((2, 3)), [-100, -100], "labels ignored"),
-        (1.7e308 * np.eye(5), [1, 2, 3, 4, 0], "class 0"),
-        ([[800.0, 0.0]], [0], "No label was taken for another."),
-        ([[0.0, -np.inf]], [1], "labels of infinite loss"),
-        (np.zeros((3, 1)), [0, 0, 0], "class 0"),
-        (np.eye(1025)[:3], [0, 1, 5], "of up to 1024 classes"),
-    ):
-        np.save(tmp_path / "x.npy", logits)
-        np.save(tmp_path / "y.npy", labels)
-        run("eval", tmp_path / "x.npy", tmp_path / "y.npy", "--report", path, "--per-class")
-        page = path.read_text(encoding="utf-8")
-        assert words in page
-        assert not re.search(r' (x|y|width|height|points|r)="[^"]*(nan|inf)', page)
-
-
-def test_what_makes_figures_doubtful_is_told(tmp_path):
-    tokens = np.random.default_rng(5).integers(1, 30, (9, 40))
-    for number, text in enumerate(tokens):
-        text[20 + number :] = 0
-    np.save(tmp_path / "y.npy", tokens)
-    np.save(tmp_path / "x.npy", np.zeros((9, 40, 30), np.float32))
-    files, path = [tmp_path / "x.npy", tmp_path / "y.npy", "--axis", -1], tmp_path / "page.html"
-    (line,) = json.loads(run("eval", *files, "--json", "--report", path))["warnings"]
-    assert "label 0 fills the end of 9 sequences" in line
-    assert f'<p class="warning">Warning: {line}</p>' in path.read_text(encoding="utf-8")
-    run("eval", *files, "--ignore-index", 0, "--report", path)
-    assert "Warning" not in path.read_text(encoding="utf-8")
-
-
-def test_keys_are_drawn_without_what_a_page_must_not_hold(pair, tmp_path):
-    np.save(tmp_path / "g.npy", np.array(["a\x1bb"] * len(np.load(pair[1]))))
-    path = tmp_path / "page.html"
-    run("eval", *pair, "--group-by", tmp_path / "g.npy", "--report", path)
-    page = path.read_text(encoding="utf-8")
-    assert ("a\ufffdb" in page, "\x1b" in page) == (True, False)
-
-
-def test_names_of_files_that_are_no_text(tmp_path):
-    (tmp_path / "\udcff").mkdir()
-    np.save(tmp_path / "\udcff" / "x.npy", np.zeros((3, 2)))
-    np.save(tmp_path / "y.npy", np.zeros(3, int))
-    path = tmp_path / "page.html"
-    run("eval", tmp_path / "\udcff" / "x.npy", tmp_path / "y.npy", "--report", path, "--json")
-    assert r"\udcff/x.npy" in path.read_text(encoding="utf-8")
-    (tmp_path / "a.json").write_text(run("eval", tmp_path / "\udcff" / "x.npy", tmp_path / "y.npy", "--json"))
-    (tmp_path / "a.json").rename(tmp_path / "\udcff" / "a:apple:.json")
-    program = [sys.executable, "-c", "from logitloss.cli import main; main()", "compare"]
-    files = [os.fsencode(tmp_path / "\udcff" / "a:apple:.json")] * 2
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run([*program, *files], env=environment, capture_output=True, text=True, check=True)
-    assert r"\udcff/a:apple:.json" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("scale", "wanted"),
-    [
-        (Scale(0, 1, 0, 250), [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (Scale(0.9, 1, 200, 0), [0.9, 0.92, 0.94, 0.96, 0.98, 1]),
-        (Scale(1, 10, 0, 200), [2, 4, 6, 8, 10]),
-        (Scale(1, 100, 0, 300, is_log=True), [1, 2, 5, 10, 20, 50, 100]),
-        (Scale(1.25, 20, 0, 300, is_log=True), [2, 5, 10, 20]),
-        (Scale(2**-20, 1024, 0, 300, is_log=True), [1e-6, 1e-4, 1e-2, 1, 100]),
-    ],
-)
-def test_ticks(scale, wanted):
-    assert scale.ticks() == pytest.approx(wanted)

@@ -7,11 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 from cases import INTEGERS, rng_for
-from click.testing import CliRunner
+from command import invoke
 from states import assert_same_figures
 
 from logitloss import LinearLogits
-from logitloss.cli import main
 from logitloss.evaluate import (
     DtypeError,
     EvaluationState,
@@ -448,7 +447,7 @@ def test_a_state_of_other_positions_is_refused(sharded, tmp_path, what):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["eval", *map(str, arguments), "--axis", "-1", "--backend", "reference"])
+    return invoke("eval", *arguments, "--axis", "-1", "--backend", "reference")
 
 
 def test_the_command_tells_why_positions_do_not_count(sharded, tmp_path):
