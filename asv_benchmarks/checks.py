@@ -9,13 +9,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from statistics import median
 
 import numpy as np
 from benchmarks import common
 from benchmarks.peak_memory import MEGABYTE, peak
 from contenders import OURS, PEERS, logitloss
-from report import paired
+from report import paired, typical
 from works import CROSS_ENTROPY, HALF, Task, Work, prepare
 
 SHAPES = (HALF, (65536, 1000))
@@ -66,7 +65,7 @@ def small_call(work, rounds):
     for call in calls.values():
         repeat(call)
     times = common.take_turns({name: partial(repeat, call) for name, call in calls.items()}, rounds)
-    micros = {name: 1e6 / SMALL_CALLS * median(values) for name, values in times.items()}
+    micros = {name: 1e6 / SMALL_CALLS * typical(values) for name, values in times.items()}
     return micros[OURS], micros.get("torch")
 
 

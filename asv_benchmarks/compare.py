@@ -27,7 +27,7 @@ LEAST_ROUNDS, ROUNDS = 7, 10
 @click.option("--bench", multiple=True, help="Other series: a regular expression, as of asv.")
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=LEAST_ROUNDS))
 def main(base, commit, bench, rounds):
-    """Compare the speed of COMMIT with that of BASE; the status is 1 if it is slower."""
+    """Compare the speed of COMMIT with that of BASE; the status is 1 if it is slower, 2 if asv fails."""
     status, _ = compare(HERE.parent, base, commit, bench or default_series(), rounds, show=click.echo)
     sys.exit(status)
 
@@ -41,7 +41,12 @@ def default_series():
 def compare(repository, base, commit, series, rounds=ROUNDS, show=lambda line: None):
     """Run `asv continuous` on two commits of that repository; return its status and what it prints.
 
-    The suite and the environment are this checkout's.
+    The suite and the environment are this checkout's. Its status is 1 where it failed, too.
+
+    Raises
+    ------
+    ClickException
+        It printed no verdict; the status is 2 then.
     """
     asv = [sys.executable, "-m", "asv", "--config", write_settings(repository)]
     subprocess.run([*asv, "machine", "--yes"], check=True, capture_output=True)
@@ -53,7 +58,14 @@ def compare(repository, base, commit, series, rounds=ROUNDS, show=lambda line: N
             lines.append(line.rstrip())
             if not lines[-1].endswith("n/a"):  # asv shows all parameters, and few were asked for
                 show(lines[-1])
-    return run.returncode, "\n".join(lines)
+    output = "\n".join(lines)
+    if "SIGNIFICANTLY" not in output:
+        failed = click.ClickException(
+            f"asv has not compared {base} and {commit}: {lines[-1] if lines else ''}"
+        )
+        failed.exit_code = 2
+        raise failed
+    return run.returncode, output
 
 
 def write_settings(repository):

@@ -136,6 +136,7 @@ def main(dry_run, minutes, test_minutes, rounds, wanted, saved):
         results["works"].append({**asdict(work), "name": work.name, **times})
         step(work.name)
     print("\n".join(report(results)))
+    sys.exit(not all(entry["right"] for entry in results["values"]) or results["tests"]["code"] != 0)
 
 
 def machine(contenders):
@@ -166,7 +167,7 @@ def values(contenders, work):
     if array is not None:
         difference = np.abs(contenders.on_host(array).astype(np.float64) - expected_array).max()
         errors.append(difference / np.abs(expected_array).max())
-    error = float(max(errors))
+    error = float(np.max(errors))  # NaN, if one is
     return {"error": error, "right": error <= TOLERANCE[work.dtype]}
 
 

@@ -1,7 +1,8 @@
 """What peers.py found, from the JSON it saves: the table, README's figures and README's chart.
 
-A figure is the median over the runs; in a run, the median of the ratios within a round. The limit is the
-fastest of its manners, or of those that pass over memory in order.
+A figure is the median over the runs; in a run, the median of the ratios within a round. Of each round there
+are the times of a few turns. The limit is the fastest of its manners, or of those that pass over memory in
+order.
 """
 
 import re
@@ -61,7 +62,7 @@ def figures(work, in_order=False):
             for name, times in run.items()
             if name.startswith(of + ", ") and not (in_order and STREAMS in name)
         ]
-        return min(manners, key=median)
+        return min(manners, key=typical)
 
     def over(above, below):
         return median(paired(above(run), below(run)) for run in runs)
@@ -86,8 +87,8 @@ def figures(work, in_order=False):
     return Figures(
         name=work["name"],
         floor=work["floor"],
-        limit_ms=1000 * median(median(limit(run, LIMIT)) for run in runs),
-        ms={name: 1000 * median(median(run[name]) for run in runs) for name in names},
+        limit_ms=1000 * median(typical(limit(run, LIMIT)) for run in runs),
+        ms={name: 1000 * median(typical(run[name]) for run in runs) for name in names},
         share=share,
         factor=factor,
         one_thread=one,
@@ -98,9 +99,21 @@ def figures(work, in_order=False):
     )
 
 
+def typical(rounds):
+    """Return the median of the rounds' fastest turns."""
+    return median(map(min, rounds))
+
+
 def paired(above, below):
-    """Return the median ratio within a round; a slow one took part in the first rounds alone."""
-    return median(a / b for a, b in zip(above, below, strict=False))
+    """Return the median ratio within a round, of the fastest of as many turns.
+
+    A slow one took part in the first rounds alone, and in few turns of these.
+    """
+    ratios = []
+    for a, b in zip(above, below, strict=False):
+        n = min(len(a), len(b))
+        ratios.append(min(a[:n]) / min(b[:n]))
+    return median(ratios)
 
 
 def checked(check):
@@ -153,7 +166,7 @@ def markdown(results, in_order=False):
     repeats = results["repeats"]
     runs = "one run" if repeats == 1 else f"each of {repeats} runs"
     lines = [
-        f"Medians of {results['rounds']} rounds in {runs}; "
+        f"Medians of {results['rounds']} rounds in {runs} (what takes long has one turn or two in all); "
         + "; ".join(f"{name}: {value}" for name, value in results["machine"].items())
         + ".",
         "",

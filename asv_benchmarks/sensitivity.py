@@ -50,9 +50,7 @@ def main(same, commit):
 def outcome(clone, is_planted):
     """Compare the last two commits, print what came of it, and return whether that is what must come."""
     start = perf_counter()
-    status, output = compare(clone, "main^", "main", default_series())
-    if status not in (0, 1):
-        raise click.ClickException(output)
+    _, output = compare(clone, "main^", "main", default_series())
     found = slower(output)
     is_right = bool(found) == is_planted and all(series.startswith("cross_entropy_") for series in found)
     series = ", ".join(f"{series.partition('(')[0]} {ratio:.2f}" for series, ratio in found.items())

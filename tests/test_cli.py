@@ -5,9 +5,11 @@ import math
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -300,6 +302,35 @@ def test_unknown_options_are_usage_errors(pair):
         assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save-every", 3], "--save-every is for --state"),
+        (["--loss", "bce", "--top-k", 2], "--top-k is for labels of classes"),
+    ],
+)
+def test_options_that_say_nothing_here_are_usage_errors(pair, options, message):
+    result = run(*pair, *options)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {message}")
+
+
+def test_a_page_is_not_written_over_another_file_of_the_command(pair, files, tmp_path):
+    (groups,) = files(g=np.zeros(20, int))
+    rows, state, page = tmp_path / "rows.npy", tmp_path / "state.json", tmp_path / "page.html"
+    options = ["--group-by", groups, "--mask", groups, "--per-row", rows, "--state", state]
+    rows.touch()
+    state.touch()
+    for taken in (*pair, groups, rows, state):
+        page.symlink_to(taken)
+        before = Path(taken).read_bytes()
+        fails(
+            [*pair, *options, "--report", page],
+            f"{page}: is another file of this command, and cannot be written",
+        )
+        assert Path(taken).read_bytes() == before
+        page.unlink()
+
+
 def test_missing_backend(pair, monkeypatch):
     def missing(*arguments, **options):
         raise ImportError("backend 'cython' is missing: build it")
@@ -375,6 +406,17 @@ def test_interrupt_is_one_line(pair, monkeypatch):
     result = run(*pair)
     assert result.exit_code == 130
     assert result.stderr == "logitloss: interrupted\n"
+
+
+def test_without_an_error_stream(pair, files):
+    """Nothing that belongs there goes to stdout instead."""
+    texts = np.random.default_rng(5).integers(1, 7, (9, 40))
+    for number, text in enumerate(texts):
+        text[20 + number :] = 0  # as padding, of which is warned
+    x, y = files(padded=np.zeros((9, 40, 7)), texts=texts)
+    command = shlex.join([*PROGRAM, "eval", x, y, "--axis", "-1", "--backend", "reference", "--json"])
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, timeout=60, check=True)
+    assert len(json.loads(done.stdout)["warnings"]) == 1
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(pair):

@@ -351,8 +351,30 @@ def test_names_and_numbers_are_whole_where_they_are_wide(tmp_path):
     runs.change("b", perplexity=1e300)
     table = invoke("compare", runs.file("a.json"), runs.file("b.json")).stdout
     assert "…" not in table
-    assert re.search(r"^negative log-likelihood, nats .* to .* \w+ is ahead|better$", table, re.MULTILINE)
+    assert re.search(r"^negative log-likelihood, nats .* to .* \w+ is (ahead|better) *$", table, re.MULTILINE)
     assert "+1e+300" in table
+
+
+def test_differences_of_runs_that_are_nearly_equal_are_whole(tmp_path):
+    runs = Runs(tmp_path, n_rows=300)
+    runs.logits["b"] = runs.logits["a"] * (1 + 1e-6)
+    np.save(tmp_path / "b.npy", runs.logits["b"])
+    runs.evaluate("b")
+    table = invoke("compare", runs.file("a.json"), runs.file("b.json")).stdout
+    assert "…" not in table
+    for name in ("negative log-likelihood, nats", "accuracy", "Brier score"):
+        assert re.search(rf"^{name} .*\d", table, re.MULTILINE), name
+
+
+def test_a_page_is_not_written_over_what_was_compared(small):
+    page = small.folder / "page.html"
+    for name in ("a.json", "b.json", "a-rows.npy", "b-rows.npy"):
+        page.symlink_to(small.file(name))
+        before = (small.folder / name).read_bytes()
+        result = invoke("compare", small.file("a.json"), small.file("b.json"), "--report", page)
+        assert (result.exit_code, "is another file of this command" in result.stderr) == (1, True)
+        assert (small.folder / name).read_bytes() == before
+        page.unlink()
 
 
 def test_a_confident_models_brier_scores_pair(tmp_path):
@@ -404,6 +426,9 @@ def test_shards_left_out_pair_by_name(tmp_path):
         {"nll_histogram": "x"},
         {"calibration": [3]},
         {"run": {"inputs": [{}]}},
+        {"seconds": "NaN"},
+        {"rows_per_second": None},
+        {"accuracy_by_rank": ["NaN"]},
     ],
     ids=str,
 )

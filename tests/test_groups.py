@@ -161,6 +161,7 @@ def test_the_command_has_a_line_for_each_group(files, tmp_path):
     found = json.loads(result.stdout)["groups"]
     assert [one["group"] for one in found] == sorted(state.groups) == ["", "de", "français"]
     for one in found:
+        assert "shifted" not in one
         wanted = state.groups[one["group"]].compute()
         assert (one["count"], one["accuracy"]) == (wanted.count, wanted.accuracy)
         assert float(one["nll_nats"]) == wanted.nll_nats

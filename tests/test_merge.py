@@ -1,7 +1,10 @@
 """`logitloss merge`: states in files, of every way to write them, come to the report of their sum."""
 
+import errno
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from cases import rng_for
 from command import invoke
 from states import assert_same_figures
 
-from logitloss.evaluate import EvaluationState, StateError, evaluate
+from logitloss.evaluate import EvaluationState, StateError, evaluate, merge
+from logitloss.evaluate.errors import OutputError
 from logitloss.evaluate.merge import merge_files
 
 N_CLASSES = 7
@@ -66,6 +70,7 @@ def test_states_of_every_kind_come_to_the_whole(parts, tmp_path):
         assert_same_figures({name: document[name] for name in wanted}, json.loads(json.dumps(wanted)))
         for line in document["groups"]:
             wanted = whole.groups[line.pop("group")].compute().to_dict()
+            del wanted["shifted"]
             assert_same_figures(line, json.loads(json.dumps(wanted)))
 
 
@@ -86,6 +91,39 @@ def test_the_sum_is_written_and_merges_again(parts, tmp_path):
     del again["states"], whole["states"]
     assert_same_figures(again, whole)
     assert EvaluationState.from_dict(json.loads(output.read_text())) == merge_files(paths[:2])[0]
+
+
+def test_a_sum_that_cannot_be_written_leaves_the_one_before(parts, tmp_path, monkeypatch):
+    path, output = written(tmp_path / "a.json", state_of(parts[0])), tmp_path / "sum.json"
+    merge_files([path], str(output))
+    before = output.read_text()
+
+    def full(document, file, **options):
+        file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(merge.json, "dump", full)
+    with pytest.raises(OutputError, match=r"sum.json: No space left on device$"):
+        merge_files([path], str(output))
+    assert output.read_text() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.json", "sum.json"]
+
+
+def test_a_sum_goes_to_what_is_no_file_too(parts, tmp_path):
+    path = written(tmp_path / "a.json", state_of(parts[0]))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_text)
+        state, _ = merge_files([path], str(pipe))
+        assert EvaluationState.from_dict(json.loads(read.result())) == state
+    assert pipe.is_fifo()
+
+
+def test_ranks_are_of_classes(tmp_path):
+    path = written(tmp_path / "a.json", EvaluationState("bce"))
+    result = invoke("merge", path, "--top-k", 3)
+    assert (result.exit_code, "--top-k is for labels of classes" in result.stderr) == (2, True)
 
 
 def test_table_and_options(parts, tmp_path):
@@ -163,7 +201,7 @@ def test_what_is_wrong_is_a_line_with_the_files_name(parts, tmp_path):
     for arguments, message in (
         ([tmp_path / "lines.json"], rf"{tmp_path}/lines.json, line 2: holds no state: no JSON"),
         ([good, good], rf"{good}: is given twice"),
-        ([good, "--output", good], rf"{good}: is read, and cannot be written"),
+        ([good, "--output", good], rf"{good}: is another file of this command, and cannot be written"),
         ([good, "--output", tmp_path / "no" / "x.json"], r".*/no/x.json: No such file or directory"),
     ):
         result = invoke("merge", *arguments)

@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(
     shutil.which(shlex.split(os.environ.get("CC", "cc"))[0]) is None, reason="the limit is compiled"
 )
 SVG = "{http://www.w3.org/2000/svg}"
-# Two runs of two rounds, in seconds.
+# Two runs of two rounds, in seconds; who takes long had one turn in each.
 RESULTS = {
     "machine": {"processor": "an abacus"},
     "rounds": 2,
@@ -38,16 +38,16 @@ RESULTS = {
             "chart": True,
             "runs": [
                 {
-                    "logitloss": [0.02, 0.04],
-                    "logitloss, one thread": [0.05, 0.10],
-                    "logitloss, Numba": [0.025, 0.05],
-                    "logitloss, figures": [0.04, 0.08],
-                    "torch": [0.2, 0.4],
-                    "torch.compile": [0.03, 0.06],
-                    "numpy": [1.0],
-                    "limit, plain": [0.012, 0.024],
-                    "limit, 3 streams": [0.01, 0.02],
-                    "limit of one thread, plain": [0.02, 0.04],
+                    "logitloss": [[0.021, 0.02], [0.042, 0.04]],
+                    "logitloss, one thread": [[0.05], [0.10]],
+                    "logitloss, Numba": [[0.025], [0.05]],
+                    "logitloss, figures": [[0.04], [0.08]],
+                    "torch": [[0.2], [0.4]],
+                    "torch.compile": [[0.03], [0.06]],
+                    "numpy": [[1.0]],
+                    "limit, plain": [[0.013, 0.012], [0.025, 0.024]],
+                    "limit, 3 streams": [[0.01, 0.03], [0.02, 0.02]],
+                    "limit of one thread, plain": [[0.02], [0.04]],
                 }
             ]
             * 2,
@@ -91,7 +91,7 @@ def test_every_work(tmp_path, peers):
         (run,) = work["runs"]
         assert {"logitloss", "limit, plain", "limit of one thread, plain"} <= set(run)
         assert "numpy" not in peers or "numpy" in run
-        assert all(seconds > 0 for times in run.values() for seconds in times)
+        assert all(seconds > 0 for rounds in run.values() for turns in rounds for seconds in turns)
 
 
 @needs_compiler
@@ -108,19 +108,49 @@ def test_every_kind_of_check(tmp_path):
         assert bound is None or bound > 0
 
 
+def test_what_is_wrong_on_the_command_line(tmp_path):
+    line = [sys.executable, str(FOLDER / "peers.py"), "--quick", "--json", str(tmp_path / "results.json")]
+    for options, message in (
+        (["--readme"], "--readme is for all of it"),
+        (["--row", "nosuch"], "nothing has one of these in its name: nosuch"),
+    ):
+        done = subprocess.run([*line, *options], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@needs_compiler
+def test_what_agrees():
+    """NaN and infinity do not, whoever has them."""
+    program = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[1])\n"
+        "import click, peers\n"
+        "nan, inf = np.nan, np.inf\n"
+        "for ours, theirs in ((1, 1), (1, 2), (1, nan), (nan, 1), (nan, nan), (inf, inf)):\n"
+        "    found = {peers.OURS: ours, 'other': theirs}\n"
+        "    calls = {name: lambda x=x: (1.0, np.full(98, x)) for name, x in found.items()}\n"
+        "    try:\n        peers.check_agreement(calls, 1e-5)\n        print('agree')\n"
+        "    except click.ClickException:\n        print('differ')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(FOLDER)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["agree", *["differ"] * 5]
+
+
 def test_figures(report):
     (work,) = RESULTS["works"]
     f = report.figures(work)
     assert f.limit_ms == pytest.approx(15)
     assert f.ms["logitloss"] == pytest.approx(30)
     assert f.share["logitloss"] == pytest.approx(0.5)
-    assert f.factor["torch"] == pytest.approx(10)
+    # of as many turns: ours are 21 and 42 ms then
+    assert f.factor["torch"] == pytest.approx(200 / 21)
     # NumPy took part in the first round alone.
-    assert f.factor["numpy"] == pytest.approx(50)
+    assert f.factor["numpy"] == pytest.approx(1000 / 21)
     assert f.one_thread == pytest.approx(0.8)
     assert f.avx2 is None
-    assert f.numba == pytest.approx(0.8)
-    assert f.with_figures == pytest.approx(0.5)
+    assert f.numba == pytest.approx(0.84)
+    assert f.with_figures == pytest.approx(0.525)
     assert f.missed == ["limit", "torch.compile", "Numba", "figures"]
     assert report.figures(work, in_order=True).share["logitloss"] == pytest.approx(0.6)
     assert report.checked(RESULTS["checks"][0]) == (4.0, 4.0, True)
@@ -153,7 +183,7 @@ def test_readme_gets_the_figures(report, tmp_path, monkeypatch):
     readme.write_text(f"above\n{before}\nyesterday's\n{after}\nbelow\n")
     report.write_readme(RESULTS)
     text = readme.read_text()
-    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.80 | 0.50 | 1.5x | 10x | 50x |" in text
+    assert "| cross-entropy 3x4 | 15 | 30 | 0.50 | 0.84 | 0.53 | 1.4x | 9.5x | 48x |" in text
     assert "an abacus" in text
     assert "yesterday's" not in text
     assert text.startswith("above\n")

@@ -124,7 +124,7 @@ def test_each_shard_has_a_file_of_its_rows(shards):
 
 
 def test_rows_are_not_written_over_what_is_read(shards):
-    message = "part-1.npy: is read, and cannot be written"
+    message = "part-1.npy: is another file of this command, and cannot be written"
     for path in shards.paths:
         with pytest.raises(FileError, match=message):
             shards.evaluate(per_row_path=path)
@@ -138,7 +138,7 @@ def test_rows_are_not_written_over_what_is_read(shards):
     np.save(layer["bias_path"], np.ones(N_CLASSES, np.float32))
     taken = [str(shards.folder / "other-name.npy"), *layer.values(), str(shards.folder / "s.npy")]
     for path in taken:
-        with pytest.raises(FileError, match=f"^{re.escape(path)}: is read, and cannot be written"):
+        with pytest.raises(FileError, match=f"^{re.escape(path)}: is another file of this command"):
             shards.evaluate(*files, per_row_path=path, state_file=taken[-1], **layer)
     both = f"{shards.folder}/l*s/*.npy"
     with pytest.raises(FileError, match="would have files of the same name"):

@@ -86,23 +86,24 @@ def paired_ratio(ours, others, threads):
 
 
 def take_turns(calls, rounds):
-    """Return the times of each call by its name, one per round, the fastest of a few turns.
+    """Return the times of each call by its name: of each round those of a few turns.
 
-    So a neighbour is left out here, too. The slow ones miss later turns, and rounds.
+    The fastest of a round's turns is without a neighbour. The slow ones miss later turns, and rounds: who is
+    compared with them has as many turns.
     """
     times = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     for _ in range(rounds):
-        fastest = {}
+        turns = {}
         for _ in range(TURNS):
             for name, call in calls.items():
                 if spent[name] < ENOUGH:
                     sleep(PAUSE)
                     seconds = elapsed(call)
                     spent[name] += seconds
-                    fastest[name] = min(seconds, fastest.get(name, seconds))
-        for name, seconds in fastest.items():
-            times[name].append(seconds)
+                    turns.setdefault(name, []).append(seconds)
+        for name, of_round in turns.items():
+            times[name].append(of_round)
     return times
 
 

@@ -27,6 +27,7 @@ from logitloss.evaluate.atomic import refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import TOP_K
 from logitloss.evaluate.counts import N_RANKS
+from logitloss.evaluate.files import files_of
 from logitloss.evaluate.merge import merge_files
 from logitloss.evaluate.progress import progress_bar
 from logitloss.evaluate.provenance import provenance
@@ -80,7 +81,8 @@ def _is_page(context: click.Context, option: click.Parameter, path: str | None) 
 
 def _tell(what: object, *where_warned: object) -> None:
     """Print a line, or a warning in a line, on stderr; click would write past the progress bar, into it."""
-    print(f"logitloss: {what}", file=sys.stderr)
+    if sys.stderr is not None:  # closed, print would take stdout for it
+        print(f"logitloss: {what}", file=sys.stderr)
 
 
 backend_option = click.option(
@@ -242,12 +244,12 @@ def eval_command(
     if len(files) != 2:
         wanted = "LOGITS and TARGETS" if hidden is None else "TARGETS alone, beside --hidden"
         raise click.UsageError(f"expected {wanted}; {len(files)} files are given")
-    if options["loss"] != "ce" and _is_given("top_k"):
-        raise click.UsageError("--top-k is for labels of classes")
+    _check_top_k(options["loss"])
     if options["state_file"] is None and _is_given("save_every"):
         raise click.UsageError("--save-every is for --state")
     if report_file is not None:
-        refuse_to_overwrite([report_file], [path for path in (per_row, options["state_file"]) if path])
+        read = files_of(*files, unembedding, bias, group_by, mask)
+        refuse_to_overwrite([report_file], [*read, *filter(None, (per_row, options["state_file"]))])
     with progress_bar() as progress:
         started, start = datetime.now(UTC), time.perf_counter()
         evaluation = evaluate_files(
@@ -307,8 +309,14 @@ def merge_command(
     in both count twice.
     """
     state, skipped = merge_files(files, output)
+    _check_top_k(state.loss)
     metrics, groups = _computed(state, n_bytes, n_words, top_k)
     _print(Report(None, None, metrics, groups, skipped=skipped or None, states=list(files)), as_json)
+
+
+def _check_top_k(loss: str) -> None:
+    if loss != "ce" and _is_given("top_k"):
+        raise click.UsageError("--top-k is for labels of classes")
 
 
 def _is_given(option: str) -> bool:
@@ -364,6 +372,8 @@ def compare_command(
     if report_file is not None:
         refuse_to_overwrite([report_file], [a, b])
     comparison = compare(a, b, rows=rows, is_paired=not unpaired)
+    if report_file is not None:
+        refuse_to_overwrite([report_file], files_of(*comparison.rows or ()))
     if as_json:
         click.echo(comparison.to_json())
     else:

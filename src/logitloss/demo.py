@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.categorical import cross_entropy_value_and_grad
+from logitloss.evaluate.errors import OutputError
 
 STEPS = 400
 REPORTED_STEPS = (1, 10, 100, STEPS)
@@ -81,8 +82,15 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
     weights = train(inputs[~held_out], labels[~held_out], n_classes=10, backend=backend, say=say)
     folder.mkdir(parents=True, exist_ok=True)
     logits_path, labels_path = folder / "logits.npy", folder / "labels.npy"
-    np.save(logits_path, inputs[held_out] @ weights)
-    np.save(labels_path, labels[held_out])
-    np.save(folder / "hidden.npy", inputs[held_out])
-    np.save(folder / "unembedding.npy", weights.T)
+    arrays = {
+        logits_path: inputs[held_out] @ weights,
+        labels_path: labels[held_out],
+        folder / "hidden.npy": inputs[held_out],
+        folder / "unembedding.npy": weights.T,
+    }
+    for path, array in arrays.items():
+        try:
+            np.save(path, array)
+        except OSError as error:  # of a full disk NumPy's own has no file
+            raise OutputError(str(path), error.strerror or str(error)) from None
     return logits_path, labels_path

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +10,7 @@ from logitloss.evaluate.errors import FileError, OutputError
 
 
 def refuse_to_overwrite(outputs: Iterable[str], taken: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the files in use, by whatever name.
+    """Refuse an output that is one of the files taken, to be read or written, by whatever name.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def refuse_to_overwrite(outputs: Iterable[str], taken: Iterable[str | os.PathLik
     in_use = {_identity(path) for path in taken}
     for output in outputs:
         if _identity(output) in in_use:
-            raise FileError(output, "is read, and cannot be written")
+            raise FileError(output, "is another file of this command, and cannot be written")
 
 
 def _identity(path: str | os.PathLike[str]) -> object:
@@ -54,6 +54,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def writing(path: str | os.PathLike[str]) -> AbstractContextManager[IO[str]]:
+    """Open a file for text as `replacing` does; a device or a pipe as it is."""
+    if os.path.isfile(path) or not os.path.exists(path):
+        return replacing(path)
+    return open(path, "w", encoding="utf-8")
 
 
 @contextmanager

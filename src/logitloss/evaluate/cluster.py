@@ -230,6 +230,8 @@ def _connected(at: Any, options: Options) -> Iterator[Any]:
     with ExitStack() as stack:
         place = at
         local = re.fullmatch(r"local(?::([1-9]\d*))?", at)
+        if at.startswith("local:") and not local:
+            raise ClusterError("dask", f"is {at!r}, expected local:N, N from 1 on")
         if local:
             n_workers = int(local[1] or max(1, get_num_threads() // (options.num_threads or 1)))
             place = distributed.LocalCluster(

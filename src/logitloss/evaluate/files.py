@@ -5,6 +5,7 @@ They are paired by their natural order, and opened one pair after the other. Wha
 name.
 """
 
+import errno
 import glob
 import importlib
 import os
@@ -116,6 +117,9 @@ def evaluate_files(
     n_shards = len(files["logits"])
     for name, found in files.items():
         if len(found) != n_shards:
+            for path in paths.values():
+                if not is_sharded(path) and not os.path.exists(split(path).file):
+                    raise FileError(path, os.strerror(errno.ENOENT))
             what = f"stands for {_count(found)}, but {logits_path} for {_count(files['logits'])}"
             raise FileError(paths[name], what)
     layer = None
@@ -165,6 +169,11 @@ def shard_files(path: str) -> list[str]:
         if not found:
             raise FileError(path, "no file matches")
     return [name + member for name in sorted(found, key=_natural)]
+
+
+def files_of(*paths: str | None) -> list[str]:
+    """Return all files that paths stand for, without the names of arrays in them."""
+    return [split(file).file for path in paths if path is not None for file in shard_files(path)]
 
 
 def _is_shard(name: str) -> bool:

@@ -84,8 +84,8 @@ def evaluate(
         the label's position, and `per_row` says of the first that it does not count.
     axis : int, optional
         Where the classes are: 1 by default, or 0 for one row. Not for "bce".
-    dtype : {"bf16", "f16", "f32", "f64"}, optional
-        Type of the logits: two-byte void or uint16 data is viewed as it, floating data is widened to it.
+    dtype : {"f8_e4m3", "f8_e5m2", "bf16", "f16", "f32", "f64"}, optional
+        Type of the logits: void or unsigned data of its size is viewed as it, floating data is widened to it.
     num_threads, backend
         As in `logitloss.cross_entropy`.
     chunk_rows : int, optional

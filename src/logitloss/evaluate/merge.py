@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from logitloss.evaluate.atomic import refuse_to_overwrite
+from logitloss.evaluate.atomic import refuse_to_overwrite, writing
 from logitloss.evaluate.checkpoint import Skipped, read_standing
 from logitloss.evaluate.errors import FileError, OutputError, StateError
 from logitloss.evaluate.state import EvaluationState
@@ -50,7 +50,7 @@ def merge_files(paths: Sequence[str], output: str | None = None) -> tuple[Evalua
     assert merged is not None
     if output is not None:
         try:
-            with open(output, "w", encoding="utf-8") as file:
+            with writing(output) as file:
                 json.dump(merged.to_dict(), file, allow_nan=False)
         except OSError as error:
             raise OutputError(output, error.strerror or str(error)) from None

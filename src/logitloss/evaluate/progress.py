@@ -39,7 +39,7 @@ def progress_bar() -> Iterator[Progress]:
         _SpeedColumn(),
         TimeRemainingColumn(),
     )
-    hidden = not sys.stderr.isatty()
+    hidden = sys.stderr is None or not sys.stderr.isatty()
     with Bar(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("rows", total=None, row_bytes=0.0)
         start: int | None = None

@@ -22,6 +22,7 @@ SCHEMA_VERSION = 3
 MOST_CLASSES = 40
 # Characters of a table's names, beyond which they go on in the next line
 NAME_WIDTH = 60
+WIDEST = 1 << 20  # columns, of any table
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ class Report:
         - run (but for states): where the figures come from, an object of
 
           - date: when the evaluation began, in UTC.
-          - options: those that were set, by name: loss, ignore_index, shift, axis, dtype, chunk_rows,
-            softcap, logit_scale, per_class, on_error, state_file, save_every, dask.
+          - options: what was asked for or is the default, by name: loss, ignore_index, shift, axis, dtype,
+            chunk_rows, softcap, logit_scale, per_class, on_error, state_file, save_every, dask.
           - inputs: a list of {role, file, shape, dtype, fingerprint}, with a fingerprint of a few elements.
           - backend, instruction_set (null but for C), threads: what the kernels ran on.
           - system; versions: those of python, logitloss, numpy, ml_dtypes, numba.
@@ -129,6 +130,8 @@ class Report:
         document["warnings"] = list(self.metrics.warnings)
         if self.groups:
             document["groups"] = [{"group": key} | metrics.to_dict() for key, metrics in self.groups.items()]
+            for group in document["groups"]:
+                del group["shifted"]
         if self.skipped is not None:
             document["skipped"] = [one._asdict() for one in self.skipped]
         if self.per_row is not None:
@@ -186,7 +189,9 @@ class Report:
 def plain_console(*tables: Table) -> Console:
     """Return stdout, on which names are written as they are, and tables whole where they are wide."""
     console = Console(markup=False, highlight=False, emoji=False)
-    console.width = max([console.width, *(console.measure(table).maximum for table in tables)])
+    any_width = console.options.update(max_width=WIDEST)
+    widths = [console.measure(table, options=any_width).maximum for table in tables]
+    console.width = max([console.width, *widths])
     return console
 
 

@@ -30,7 +30,8 @@ Document = Mapping[str, Any]
 # Standard errors to either side of an interval: of the normal distribution 95 % are in between
 Z = 1.959963984540054
 # What any report has
-ALWAYS = {"schema_version", "logits", "target", "loss", "nll_nats", "nll_histogram", "seconds", "run"}
+SPEED = {"seconds", "rows_per_second", "gigabytes_per_second"}
+ALWAYS = {"schema_version", "logits", "target", "loss", "nll_nats", "nll_histogram", "run", *SPEED}
 
 
 class Difference(NamedTuple):
@@ -226,6 +227,8 @@ def _has_parts(document: Document) -> bool:
     return (
         all(type(table) is list and all(type(line) is dict for line in table) for table in tables)
         and all(type(number) is int for _, number in counts(document))
+        and all(type(document[name]) in (int, float) for name in SPEED)
+        and all(type(share) in (int, float) for share in document.get("accuracy_by_rank", ()))
         and type(document.get("per_row", "")) is str
         and all({"role", "file", "shape", "dtype", "fingerprint"} <= line.keys() for line in tables[-1])
     )
