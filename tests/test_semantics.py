@@ -256,6 +256,31 @@ def test_classes_ruled_out_by_the_lowest_number(backend, dtype, low):
     assert np.allclose(grad.astype(float), p / 3, rtol=1e-2, atol=0)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("low", [-250, -104, 3, 200])
+@pytest.mark.parametrize("places", [slice(N_FAR), slice(N_FAR, None), slice(100, 2 * N_FAR - 100)], ids=str)
+def test_a_stretch_of_classes_at_minus_infinity(backend, dtype, low, places):
+    """They take no part, wherever the others are: 0 in softmax and gradient, exactly."""
+    x = np.full((3, 2 * N_FAR), low, dtype)
+    x[:, places] = -INF
+    others = x[0] > -INF
+    labels = np.full(3, np.flatnonzero(others)[-1])
+    p = np.where(others, 1 / np.count_nonzero(others), 0)
+    expected = p - (np.arange(2 * N_FAR) == labels[0])
+    close = {"rtol": 8 * float(ml_dtypes.finfo(dtype).eps), "atol": 0}
+    assert_rows(ll.softmax(x, backend=backend), p, **close)
+    value, gradient = ll.cross_entropy_value_and_grad(x, labels, reduction="sum", backend=backend)
+    assert value == pytest.approx(3 * math.log(np.count_nonzero(others)), rel=1e-6)
+    assert_rows(gradient, expected, **close)
+    soft = np.zeros(x.shape, dtype)
+    soft[:, labels[0]] = 1
+    assert_rows(ll.cross_entropy_grad(x, soft, reduction="sum", backend=backend), expected, **close)
+
+
+def assert_rows(found, row, **close):
+    np.testing.assert_allclose(found.astype(float), np.broadcast_to(row, found.shape), **close)
+
+
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weight": np.arange(2 * N_FAR)}], ids=str)
 def test_smoothing_over_a_whole_stretch_at_minus_infinity(backend, dtype, options):
     logits = np.full((2, 2 * N_FAR), -INF, dtype)

@@ -180,8 +180,10 @@ static void V(part_statistics)(V(block) *block, ptrdiff_t i, ptrdiff_t part, row
         const V(real) *gamma = has_gamma ? V(gamma_run)(block, block->first + i, c, n) : NULL;
         V(add_chunk)(row, x, gamma, n, c, exps, &block->seen, (const V(real) *)next, n_next, block->writer,
                      job->figures ? &ranking : NULL);
-        if (exps)
-            *V(scale_of)(block, i, c) = (chunk_scale){row->shift, row->exponent};
+        if (exps) {
+            int is_nothing = row->largest == -INFINITY;
+            *V(scale_of)(block, i, c) = (chunk_scale){row->shift, is_nothing ? INFINITY : row->exponent};
+        }
     }
 }
 

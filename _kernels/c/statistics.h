@@ -14,7 +14,8 @@ typedef struct {
     ptrdiff_t top, n_before;
 } row_statistics;
 
-/* Where a chunk's exponentials were kept: what they are scaled by, which a later chunk may have changed. */
+/* Where a chunk's exponentials were kept: what they are scaled by, which a later chunk may have changed.
+ * Before the first logit above -inf all are 0, and the exponent is infinite. */
 typedef struct {
     double shift, exponent;
 } chunk_scale;

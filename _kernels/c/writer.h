@@ -56,6 +56,8 @@ typedef struct {
  * be lost */
 INLINE double V(relative_factor)(const chunk_scale *kept, const finished_row *row)
 {
+    if (kept->exponent == INFINITY)
+        return 1;
     return exp_relative(kept->shift, row->shift, row->exponent - kept->exponent, LOG2_BASE);
 }
 
