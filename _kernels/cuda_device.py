@@ -32,6 +32,9 @@ class Geometry(NamedTuple):
 
 # 32 words of 256 threads are 32 kB of the 48 that a kernel may declare; the rest is left to the cache.
 GEOMETRY = Geometry(256, 32, 32, 24, 2048, 1 << 15, 2048)
+# What kernels are made of begins there: a maximum that keeps NaN.
+LEAST_CAPABILITY = (8, 0)
+COMPUTE_CAPABILITY = (75, 76)  # the driver's numbers of its two attributes
 SIMULATED = Geometry(4, 2, 32, 8, 64, 128, 8)
 
 
@@ -73,7 +76,16 @@ def _drivers_words() -> str:
     if code:
         driver.cuGetErrorString(code, ctypes.byref(text))
         return (text.value or b"error").decode() + f", CUDA error {code}"
-    return "" if count.value else "the driver finds no device"
+    if not count.value:
+        return "the driver finds no device"
+    device, numbers = ctypes.c_int(0), (ctypes.c_int(0), ctypes.c_int(0))
+    code = driver.cuDeviceGet(ctypes.byref(device), 0)
+    for number, attribute in zip(numbers, COMPUTE_CAPABILITY, strict=True):
+        code = code or driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+    found = tuple(number.value for number in numbers)
+    if code or found >= LEAST_CAPABILITY:
+        return ""
+    return "compute capability {}.{}, {}.{} is needed".format(*found, *LEAST_CAPABILITY)
 
 
 @functools.cache
@@ -97,14 +109,14 @@ class _Device:
         self._streams: dict[int, Any] = {0: 0}
         self._launches: dict[tuple[Any, int, int, int], Any] = {}
 
+    def _take_part(self) -> None:
+        """Let this thread talk to the driver: Numba sees to it where it allocates or launches, not here."""
+        self.cuda.current_context()
+
     def allocate(self, n_bytes: int) -> tuple[int, object]:
         """Return the address of new memory, and what keeps it."""
         memory = self.cuda.device_array(max(1, n_bytes), np.uint8)
         return int(memory.__cuda_array_interface__["data"][0]), memory
-
-    def free_bytes(self) -> int:
-        """Return how much memory is left."""
-        return int(self.cuda.current_context().get_memory_info().free)
 
     def pinned(self, n_bytes: int) -> np.ndarray[Any, Any]:
         """Return host memory that copies can read and write on their own."""
@@ -122,13 +134,16 @@ class _Device:
 
     def to_device(self, address: int, array: np.ndarray[Any, Any], stream: int) -> None:
         if array.nbytes:
+            self._take_part()
             self._driver.cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, stream)
 
     def to_host(self, array: np.ndarray[Any, Any], address: int, stream: int) -> None:
         if array.nbytes:
+            self._take_part()
             self._driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream)
 
     def synchronize(self, stream: int) -> None:
+        self._take_part()
         self._driver.cuStreamSynchronize(stream)
 
     def launch(self, kernel: Any, blocks: int, threads: int, stream: int, *arguments: Any) -> None:
@@ -157,9 +172,6 @@ class _Simulator:
         # on 16 bytes as the driver's allocations are, and full of what no result may show
         memory = np.full(n_bytes + 16, 0xA7, np.uint8)
         return -(-memory.ctypes.data // 16) * 16, memory
-
-    def free_bytes(self) -> int:
-        return 1 << 30
 
     def pinned(self, n_bytes: int) -> np.ndarray[Any, Any]:
         return np.empty(n_bytes, np.uint8)

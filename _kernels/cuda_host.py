@@ -50,15 +50,15 @@ class _Buffer:
     def reserve(self, n_bytes: int) -> None:
         if self.host.size < n_bytes:
             device = cuda_device.get()
-            self.host = device.pinned(n_bytes)
-            self.address, self.owner = device.allocate(n_bytes)
+            host, there = device.pinned(n_bytes), device.allocate(n_bytes)
+            self.host, (self.address, self.owner) = host, there
 
     def views(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], n_axes: int
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], DeviceArray]:
         """Return (what is copied, the array in it, the array there), for a chunk of `n_axes` row axes.
 
-        Rows that are read by sixteen bytes start on sixteen: so a row's bits do not depend on its chunk.
+        Rows that are read by sixteen bytes start on sixteen.
         """
         *rows, last = shape if len(shape) > n_axes else (*shape, 1)
         pitch = last
@@ -77,7 +77,12 @@ class _Slot:
     def __init__(self) -> None:
         self.stream = cuda_device.get().new_stream()
         self.buffers: dict[str, _Buffer] = {}
-        self.busy = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the caller's arrays."""
+        self.waiting: list[Any] = []
+        self.results: Any = None
 
     def buffer(self, name: str) -> _Buffer:
         return self.buffers.setdefault(name, _Buffer())
@@ -92,7 +97,7 @@ class _Slot:
     ) -> None:
         """Send a chunk off."""
         device = cuda_device.get()
-        arrays, self.waiting = {}, []
+        arrays: dict[str, DeviceArray] = {}
         for name, array in inputs.items():
             part = array[index]
             n = n_axes - array.ndim + part.ndim
@@ -109,14 +114,13 @@ class _Slot:
             device.to_host(copied, address, self.stream)
         self.numbers, _, _ = self.buffer("results").views((3, 1), np.dtype(np.int64), 1)
         device.to_host(self.numbers, self.results[0].address, self.stream)
-        self.busy = True
 
     def finish(self) -> tuple[float, int, int]:
         """Wait for the chunk, and return its total, the rows counted and its first bad row."""
         cuda_device.get().synchronize(self.stream)
-        self.busy = False
         for part, _, here, _ in self.waiting:
             np.copyto(part, here)
+        self.forget()
         total = float(self.numbers[0].view(np.float64)[0])
         return total, int(self.numbers[1, 0]), int(self.numbers[2, 0])
 
@@ -159,5 +163,5 @@ def run(
         finally:
             for slot, _ in under_way:
                 cuda_device.get().synchronize(slot.stream)
-                slot.busy = False
+                slot.forget()
     return total, counted, -1

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 Results = tuple[DeviceArray, DeviceArray, DeviceArray]
 
-_scratch: dict[int, DeviceArray] = {}
+_scratch: dict[tuple[int, int], DeviceArray] = {}
 _slab: list[Any] = [None, 0]
 SLAB_BYTES = 1 << 16
+PER_THREAD = 2  # the handle of what is another stream in each thread
 
 
 _lock = threading.RLock()
@@ -44,11 +45,12 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def scratch(n_bytes: int, stream: int) -> int:
     """Return the address of memory for one call: calls on one stream follow each other and may share it."""
-    held = _scratch.get(stream)
+    key = stream, threading.get_ident() if stream == PER_THREAD else 0
+    held = _scratch.get(key)
     if held is None or held.size < n_bytes:
         if held is not None:
             cuda_device.get().synchronize(stream)
-        _scratch[stream] = held = DeviceArray.empty((max(n_bytes, 1 << 20),), np.uint8)
+        _scratch[key] = held = DeviceArray.empty((max(n_bytes, 1 << 20),), np.uint8)
     return held.address
 
 
@@ -159,9 +161,6 @@ def rows(
     n_parts = 1
     if team == geometry.block:
         n_parts = min(-(-n_classes // geometry.part_classes), max(1, resident // n_rows))
-    if n_classes > geometry.part_classes and n_parts > 1:
-        # parts of whole sixteens each
-        n_parts = -(-n_classes // (-(-n_classes // n_parts // 16) * 16 + 16))
 
     beta_there, gamma_there = coefficients(beta, np.float64), coefficients(gamma, real)
     real_bytes, teams = np.dtype(real).itemsize, geometry.block // team

@@ -31,6 +31,7 @@ def total(array: DeviceArray, stream: int) -> DeviceArray:
     return _launch(array, None, 1.0, stream)
 
 
+@cuda_launch.one_at_a_time
 def _launch(array: DeviceArray, out: DeviceArray | None, factor: float, stream: int) -> DeviceArray:
     device = cuda_device.get()
     if array.size == 0:

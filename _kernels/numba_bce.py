@@ -301,7 +301,6 @@ def passes(real: Any) -> SimpleNamespace:
     return SimpleNamespace(
         sigmoid=sigmoid_pass,
         unit=unit,
-        vector_bytes=vector_bytes,
         plain=plain_pass,
         by_class=class_pass,
         weighted=weighted_pass,

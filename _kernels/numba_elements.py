@@ -135,7 +135,7 @@ def kernels(item: str) -> SimpleNamespace:
         """Store the losses, and return their sum, in four chains."""
         a, b, c, d = 0.0, 0.0, 0.0, 0.0
         for i in range(0, n * size, size):
-            x, y = float(load_one(given.x + i)), float(load_one(given.target + i))
+            x, y = np.float64(load_one(given.x + i)), np.float64(load_one(given.target + i))
             if operation == BCE:
                 log_p, log_q = max(math.log(x), -100.0), max(math.log1p(-x), -100.0)
                 weight = load_one(given.weight + (i & given.weight_step))

@@ -64,15 +64,6 @@ def operations(real: Any, registers: int = 1) -> SimpleNamespace:
         return vectors.Vector(types.boolean, n)(types.intp, types.intp), generate
 
     @intrinsic
-    def lane(typingctx: Any, x: Any, number_of: Any) -> Any:
-        """Return one lane."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.extract_element(args[0], args[1])
-
-        return x.item(x, types.intp), generate
-
-    @intrinsic
     def lanes_max(typingctx: Any, x: Any) -> Any:
         """Return the largest lane; any where one is NaN."""
 
@@ -119,7 +110,6 @@ def operations(real: Any, registers: int = 1) -> SimpleNamespace:
         splat=splat,
         parts=parts,
         lanes_from=lanes_from,
-        lane=lane,
         lanes_max=lanes_max,
         lanes_sum=lanes_sum,
         load=loader(item, real, n),

@@ -114,6 +114,8 @@ def results(
             job.z_loss,
         )
         row.factor, row.gamma_factor = row.factor * (scale * alpha), scale
+        if row.factor != row.factor:  # to 16 bits only the usual NaN is rounded as one
+            row.factor = np.nan
         row.at_top, row.at_label = scale * at_top, scale * at_label
         if not (job.gamma != 0 or job.target_kind == PROBABILITIES):
             row.top = -1

@@ -39,12 +39,6 @@ def steps(jit: Callable[..., Any], ops: Any, real: Callable[[float], Any]) -> Si
         return where(x == -infinity, zero, exp(x - m))
 
     @jit
-    def push(m, s, x):
-        """Add one logit."""
-        high, low = maximum(x, m), minimum(m, x)
-        return high, fma(s, share(m, high), share(low, high))
-
-    @jit
     def merge(m, s, other_m, other_s):
         """Add the others' classes of two parts of a row, the earlier part first."""
         high, low = maximum(other_m, m), minimum(m, other_m)
@@ -132,7 +126,6 @@ def steps(jit: Callable[..., Any], ops: Any, real: Callable[[float], Any]) -> Si
 
     return SimpleNamespace(
         share=share,
-        push=push,
         merge=merge,
         reference=reference,
         gap_of=gap_of,

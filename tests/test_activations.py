@@ -153,6 +153,14 @@ def test_kl_div(backend, dtype, log_target, target_dtype):
     assert ll.kl_div(log_p, target, **options) == ll.kl_div(log_p, target, reduction="mean", **options)
 
 
+def test_kl_div_of_distributions_that_are_nearly_equal(backend):
+    """What is told is the difference of numbers far larger."""
+    log_p, target = np.array([-2.3025851], np.float32), np.array([0.1], np.float32)
+    wanted = float(target[0]) * (np.log(float(target[0])) - float(log_p[0]))
+    found = ll.kl_div(log_p, target, reduction="sum", backend=backend)
+    assert found == pytest.approx(wanted, rel=1e-7)
+
+
 def test_kl_div_of_zero_probabilities(backend, dtype):
     """t*log t is 0 at 0, also where the log-probability is infinite; there is no NaN but from NaN."""
     log_p = np.array([-INF, -1, 0, -INF, np.nan], dtype)

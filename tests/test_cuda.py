@@ -7,6 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -235,6 +238,92 @@ def test_arrays_of_many_axes(cuda):
     loss = there(unfilled(shape[:-1], np.float32))
     cross_entropy(cuda, view, labels, loss=loss)
     assert_exact(loss.to_host(), oracle.cross_entropy(source[cut], target[cut])[0])
+
+
+def test_totals_of_threads_do_not_mix(cuda):
+    """The memory of a call's intermediate results is its own until it is through."""
+    from logitloss._kernels import cuda_launch
+
+    x = there(batch((40, 5), FLOAT32)[0])
+    begun, through, kept = threading.Event(), threading.Event(), cuda_launch.add_up
+
+    def slow(*arguments):
+        begun.set()
+        through.wait(0.5)
+        return kept(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as other:
+        patch.setattr(cuda_launch, "add_up", slow)
+        first = other.submit(cuda_scaled_total, x)
+        begun.wait(5)
+        patch.setattr(cuda_launch, "add_up", kept)
+        second = cuda_scaled_total(there(np.ones(9)))
+        through.set()
+        assert second.item() == 9
+        assert first.result().item() == pytest.approx(x.to_host().sum(dtype=float))
+
+
+def cuda_scaled_total(array):
+    from logitloss._kernels import cuda_scaled
+
+    return cuda_scaled.total(array, 0)
+
+
+def test_streams_of_threads_have_memory_of_their_own(cuda):
+    from logitloss._kernels import cuda_launch
+
+    with ThreadPoolExecutor(1) as other:
+        theirs = [other.submit(cuda_launch.scratch, 1, stream).result() for stream in (0, 2)]
+    ours = [cuda_launch.scratch(1, stream) for stream in (0, 2)]
+    assert (theirs[0] == ours[0], theirs[1] == ours[1]) == (True, False)
+
+
+def test_nothing_keeps_what_a_call_returned(cuda):
+    x = batch((40, 5), FLOAT32)[0]
+    result = ll.softmax(x, backend="cuda")
+    kept = weakref.ref(result)
+    del result
+    assert kept() is None
+
+
+def test_memory_that_is_not_had_is_not_counted_on(cuda, monkeypatch):
+    from logitloss._kernels import cuda_device, cuda_host
+
+    buffer, device = cuda_host._Buffer(), cuda_device.get()
+    buffer.reserve(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "allocate", lambda n_bytes: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            buffer.reserve(60000)
+    assert buffer.host.size == 60
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"), [((7, 5), "compute capability 7.5, 8.0 is needed"), ((8, 0), "")]
+)
+def test_devices_too_old(monkeypatch, capability, said):
+    from logitloss._kernels import cuda_device
+
+    class Driver:
+        def __init__(self, name):
+            pass
+
+        def cuInit(self, flags):
+            return 0
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = 1
+            return 0
+
+        def cuDeviceGet(self, device, number):
+            return 0
+
+        def cuDeviceGetAttribute(self, number, attribute, device):
+            number._obj.value = capability[attribute - 75]
+            return 0
+
+    monkeypatch.setattr(cuda_device.ctypes, "CDLL", Driver)
+    assert cuda_device._drivers_words() == said
 
 
 @pytest.mark.parametrize(

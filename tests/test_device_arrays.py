@@ -263,7 +263,38 @@ def test_streams(monkeypatch):
     assert waited == [73]
     loss.__dlpack__(stream=1)
     assert waited == [73, 71]
+    loss.item()
+    assert waited == [73, 71, 71]
     ll.raise_deferred()
+
+
+def test_capsules_that_cannot_be_had(monkeypatch):
+    result = ll.softmax(Interface(LIBRARIES["interface"](monkeypatch).to_device(X).memory))
+    for options in ({"copy": True}, {"dl_device": (1, 0)}):
+        with pytest.raises(BufferError, match="neither a copy nor another device"):
+            result.__dlpack__(**options)
+
+
+def test_class_weights_of_any_size_from_the_host(numba):
+    x, y = map(numba.to_device, (X, Y))
+    wanted = ll.cross_entropy_value_and_grad(X, Y, weight=np.linspace(0.5, 2, 6), label_smoothing=0.1)
+    for scale in (1e-300, 1e-46, 1e39, 1e300):
+        weight = scale * np.linspace(0.5, 2, 6)
+        results = ll.cross_entropy_value_and_grad(x, y, weight=weight, label_smoothing=0.1)
+        agree(numba, results, wanted, rtol=2**-18)
+
+
+def test_a_flag_that_cannot_be_read_is_kept(numba, monkeypatch):
+    from logitloss._kernels import cuda_device
+
+    x, bad = numba.to_device(X), numba.to_device(np.array([1, 2, 6, 3]))
+    ll.cross_entropy(x, bad, check="deferred")
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_device.get(), "to_host", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ll.raise_deferred()
+    with pytest.raises(IndexError, match="not allowed"):
+        ll.raise_deferred()
 
 
 @pytest.mark.parametrize(

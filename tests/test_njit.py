@@ -123,6 +123,8 @@ def test_what_an_output_must_be():
             function(logits, *arguments, locked)
         with pytest.raises(numba.TypingError, match=r"out of type .*: expected an array like the logits"):
             function(logits, *arguments, np.zeros((20, 60)))
+        with pytest.raises(ValueError, match="out: expected an array whose elements are aligned"):
+            function(logits, *arguments, np.zeros((20, 61 * 4), np.uint8)[:, 1:241].view(np.float32))
         with pytest.raises(ValueError, match="out: expected the logits' shape"):
             function(logits, *arguments, np.zeros((20, 61), np.float32))
         with pytest.raises(ValueError, match="out: reaches into the memory of an input"):
@@ -190,6 +192,47 @@ def test_binary_weights_are_numbers_or_broadcast():
         np.testing.assert_allclose(weighted_binary(logits, target, *weights), wanted, rtol=1e-6)
 
 
+@njit
+def binary_in_place(x, y, weight, pos_weight, out):
+    return ll.binary_cross_entropy_with_logits_value_and_grad(
+        x, y, weight=weight, pos_weight=pos_weight, reduction="sum", out=out
+    )
+
+
+def test_an_output_is_apart_from_binary_weights():
+    logits = batch((20, 60), np.dtype(np.float32))[0]
+    target, out = (logits > 0).astype(np.float32), np.ones_like(logits)
+    for weights in ((out[0], None), (None, out[:, :1])):
+        with pytest.raises(ValueError, match="out: reaches into the memory of an input"):
+            binary_in_place(logits, target, *weights, out)
+    assert (out == 1).all()
+
+
+@njit
+def smoothed(x, y, weight):
+    return ll.cross_entropy_value_and_grad(x, y, weight=weight, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-45, 1e-20, 1e30, 1e300])
+def test_a_mean_takes_class_weights_of_any_size(scale):
+    logits, target = batch((300, 60), np.dtype(np.float32))
+    weight = np.linspace(0.5, 2, 60) * scale
+    wanted = ll.cross_entropy_value_and_grad(logits, target, weight=weight, label_smoothing=0.1)
+    found = smoothed(logits, target, weight)
+    assert found[0] == pytest.approx(wanted[0], rel=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-6 * np.abs(wanted[1]).max())
+
+
+def test_smoothing_over_many_classes_keeps_the_gradients_digits():
+    logits = np.random.default_rng(5).standard_normal((1, 50257))
+    logits[0, 7] += 20
+    found = smoothed(logits, np.array([5]), np.ones(50257))[1]
+    wanted = ll.cross_entropy_grad(
+        logits, [5], weight=np.ones(50257), label_smoothing=0.1, backend="reference"
+    )
+    assert np.abs(found - wanted).max() <= 8 * np.spacing(np.abs(wanted).max())
+
+
 def test_a_kernel_that_cannot_be_loaded_is_an_error(monkeypatch):
     """As when loading it is interrupted: nothing is called then."""
     from logitloss._kernels import numba_cpu
@@ -219,7 +262,11 @@ def test_a_kernel_that_cannot_be_loaded_is_an_error(monkeypatch):
         ("x[0], y", "target of 1 axes: expected 0, beside logits of 1"),
         ("x, x[0]", "target of 1 axes: expected 2, beside logits of 2"),
         ("x, y > 3", "target of type .*bool.*: expected integers, or floats"),
-        ("x, y, ignore_index=3.7", "ignore_index is of type .*: expected an integer"),
+        ("x, y, ignore_index=np.uint64(2**63)", "ignore_index is of type .*: expected a signed integer"),
+        ("x, y, weight=3.0", "weight is of type .*: expected an array of one number per class"),
+        ("x, y, weight=x", "weight is of type .*: expected an array of one number per class"),
+        ("x, y, weight=x[0] * 1j", "weight of type .*: expected an array of numbers"),
+        ("x, y, ignore_index=3.7", "ignore_index is of type .*: expected a signed integer"),
     ],
 )
 def test_what_cannot_be_compiled_says_why(arguments, message):

@@ -181,19 +181,30 @@ def backends() -> dict[str, str | None]:
 
 
 def _reason(name: str) -> str | None:
-    if name == "numba" and importlib.util.find_spec("numba"):
-        return None  # it takes a second to import
     try:
+        if name == "numba" and importlib.util.find_spec("numba"):
+            _check_jit()  # to import it takes a second
+            return None
         get(name)
     except ImportError as error:
         return str(error)
     return None
 
 
+def _check_jit() -> None:
+    """Raise ImportError where Numba is told to compile nothing."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise ImportError(
+            "backend 'numba' is missing: NUMBA_DISABLE_JIT is set, and it is all compiled; unset it"
+        )
+
+
 def _load(backend: str | None) -> Kernels:
     name = DEFAULT if backend is None else backend
     if name not in NAMES:
         raise ValueError(f"backend is {name!r}: expected one of {', '.join(NAMES)}")
+    if name == "numba":
+        _check_jit()
     if name == "cuda":
         importlib.import_module("logitloss._kernels.cuda_device").check()
     if name in _MODULES:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from logitloss._check import Array, Shape, Value
 
+FAR = 2.0**28
+
 
 # ---- the steps ----
 
@@ -92,6 +94,11 @@ def scale_of(upstream: Array | None, divisor: Any, rows: Shape, logits: Array) -
     return _coefficients.divided(1.0 if upstream is None else float(upstream), divisor)
 
 
+def is_far(lse: Array) -> bool:
+    """Whether one is so large that its rounding shows in float32."""
+    return lse.size > 0 and bool(lse.max() > FAR or lse.min() < -FAR)
+
+
 # ---- the whole way ----
 
 
@@ -125,12 +132,15 @@ def cross_entropy(
     n_classes = x.shape[axis]
     labels, soft = _check.labels(target, x, axis)
     rows = labels.shape[:-1] if soft else labels.shape
-    weights = None if weight is None else _check.class_weight(weight, n_classes, x)
+    weights = None if weight is None else _check.class_weight(weight, n_classes, _check.place_of(weight, x))
     ignored = _check.ignored(ignore_index, soft)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
-    if weights is not None and reduction == "mean" and on_host and not soft:
-        weights, z_loss = _coefficients.balanced(weights, z_loss)
+    if type(weights) is ndarray and reduction == "mean" and not soft:
+        with np.errstate(over="ignore"):
+            weights, z_loss = _coefficients.balanced(weights, z_loss)
+    if type(weights) is ndarray and not on_host:
+        weights = _check.class_weight(weights, n_classes, x)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
     lse_in = None if lse is None else _check.lse(lse, rows, x)
 
@@ -142,8 +152,9 @@ def cross_entropy(
     if wants_grad:
         inputs = (labels, weights, upstream, lse_in)
         grad = _check.output(out, x, x.shape, x.dtype, inputs, in_place=True)
-        if lse_in is not None and x.dtype == float64:
-            # exp(x - lse) is wrong by the rounding of lse: 5000 ulp of float64 at an offset of 10000.
+        if lse_in is not None and (x.dtype == float64 or (on_host and is_far(lse_in))):
+            # exp(x - lse) is wrong by the rounding of lse: 5000 ulp of float64 at an offset of 10000, and of
+            # float32 where all of a row is masked by the lowest number.
             lse_in = None
 
     # The labels that count, or the sum of their weights, divide the mean; the gradient needs it first, and no

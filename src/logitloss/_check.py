@@ -120,6 +120,11 @@ def call_of(array: Any) -> Any:
     return array.call
 
 
+def place_of(value: Any, like: Array) -> Array:
+    """Return what stands for the place of an argument that may come from the host."""
+    return like if type(like) is ndarray or call_of(like).has(value) else HOST
+
+
 def placed(name: str, value: Any, like: Array | None) -> Array:
     """Return an array where the call takes place; `like` is None for the one that decides it."""
     array: Array

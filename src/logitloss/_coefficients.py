@@ -36,7 +36,7 @@ def balanced(weight: Float64, z_loss: float) -> tuple[Float64, float]:
     if NARROW[0] <= largest <= NARROW[1] or not 0 < largest < math.inf:
         return weight, z_loss
     exponent = -math.frexp(largest)[1]
-    return np.ldexp(weight, exponent), math.ldexp(z_loss, exponent)
+    return np.ldexp(weight, exponent), float(np.ldexp(z_loss, exponent))
 
 
 def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Float64 | None]:

@@ -50,8 +50,8 @@ def raise_deferred() -> None:
     >>> import logitloss
     >>> logitloss.raise_deferred()
     """
-    flags, _flags[:] = _flags[:], []
-    for flag, stream, error, shape in flags:
-        bad = int(flag.item(stream))
+    numbers = [int(flag.item(stream)) for flag, stream, _, _ in _flags]
+    flags, _flags[:] = _flags[: len(numbers)], _flags[len(numbers) :]
+    for bad, (_, _, error, shape) in zip(numbers, flags, strict=True):
         if bad >= 0:
             raise error(_Gone(shape), bad)

@@ -101,6 +101,15 @@ class CudaArray(DeviceArray):  # type: ignore[misc]
         is_one = self.dtype == dtype and self.is_contiguous
         return self if is_one else self.call.scaled(self, 1.0, dtype)
 
+    def to_host(self, stream: int | None = None) -> Array:
+        """Return a copy on the host, made after what this array's stream has been given."""
+        there: Array = super().to_host(self.stream if stream is None else stream)
+        return there
+
+    def item(self, stream: int | None = None) -> Any:
+        """Return the only item as a Python number, waiting for it."""
+        return self.to_host(stream).item()
+
     def __len__(self) -> int:
         return int(self.shape[0])
 
@@ -124,8 +133,17 @@ class CudaArray(DeviceArray):  # type: ignore[misc]
     def __dlpack_device__(self) -> tuple[int, int]:
         return _dlpack.CUDA, cuda_device.get().number
 
-    def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+        **_: object,
+    ) -> object:
         """Return a capsule; what is asked of a newer protocol cannot be had."""
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError("neither a copy nor another device can be had, but where the array lies")
         if stream != -1 and (stream or 1) != (self.stream or 1):
             cuda_device.get().synchronize(self.stream)
         return _dlpack.write(
@@ -205,13 +223,14 @@ class Call:
         told, is_writeable, stream, capsule = describe(name, value, library, self.stream)
         if capsule is not None:
             self.capsules.append(capsule)
+            self.waits = True  # whose memory it is knows nothing of this stream
         if told.dtype is None:
             raise TypeError(f"{name} of {told.type_words}: expected a dtype of NumPy's or bfloat16")
         device = kind.device(value)
         device = told.device if device is None else device
         if device >= 0 and device != cuda_device.get().number:
             raise ValueError(
-                f"{name} of device {device}: expected the current one, {cuda_device.get().number}"
+                f"{name} of device {device}: expected {cuda_device.get().number}, which this process uses"
             )
         if stream is not None and stream != (self.stream or 1):
             if library == "" and value is self.like:
@@ -221,6 +240,10 @@ class Call:
         array = CudaArray(self, told, value, is_writeable)
         array.is_theirs = True
         return array
+
+    def has(self, value: Any) -> bool:
+        """Whether an argument lies on the device."""
+        return found(value)
 
     def array(self, name: str, value: Any) -> Any:
         """Return another argument as an array of the device, or what may come as a number from the host."""

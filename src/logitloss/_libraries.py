@@ -115,7 +115,10 @@ def found(value: Any) -> bool:
     if getattr(type(value), "__cuda_ndarray__", False) or hasattr(value, "__cuda_array_interface__"):
         return True
     where = getattr(value, "__dlpack_device__", None)
-    return where is not None and int(where()[0]) in (_dlpack.CUDA, _dlpack.CUDA_MANAGED)
+    try:
+        return where is not None and int(where()[0]) in (_dlpack.CUDA, _dlpack.CUDA_MANAGED)
+    except BufferError as error:
+        raise TypeError(f"an array that lies in pieces ({error}): expected one on one device") from None
 
 
 def describe(

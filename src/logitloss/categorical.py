@@ -244,7 +244,7 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError, ValueError, IndexError, ImportError
-        As in `cross_entropy`; with a bad label `out` is left as it was.
+        As in `cross_entropy`; with a bad label `out` is left as it was, unless it lies on a device.
 
     Notes
     -----
@@ -322,7 +322,7 @@ def cross_entropy_value_and_grad(
     Raises
     ------
     TypeError, ValueError, IndexError, ImportError
-        As in `cross_entropy`; with a bad label `out` is left as it was.
+        As in `cross_entropy`; with a bad label `out` is left as it was, unless it lies on a device.
 
     Notes
     -----

@@ -44,8 +44,15 @@ def is_number(given: Any) -> bool:
 
 def check_ignore_index(given: Any) -> None:
     given = given.value if isinstance(given, types.Omitted) else given
-    if not isinstance(given, int | types.Integer):
-        raise TypingError(f"ignore_index is of type {given}: expected an integer")
+    if not isinstance(given, int | types.Integer) or given == types.uint64:
+        raise TypingError(f"ignore_index is of type {given}: expected a signed integer")
+
+
+def check_class_weight(given: Any) -> None:
+    if not is_none(given) and (not isinstance(given, types.Array) or given.ndim != 1):
+        raise TypingError(f"weight is of type {given}: expected an array of one number per class")
+    if not is_none(given):
+        kind_of("weight", given)
 
 
 def kind_of(name: str, array: Any) -> int:

@@ -11,20 +11,20 @@ from numba.extending import overload, register_jitable
 import logitloss
 from logitloss._njit.arguments import check_output, is_none, is_number, item_of, kind_of, reduction_of, refuse
 from logitloss._njit.kernels import NUMBERS, run_kernel
-from logitloss._njit.pieces import checked_out, describe, divided, keep
+from logitloss._njit.pieces import check_apart, checked_out, describe, divided, keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _coefficients(name: str, given: Any, f64: int) -> Callable[..., Any]:
+def _coefficients(name: str, given: Any, f64: int, wants_grad: bool) -> Callable[..., Any]:
     """Return the function that describes what multiplies elements, and returns what is to be kept for it."""
     if is_none(given):
-        return register_jitable(lambda view, given, shape, axes: None)
+        return register_jitable(lambda view, given, shape, axes, out: None)
 
     if is_number(given):
 
-        def number(view, given, shape, axes):
+        def number(view, given, shape, axes, out):
             one = np.full(1, np.float64(given))
             describe(view, one, f64, -1, axes)
             return one
@@ -32,7 +32,9 @@ def _coefficients(name: str, given: Any, f64: int) -> Callable[..., Any]:
         return register_jitable(number)
     kind = kind_of(name, given)
 
-    def array(view, given, shape, axes):
+    def array(view, given, shape, axes, out):
+        if wants_grad:
+            check_apart(out, given)
         describe(view, np.broadcast_to(given, shape), kind, -1, axes)
         return given
 
@@ -58,8 +60,8 @@ def _binary(
     )
     means, none = by == "mean", by == "none"
     weigh, weigh_positive = (
-        _coefficients("weight", weight, f64),
-        _coefficients("pos_weight", pos_weight, f64),
+        _coefficients("weight", weight, f64, wants_grad),
+        _coefficients("pos_weight", pos_weight, f64, wants_grad),
     )
 
     def body(logits, target, weight, pos_weight, label_smoothing, out):
@@ -77,8 +79,8 @@ def _binary(
             np.full(1, divided(1.0, divisor)),
             np.empty(logits.size if none else 0, real),
         )
-        weights = weigh(job.weight, weight, logits.shape, axes[2])
-        positives = weigh_positive(job.pos_weight, pos_weight, logits.shape, axes[3])
+        weights = weigh(job.weight, weight, logits.shape, axes[2], out)
+        positives = weigh_positive(job.pos_weight, pos_weight, logits.shape, axes[3], out)
         if none:
             describe(job.loss, loss, real_kind, -1, axes[4])
         if wants_grad:

@@ -12,6 +12,7 @@ from numba.extending import overload, register_jitable
 
 import logitloss
 from logitloss._njit.arguments import (
+    check_class_weight,
     check_ignore_index,
     check_output,
     class_axis_of,
@@ -21,7 +22,16 @@ from logitloss._njit.arguments import (
     refuse,
 )
 from logitloss._njit.kernels import LABEL_WEIGHT, NUMBERS, run_kernel
-from logitloss._njit.pieces import checked_out, describe, divided, is_shape_without, keep, softmax_runner
+from logitloss._njit.pieces import (
+    balanced,
+    checked_out,
+    describe,
+    divided,
+    exact_sum,
+    is_shape_without,
+    keep,
+    softmax_runner,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +94,8 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         row_stride = describe(job.logits, logits, kind, axis, axes[0])
         describe(job.target, labels, target_kind, axis if is_soft else -1, axes[1])
         weights = weights_of(weight, n_classes)
+        if means and not is_soft:
+            weights, job.z_loss = balanced(weights, job.z_loss)
         beta, gamma = weights, weights.astype(real)
         if is_soft:
             job.target_scale, job.target_offset = 1.0 - label_smoothing, label_smoothing / n_classes
@@ -96,7 +108,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
             if label_smoothing != 0:
                 coefficients = label_smoothing / n_classes * weights
                 gamma = coefficients.astype(real)
-                job.gamma_sum = gamma.astype(np.float64).sum()
+                job.gamma_sum = exact_sum(gamma)
                 job.gamma = gamma.ctypes.data
         divisor = 1.0
         if means and is_soft:
@@ -165,7 +177,7 @@ def result_of(target: Any, ndim: int, axis: int, reduction: str) -> Callable[...
 
 
 def _shared(
-    logits: Any, target: Any, ignore_index: Any, axis: Any, reduction: Any, wants_grad: bool
+    logits: Any, target: Any, weight: Any, ignore_index: Any, axis: Any, reduction: Any, wants_grad: bool
 ) -> tuple[Any, Any]:
     item, ndim = item_of("logits", logits), logits.ndim
     at, by = class_axis_of(axis, ndim, 1 if ndim > 1 else 0), reduction_of(reduction)
@@ -173,6 +185,7 @@ def _shared(
         raise TypingError(f"target of type {target}: expected an array, or an integer for one row")
     number, n_axes = (target, 0) if isinstance(target, types.Integer) else (target.dtype, target.ndim)
     check_ignore_index(ignore_index)
+    check_class_weight(weight)
     if isinstance(number, types.Boolean):
         raise TypingError(f"target of type {target}: expected integers, or floats")
     wanted = ndim if isinstance(number, types.Float) else ndim - 1
@@ -197,7 +210,7 @@ def _value(
     backend=None,
 ):
     refuse(out=out, num_threads=num_threads, backend=backend)
-    body, value_of = _shared(logits, target, ignore_index, axis, reduction, wants_grad=False)
+    body, value_of = _shared(logits, target, weight, ignore_index, axis, reduction, wants_grad=False)
 
     def compiled(
         logits,
@@ -234,7 +247,7 @@ def _value_and_grad(
 ):
     refuse(num_threads=num_threads, backend=backend)
     check_output(out, logits)
-    body, value_of = _shared(logits, target, ignore_index, axis, reduction, wants_grad=True)
+    body, value_of = _shared(logits, target, weight, ignore_index, axis, reduction, wants_grad=True)
     has_array = isinstance(target, types.Array)
 
     def compiled(

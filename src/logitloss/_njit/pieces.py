@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba.extending import register_jitable
 
-from logitloss import _check
+from logitloss import _check, _coefficients
 from logitloss._njit.kernels import NUMBERS, run_kernel
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _folds = register_jitable(_check.folds)
+balanced = register_jitable(_coefficients.balanced)
 
 
 @register_jitable
@@ -48,6 +49,17 @@ def is_shape_without(shape, axis, rows):
     for i in range(len(rows)):
         are_same = are_same and rows[i] == shape[i + (i >= axis)]
     return are_same
+
+
+@register_jitable
+def exact_sum(numbers):
+    """Add up what one by one would lose the digits that gradients are made of."""
+    total, lost = 0.0, 0.0
+    for number in numbers:
+        before, total = total, total + number
+        added = total - before
+        lost += (before - (total - added)) + (number - added)
+    return total + lost
 
 
 @register_jitable
@@ -124,6 +136,11 @@ def checked_out(out, logits, target):
         return np.empty(logits.shape, logits.dtype)
     if out.shape != logits.shape:
         raise ValueError("out: expected the logits' shape")
+    is_aligned = out.ctypes.data % out.itemsize == 0
+    for axis in range(out.ndim):
+        is_aligned = is_aligned and out.strides[axis] % out.itemsize == 0
+    if not is_aligned:
+        raise ValueError("out: expected an array whose elements are aligned")
     if _folds(out):
         raise ValueError("out: expected memory of its own for each element")
     are_same = out.ctypes.data == logits.ctypes.data
