@@ -61,7 +61,7 @@ def test_outputs_of_any_strides(backend, dtype, layout):
 
 @pytest.mark.parametrize("outputs", [(), ("loss",), ("lse",), ("grad",), ("lse", "grad"), ("lse", "loss")])
 def test_each_output_can_be_left_out(backend, outputs):
-    """The total does not depend on what else is asked for, nor does an output's every bit."""
+    """Total and outputs do not depend on what else is asked for, but for a last digit."""
     dtype = np.dtype(np.float32)
     for shape in ((35, 10), (5, 1000)):
         logits, target = batch(shape, dtype)
