@@ -8,6 +8,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from logitloss import _check, _coefficients
+from logitloss._kernels.vectors import lost_of
 from logitloss._njit.kernels import NUMBERS, run_kernel
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def exact_sum(numbers):
     """Add up what one by one would lose the digits that gradients are made of."""
     total, lost = 0.0, 0.0
     for number in numbers:
-        before, total = total, total + number
-        added = total - before
-        lost += (before - (total - added)) + (number - added)
+        term = np.float64(number)
+        lost += lost_of(total, term)
+        total += term
     return total + lost
 
 
