@@ -59,7 +59,7 @@ def compare(repository, base, commit, series, rounds=ROUNDS, show=lambda line: N
             if not lines[-1].endswith("n/a"):  # asv shows all parameters, and few were asked for
                 show(lines[-1])
     output = "\n".join(lines)
-    if "SIGNIFICANTLY" not in output:
+    if run.returncode not in (0, 1) or "SIGNIFICANTLY" not in output:
         failed = click.ClickException(
             f"asv has not compared {base} and {commit}: {lines[-1] if lines else ''}"
         )
