@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import accumulate, islice
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ from logitloss.evaluate.stores.stored import Box
 from logitloss.linear import LinearLogits
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
 NOTHING: Array = np.empty(0)
 Progress = Callable[[int, int, int], None]
 
