@@ -256,6 +256,13 @@ def test_missing_file(pair):
     fails([pair[0], "none.npy"], "none.npy: No such file or directory")
 
 
+def test_missing_file_beside_shards(pair, tmp_path):
+    for number in range(2):
+        (tmp_path / "y").mkdir(exist_ok=True)
+        os.link(pair[1], tmp_path / "y" / f"{number}.npy")
+    fails(["none", tmp_path / "y"], "none: No such file or directory")
+
+
 def test_not_an_array(pair, tmp_path):
     path = tmp_path / "x.npy"
     path.write_text("0.1, 0.2\n")

@@ -7,6 +7,7 @@ are in `test_formulas`.
 
 import functools
 
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -78,6 +79,18 @@ def test_gradient_from_the_lse_of_large_logits(backend, dtype, n_classes, size):
     # half an ulp of the lse, as float64, and four of the result's type
     error = np.spacing(np.abs(lse)).max() + 4 * float(np.spacing(np.array(0.5, dtype)))
     np.testing.assert_allclose(found.astype(float), wanted, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("n_classes", [8, 700])
+def test_gradient_from_the_lse_of_a_row_that_is_all_masked(backend, dtype, n_classes):
+    """By the lowest number, beside which the lse has no room for the classes' logarithm."""
+    logits = np.full((2, n_classes), ml_dtypes.finfo(dtype).min, dtype)
+    _, lse = ll.cross_entropy_and_lse(logits, [0, 1], reduction="none", backend=backend)
+    found = ll.cross_entropy_grad(logits, [0, 1], lse=lse, reduction="none", backend=backend)
+    wanted = 1 / n_classes - np.eye(2, n_classes)
+    np.testing.assert_allclose(
+        found.astype(float), wanted, rtol=8 * float(ml_dtypes.finfo(dtype).eps), atol=0
+    )
 
 
 @pytest.mark.sanitize

@@ -86,6 +86,12 @@ def test_demo_where_it_cannot_write(tmp_path):
     assert re.fullmatch(r"logitloss: \[Errno 17\] File exists: '.*/file'\n", result.stderr)
 
 
+def test_demo_where_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "hidden.npy").mkdir()
+    result = invoke("demo", "--output-dir", tmp_path, "--backend", "reference")
+    assert (result.exit_code, result.stderr) == (1, f"logitloss: {tmp_path}/hidden.npy: Is a directory\n")
+
+
 @pytest.mark.skipif(not README_PICTURE.exists(), reason="README's pictures are in the repository alone")
 def test_readme_picture_is_what_its_script_draws():
     script = runpy.run_path(str(README_PICTURE))

@@ -69,6 +69,22 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(ll, name).__doc__.strip()
 
 
+def test_numba_that_compiles_nothing_is_missing():
+    program = (
+        "import logitloss, numpy\n"
+        "print(logitloss.backends()['numba'])\n"
+        "try:\n    logitloss.cross_entropy(numpy.zeros((2, 3)), [0, 1], backend='numba')\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    reason, error = done.stdout.splitlines()
+    assert reason == error
+    assert "NUMBA_DISABLE_JIT is set" in error
+
+
 def test_backends_lists_each_name_with_its_reason():
     table = ll.backends()
     assert set(table) == {
