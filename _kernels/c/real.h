@@ -3,6 +3,7 @@
 #ifdef REAL_IS_F64
 #include "statistics.h"
 #endif
+#include "ratios.h"
 #include "finish.h"
 #include "transpose.h"
 #include "tile.h"

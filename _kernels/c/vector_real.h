@@ -67,6 +67,11 @@ INLINE V(vector) V(scale_normal)(V(vector) a, V(vector) n)
     const V(real) none = sizeof(V(real)) == 8 ? -1023 : -127;
     return INTRINSIC(maskz_scalef)(MASKED(cmp)(n, V(all)(none), _CMP_NLE_UQ), a, n);
 }
+/* a*b + c in the mask, else 0 */
+INLINE V(vector) V(fma_kept)(V(mask) mask, V(vector) a, V(vector) b, V(vector) c)
+{
+    return INTRINSIC(maskz_fmadd)(mask, a, b, c);
+}
 #ifdef REAL_IS_F64
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
@@ -96,6 +101,10 @@ INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
 INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);
+}
+INLINE V(ivector) V(min_bits)(V(ivector) a, V(ivector) b)
+{
+    return (V(ivector))_mm512_min_epi32((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
@@ -364,20 +373,6 @@ INLINE V(real) V(lanes_max)(V(vector) v)
             lane[i] = lane[i + width] > lane[i] ? lane[i + width] : lane[i];
     return lane[0];
 #endif
-}
-
-/* A sum by lane of at most some hundred terms, by chains of eight additions */
-typedef struct {
-    V(vector) chain, sum;
-} V(chained_sum);
-
-INLINE void V(chain)(V(chained_sum) *total, V(vector) term, ptrdiff_t number)
-{
-    total->chain += term;
-    if (number % 8 == 7) {
-        total->sum += total->chain;
-        total->chain = V(all)(0);
-    }
 }
 
 /* A sum by lane of many terms: chains of eight additions, and what the sum of chains loses to rounding kept
