@@ -83,7 +83,8 @@ def coefficients(array: Any, dtype: Any) -> DeviceArray | None:
         if array.dtype == dtype and array.is_contiguous:
             return array
         array = array.to_host()
-    return DeviceArray.from_host(np.ascontiguousarray(array, dtype))
+    with np.errstate(over="ignore", under="ignore"):
+        return DeviceArray.from_host(np.ascontiguousarray(array, dtype))
 
 
 def address_of(array: DeviceArray | None) -> int:

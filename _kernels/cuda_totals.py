@@ -131,8 +131,7 @@ def divide_function() -> Any:
         if divisor[0] != 0:
             by = load_any(divisor[1], divisor[0])
         if by == np.float64(0):
-            number = np.float64(np.nan) if number == np.float64(0) else number * np.float64(np.inf)
-            by = np.float64(1)
+            number, by = np.float64(np.nan), np.float64(1)
         store_double(result, number / by)
 
     return divide

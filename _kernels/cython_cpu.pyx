@@ -532,7 +532,8 @@ cdef cnp.ndarray real_coefficients(cnp.ndarray coefficients, cnp.ndarray logits)
     if coefficients is None:
         return None
     cdef bint is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_DOUBLE
-    return coefficients.astype(np.float64 if is_double else np.float32, copy=False)
+    with np.errstate(over="ignore", under="ignore"):
+        return coefficients.astype(np.float64 if is_double else np.float32, copy=False)
 
 
 cdef int64_t ignored_label(cnp.ndarray target, int64_t ignore_index):

@@ -41,7 +41,7 @@ from logitloss._kernels.numba_job import (
     SOFTMAX,
     Job,
     item_of,
-    real_of,
+    real_coefficients,
 )
 from numba import njit, prange, types
 from numba.core.bytecode import FunctionIdentity
@@ -288,7 +288,7 @@ def cross_entropy(
     num_threads: int,
 ) -> tuple[float, int, int]:
     # Summed as they are used, so that the sum without one class is that of the others.
-    gamma = None if gamma is None else gamma.astype(real_of(logits))
+    gamma = None if gamma is None else real_coefficients(gamma, logits)
     job = Job(
         operation=NOTHING if grad is None else GRADIENT,
         target_kind=LABELS,
@@ -329,7 +329,7 @@ def soft_cross_entropy(
         z_loss=z_loss,
     )
     job.describe("target", target, has_classes=True)
-    job.point_to("gamma", weight if weight is None else weight.astype(real_of(logits)))
+    job.point_to("gamma", weight if weight is None else real_coefficients(weight, logits))
     job.describe_number_or_array("scale", scale)
     job.describe("lse_in", lse_in if loss is None and lse is None else None)
     job.describe("loss", loss)

@@ -25,7 +25,7 @@ from logitloss._kernels.numba_job import (
     place,
     run_length,
 )
-from logitloss._kernels.vectors import inline, outline
+from logitloss._kernels.vectors import inline, lost_of, outline
 from numba.extending import register_jitable
 
 PAGE = 4096
@@ -132,8 +132,8 @@ def kernels(item: str) -> SimpleNamespace:
 
     @outline
     def probability_losses(operation, given, n):
-        """Store the losses, and return their sum, in four chains."""
-        a, b, c, d = 0.0, 0.0, 0.0, 0.0
+        """Store the losses, and return their sum."""
+        total, lost = 0.0, 0.0
         for i in range(0, n * size, size):
             x, y = np.float64(load_one(given.x + i)), np.float64(load_one(given.target + i))
             if operation == BCE:
@@ -144,8 +144,9 @@ def kernels(item: str) -> SimpleNamespace:
                 t, log_t = (y, math.log(y)) if operation == KL_DIV else (math.exp(y), y)
                 loss = 0.0 if t == 0.0 and not math.isnan(x) else t * (log_t - x)
             store_one(given.loss + i, real(loss))
-            a, b, c, d = b, c, d, a + loss
-        return (a + b) + (c + d)
+            lost += lost_of(total, loss)
+            total += loss
+        return total + lost
 
     @outline
     def sum_of(losses, n):

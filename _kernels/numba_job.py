@@ -78,6 +78,12 @@ def real_of(array: Array) -> type[np.float32 | np.float64]:
     return np.float64 if array.dtype == np.float64 else np.float32
 
 
+def real_coefficients(coefficients: Array, logits: Array) -> Array:
+    """Return numbers by class in that type."""
+    with np.errstate(over="ignore", under="ignore"):
+        return coefficients.astype(real_of(logits))
+
+
 class Job:
     """What a job's record will hold, with what it points to."""
 

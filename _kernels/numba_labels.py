@@ -78,7 +78,7 @@ def kernels(item: str) -> SimpleNamespace:
         found.bad = first_bad_label(job, first, n)
         if found.bad >= 0:
             return
-        total, counted = 0.0, 0
+        total, lost, counted = 0.0, 0.0, 0
         for row in range(first, first + n):
             label, loss = label_of(job, row), 0.0
             if label != job.ignore_index:
@@ -86,8 +86,9 @@ def kernels(item: str) -> SimpleNamespace:
                 cost = -load(place(job.logits, row) + label * job.logits.class_stride)
                 loss = 0.0 if weight == 0.0 and np.isinf(cost) else weight * cost
                 counted += 1
+            lost += lost_of(total, loss)
             total += loss
             put(job.loss, row, loss)
-        found.total, found.counted = total, counted
+        found.total, found.counted = total + lost, counted
 
     return SimpleNamespace(label_weight=label_weight, nll=nll)

@@ -1,5 +1,7 @@
 """logsumexp, softmax, sigmoid and their logarithms, entropy, KL divergence and NLL against the oracle."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import oracle
@@ -123,6 +125,18 @@ def test_cross_entropy_is_nll_of_log_softmax(backend, weight):
         log_p = ll.log_softmax(logits, axis=1, backend=backend)
         expected = ll.nll_loss(log_p, target, **options)
         assert ll.cross_entropy(logits, target, **options) == pytest.approx(expected, rel=bound)
+
+
+def test_means_of_many_equal_losses(backend):
+    """Added one by one, 4096 of 0.3 are 351 ulp off."""
+    n = 3 * 4096
+    p, log_p = np.full(n, 1 / 3), np.full((n, 2), -0.3)
+    for found, wanted in (
+        (ll.nll_loss(log_p, np.zeros(n, int), backend=backend), 0.3),
+        (ll.binary_cross_entropy(p, np.ones(n), backend=backend), -math.log(1 / 3)),
+        (ll.kl_div(log_p, np.full((n, 2), 0.3), backend=backend), 0.3 * (math.log(0.3) + 0.3)),
+    ):
+        assert found == pytest.approx(wanted, rel=1e-15)
 
 
 def test_nll_of_infinite_log_probabilities(backend, dtype):

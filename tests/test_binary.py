@@ -198,6 +198,8 @@ def test_upstream_gradients_beyond_float32(backend, dtype, upstream, weight):
     expected = oracle.bce_with_logits(x, target, weight=weight, scale=np.longdouble(upstream))[1]
     options = {"weight": weight, "reduction": "sum", "backend": backend}
     assert_exact(ll.binary_cross_entropy_with_logits_grad(x, target, upstream, **options), expected)
+    options["reduction"], upstreams = "none", np.full((2, 2), upstream)
+    assert_exact(ll.binary_cross_entropy_with_logits_grad(x, target, upstreams, **options), expected)
 
 
 def test_a_tiny_weight_of_the_positive(backend):

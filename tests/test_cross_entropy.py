@@ -18,6 +18,11 @@ from ulp import assert_exact, result_dtype
 import logitloss as ll
 
 SMALL = (1, 3, 10, 16, 17, 129, 1000)
+EXTREME_WEIGHTS = [
+    {"weight": [1e-300, 1e300, 1]},
+    {"weight": [1e300, 1e300, 1], "z_loss": 1e-10},
+    {"weight": [5e-324, 1, 1], "label_smoothing": 0.1},
+]
 
 
 @pytest.mark.parametrize("n_classes", CLASSES + VOCABULARIES)
@@ -91,6 +96,12 @@ def test_gradient_from_the_lse_of_a_row_that_is_all_masked(backend, dtype, n_cla
     np.testing.assert_allclose(
         found.astype(float), wanted, rtol=8 * float(ml_dtypes.finfo(dtype).eps), atol=0
     )
+    # also beside a row that holds NaN
+    logits[0] = np.nan
+    _, lse = ll.cross_entropy_and_lse(logits, [-100, 1], reduction="none", backend=backend)
+    beside = ll.cross_entropy_grad(logits, [-100, 1], lse=lse, reduction="none", backend=backend)
+    assert np.array_equal(beside[1], found[1])
+    assert not beside[0].any()
 
 
 @pytest.mark.sanitize
@@ -159,10 +170,11 @@ def test_the_callers_floating_point_settings_have_no_say(backend, dtype):
     """Infinities, underflow and rounding to a narrow type raise nothing, and no mode is left behind."""
     logits = np.array([[np.inf, 1, 2], [np.nan, 1, 2], [-np.inf, -200, 300], [5e4, -5e4, 0]], dtype)
     with np.errstate(all="raise"):
-        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1.0}, {"weight": [0, 1, 2]}):
+        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1.0}, {"weight": [0, 1, 2]}, *EXTREME_WEIGHTS):
             ll.cross_entropy_value_and_grad(logits, [0, 1, 1, 1], backend=backend, **options)
         soft = np.full((4, 3), 1 / 3).astype(dtype)
-        ll.cross_entropy_value_and_grad(logits, soft, backend=backend)
+        for options in ({}, *EXTREME_WEIGHTS):
+            ll.cross_entropy_value_and_grad(logits, soft, backend=backend, **options)
         for function in (ll.softmax, ll.log_softmax, ll.sigmoid, ll.log_sigmoid, ll.logsumexp, ll.entropy):
             function(logits, backend=backend)
         ll.binary_cross_entropy_with_logits_value_and_grad(logits, soft, backend=backend)
@@ -219,6 +231,37 @@ def test_upstream_gradients_beyond_float32(backend, dtype, upstream, weight):
     expected = oracle.cross_entropy(logits, target, weight=weights, scale=np.longdouble(upstream))[1]
     options = {"weight": weights, "reduction": "sum", "backend": backend}
     assert_exact(ll.cross_entropy_grad(logits, target, upstream, **options), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("size", [1e-300, 1e-44, 1e39, 1e300])
+@pytest.mark.parametrize("soft", [False, True])
+def test_class_weights_beyond_float32(backend, dtype, reduction, size, soft):
+    logits, target = batch((5, 4), dtype)
+    if soft:
+        target = np.random.default_rng(1).dirichlet(np.ones(4), 5)
+    weight = np.array([1, 2, 0.5, 3])
+    options = {"reduction": reduction, "label_smoothing": 0.125, "backend": backend}
+    wanted, gradient = ll.cross_entropy_value_and_grad(logits, target, weight=weight, **options)
+    found, grad = ll.cross_entropy_value_and_grad(logits, target, weight=size * weight, **options)
+    factor = size if soft or reduction == "sum" else 1
+    np.testing.assert_allclose(found, factor * wanted, rtol=1e-6)
+    assert ll.cross_entropy(logits, target, weight=size * weight, **options) == pytest.approx(found, 1e-6)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = (factor * gradient.astype(np.longdouble)).astype(dtype)
+    if factor == 1 or dtype == np.float64:
+        np.testing.assert_allclose(grad.astype(float), expected.astype(float), rtol=2e-2, atol=0)
+    else:
+        assert np.array_equal(np.isinf(grad), np.isinf(expected))
+
+
+@pytest.mark.parametrize("weight", [[1, 3e38], [1e-10, 1e27]], ids=str)
+def test_a_mean_does_not_lose_small_class_weights_beside_large_ones(backend, dtype, weight):
+    logits = np.array([[21, 0], [3, 0]], dtype)
+    options = {"weight": weight, "backend": backend}
+    for n in (1, 2):
+        wanted = ll.cross_entropy(logits[:n], [0] * n, backend=backend)
+        assert ll.cross_entropy(logits[:n], [0] * n, **options) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_ignored_rows_do_not_count(backend, dtype):

@@ -240,7 +240,7 @@ def test_interfaces_that_cannot_be_taken(monkeypatch):
     )
 
     class Tensor(Interface):
-        requires_grad = is_cuda = True
+        requires_grad = True
 
     refused(TypeError, "requires gradient", ll.softmax, Tensor(memory))
 
@@ -428,3 +428,5 @@ def test_tensors_of_the_host_are_arrays_of_the_host():
     x, y = torch.from_numpy(X.copy()), torch.from_numpy(Y)
     assert ll.cross_entropy(x, y) == ll.cross_entropy(X, Y)
     assert type(ll.softmax(x)) is np.ndarray
+    refused(TypeError, "logits of type Tensor: expected what NumPy makes", ll.softmax, x.bfloat16())
+    refused(TypeError, "requires gradient", ll.softmax, x.requires_grad_())

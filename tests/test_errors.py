@@ -81,6 +81,7 @@ def test_dtype_of_the_first_argument(name, function, rest):
 def test_backend_and_threads(function, args):
     known = "cython, cython-avx512, cython-avx2, cython-baseline, numba, cuda, reference"
     refused(ValueError, f"backend is 'torch': expected one of {known}", function, *args, backend="torch")
+    refused(ValueError, f"backend is []: expected one of {known}", function, *args, backend=[])
     for threads in (0, -1, 1025):
         message = f"num_threads is {threads}: expected 1 <= num_threads <= 1024"
         refused(ValueError, message, function, *args, num_threads=threads)

@@ -81,6 +81,9 @@ CASES = {
         [[NAN, 0, 0]], [[0.0, 0.5, 0.5]], {}, NAN, [[NAN, NAN, NAN]]
     ),
     "sum of weights 0, mean": Case([[1, 2, 3]], [1], {"weight": [1, 0, 1]}, NAN, [[NAN, NAN, NAN]]),
+    "sum of weights 0, mean: with smoothing": Case(
+        [[1, 2, 3]], [1], {"weight": [1, 0, 1], "label_smoothing": 0.1}, NAN, [[NAN, NAN, NAN]]
+    ),
     "one class": Case([[3.5], [-2.0]], [0, 0], {"reduction": "sum"}, 0, [[0], [0]]),
 }
 

@@ -216,6 +216,7 @@ void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result
     int64_t labels[BLOCK_ELEMENTS];
     ptrdiff_t first = block * job->block_rows;
     ptrdiff_t n = block_labels(job, block, labels, result);
+    compensated total = {0, 0};
     for (ptrdiff_t i = 0; i < n; i++) {
         double loss = 0;
         if (labels[i] != job->ignore_index) {
@@ -224,11 +225,12 @@ void nll_block(const void *softmax, ptrdiff_t block, void *scratch, block_result
             double cost = -view_real(&job->logits, row + labels[i] * job->logits.class_stride);
             loss = weight == 0 && isinf(cost) ? 0 : weight * cost;
             result->counted++;
-            result->total += loss;
+            add(&total, loss);
         }
         if (job->loss.data)
             put_real(&job->loss, job->loss.data + view_offset(&job->loss, first + i), loss);
     }
+    result->total = value_of(&total);
 }
 
 extern const kernel_table logitloss_table_baseline;

@@ -8,6 +8,7 @@
 #ifndef LOGITLOSS_KERNELS_H
 #define LOGITLOSS_KERNELS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -155,6 +156,16 @@ typedef struct {
 typedef struct {
     double sum, lost; /* to rounding: a sum may have thousands of terms */
 } compensated;
+
+static inline void add(compensated *total, double term)
+{
+    double sum = total->sum + term, added = sum - total->sum;
+    if (isfinite(sum))
+        total->lost += (total->sum - (sum - added)) + (term - added);
+    total->sum = sum;
+}
+
+static inline double value_of(const compensated *total) { return total->sum + total->lost; }
 
 /* Of how many numbers the sum, and that of their squared deviations from the mean */
 typedef struct {

@@ -27,7 +27,8 @@ INLINE void V(sigmoid)(const V(operands) *at, ptrdiff_t n, int log)
 /* Losses of probabilities, by the C library's logarithm: no hot path; returns their sum. */
 static double V(probability_loss)(pointwise_kind kind, const V(operands) *at, ptrdiff_t n)
 {
-    double total[4] = {0, 0, 0, 0}, loss;
+    compensated total = {0, 0};
+    double loss;
     for (ptrdiff_t i = 0; i < n; i++) {
         double x = at->x[i], y = at->target[i];
         if (kind == BCE) {
@@ -38,9 +39,9 @@ static double V(probability_loss)(pointwise_kind kind, const V(operands) *at, pt
             loss = t == 0 && !isnan(x) ? 0 : t * (log_t - x);
         }
         at->loss[i] = (V(real))loss;
-        total[i % 4] += loss;
+        add(&total, loss);
     }
-    return (total[0] + total[1]) + (total[2] + total[3]);
+    return value_of(&total);
 }
 
 static double V(total)(const V(real) *loss, ptrdiff_t n)

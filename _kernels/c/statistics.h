@@ -1,12 +1,16 @@
 /* What a pass over rows leaves of them, how two parts of a row merge, and what follows for loss and gradient.
  *
  * The largest logit (first of equals) stays apart, so that a loss keeps its relative precision however far it
- * is ahead. Of the others there are sum    = sum exp(x - shift) * 2^-exponent weight = sum gamma gap    = sum
- * gamma*(largest - x), with 0 in place of a largest of -inf where shift is 0 (the largest, if it is beyond
- * DIRECT) and exponent an integer: raising it as larger logits come scales the sum exactly, wherever the
- * logits stand. In a row with NaN the sum is NaN. Where a row's figures are wanted, there are, of e as in the
- * sum, square = sum e^2 and spread = sum e*(largest - x), too, and of all classes the number that come before
- * the label's.
+ * is ahead. Of the others there are
+ *
+ *  - sum, of e = exp(x - shift) * 2^-exponent,
+ *  - weight, of gamma,
+ *  - gap, of gamma*(largest - x), with 0 in place of a largest of -inf,
+ *
+ * where shift is 0 (the largest, if it is beyond DIRECT) and exponent an integer: raising it as larger logits
+ * come scales the sum exactly, wherever the logits stand. In a row with NaN the sum is NaN. Where a row's
+ * figures are wanted, there are square, the sum of e^2, and spread, that of e*(largest - x), too, and of all
+ * classes the number that come before the label's.
  */
 typedef struct {
     double largest, shift, exponent, top_weight;
@@ -19,14 +23,6 @@ typedef struct {
 typedef struct {
     double shift, exponent;
 } chunk_scale;
-
-INLINE void add(compensated *total, double term)
-{
-    double sum = total->sum + term, added = sum - total->sum;
-    if (isfinite(sum))
-        total->lost += (total->sum - (sum - added)) + (term - added);
-    total->sum = sum;
-}
 
 INLINE void add_all(compensated *total, const compensated *more)
 {
@@ -42,8 +38,6 @@ INLINE void multiply(compensated *total, double factor)
 
 /* 0 times anything is 0. */
 INLINE double times(double factor, double x) { return factor != 0 ? factor * x : 0; }
-
-INLINE double value_of(const compensated *total) { return total->sum + total->lost; }
 
 /* A row of no classes yet; item by item, as a compiler may do the whole at a byte's pace */
 INLINE void begin(row_statistics *row)

@@ -148,7 +148,7 @@ _loaded: dict[str | None, Kernels] = {}
 
 def get(backend: str | None) -> Kernels:
     """Return the backend of that name, None being the default one."""
-    kernels = _loaded.get(backend)
+    kernels = _loaded.get(backend) if isinstance(backend, str | None) else None
     return _load(backend) if kernels is None else kernels
 
 

@@ -95,8 +95,8 @@ def scale_of(upstream: Array | None, divisor: Any, rows: Shape, logits: Array) -
 
 
 def is_far(lse: Array) -> bool:
-    """Whether one is so large that its rounding shows in float32."""
-    return lse.size > 0 and bool(lse.max() > FAR or lse.min() < -FAR)
+    """Whether one is so large that its rounding shows in float32; NaN is not."""
+    return lse.size > 0 and bool(np.fmax.reduce(lse, None) > FAR or np.fmin.reduce(lse, None) < -FAR)
 
 
 # ---- the whole way ----
@@ -136,9 +136,10 @@ def cross_entropy(
     ignored = _check.ignored(ignore_index, soft)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
-    if type(weights) is ndarray and reduction == "mean" and not soft:
-        with np.errstate(over="ignore"):
-            weights, z_loss = _coefficients.balanced(weights, z_loss)
+    unit = 1.0
+    if type(weights) is ndarray and reduction != "none":
+        with np.errstate(over="ignore", under="ignore"):
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss)
     if type(weights) is ndarray and not on_host:
         weights = _check.class_weight(weights, n_classes, x)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
@@ -159,16 +160,16 @@ def cross_entropy(
 
     # The labels that count, or the sum of their weights, divide the mean; the gradient needs it first, and no
     # bad label may be found once an output is touched; on a device that would be one more wait.
-    divisor: Any = 1.0
+    divisor: Any = 1.0 / unit
     if soft and reduction == "mean":
-        divisor = x.size // n_classes
+        divisor = x.size // n_classes / unit
     elif wants_grad and not soft and (on_host or reduction == "mean"):
         mean_weights = weights if reduction == "mean" else None
-        divisor, bad = kernels.label_weight(labels, mean_weights, ignored, n_classes, threads)
+        label_weight, bad = kernels.label_weight(labels, mean_weights, ignored, n_classes, threads)
         if bad >= 0:
             raise _check.bad_label(labels, bad, n_classes, ignored)
-        if reduction != "mean":
-            divisor = 1.0
+        if reduction == "mean":
+            divisor = label_weight
 
     scale: Array | float = 1.0
     factor: _check.Float64 | None = None
@@ -263,7 +264,7 @@ def binary(
 
     divisor = x.size if reduction == "mean" else 1.0
     scale, factor = scale_of(upstream, divisor, shape, x), None
-    if wants_grad and type(scale) is float and type(x) is ndarray:
+    if wants_grad and type(x) is ndarray and (isinstance(scale, float) or scale.dtype == float64):
         scale, factor = _coefficients.ordinary(scale, x.dtype)
 
     outputs: tuple[tuple[Array | None, Array | None], ...] = ((loss, grad),)

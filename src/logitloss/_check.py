@@ -148,7 +148,12 @@ def placed(name: str, value: Any, like: Array | None) -> Array:
                 "host, where this call takes place"
             )
     unmasked(name, value)
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:  # as the libraries do
+        raise TypeError(
+            f"{name} of type {type(value).__name__}: expected what NumPy makes an array of ({error})"
+        ) from error
 
 
 def unmasked(name: str, value: object) -> None:

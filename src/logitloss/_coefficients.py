@@ -24,19 +24,21 @@ ORDINARY_SCALES = {"float32": NARROW, "bfloat16": NARROW, "float64": WIDE, "floa
 def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) -> tuple[Float64, Float64]:
     """Return beta and gamma."""
     weight = np.ones(n_classes) if weight is None else weight
-    return (1.0 - label_smoothing) * weight, (label_smoothing / n_classes) * weight
+    with np.errstate(under="ignore"):
+        return (1.0 - label_smoothing) * weight, (label_smoothing / n_classes) * weight
 
 
-def balanced(weight: Float64, z_loss: float) -> tuple[Float64, float]:
-    """Return class weights, and what goes with them, whose mean is the same, and which float32 can hold.
+def balanced(weight: Float64, z_loss: float) -> tuple[Float64, float, float]:
+    """Return class weights that float32 can hold, what goes with them, and the power of two they lack.
 
-    The mean divides by the weights' sum, so a power of two is nothing to it.
+    A mean that divides by the weights' sum is the same without it.
     """
     largest = float(np.abs(weight).max())
     if NARROW[0] <= largest <= NARROW[1] or not 0 < largest < math.inf:
-        return weight, z_loss
-    exponent = -math.frexp(largest)[1]
-    return np.ldexp(weight, exponent), float(np.ldexp(z_loss, exponent))
+        return weight, z_loss, 1.0
+    # no further than that, for the smaller ones' sake
+    exponent = math.frexp(largest)[1] - (64 if largest > 1 else -39)
+    return np.ldexp(weight, -exponent), float(np.ldexp(z_loss, -exponent)), math.ldexp(1.0, exponent)
 
 
 def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Float64 | None]:
@@ -65,7 +67,5 @@ def multiply(grad: Array, factor: Float64) -> None:
 
 
 def divided(total: float, divisor: float) -> float:
-    """Divide as IEEE does: the mean of nothing is NaN."""
-    if divisor:
-        return total / divisor
-    return math.nan if total == 0 or math.isnan(total) else math.copysign(math.inf, total)
+    """Divide; the mean of nothing is NaN."""
+    return total / divisor if divisor else math.nan

@@ -110,7 +110,7 @@ def found(value: Any) -> bool:
     """Whether an object is an array on a CUDA device."""
     if isinstance(value, np.ndarray | np.generic):
         return False
-    if getattr(value, "requires_grad", False) and getattr(value, "is_cuda", False):
+    if getattr(value, "requires_grad", False):
         raise TypeError("a tensor requires gradient, which would be lost: expected tensor.detach()")
     if getattr(type(value), "__cuda_ndarray__", False) or hasattr(value, "__cuda_array_interface__"):
         return True

@@ -253,7 +253,7 @@ def binary_cross_entropy(
     ------
     TypeError, ValueError, ImportError
         As in `binary_cross_entropy_with_logits`; ValueError also if a probability or a target is outside [0,
-        1] or NaN: names the first.
+        1] or NaN: names the first, and leaves `out` unspecified.
 
     Notes
     -----
@@ -365,8 +365,8 @@ def logistic_loss_grad(
     Raises
     ------
     TypeError, ValueError, ImportError
-        As in `logistic_loss`; with a bad label, scores that are also `out` are left as they were, unless they
-        lie on a device.
+        As in `logistic_loss`; with a bad label `out` is unspecified, but scores that are also `out` are left
+        as they were, unless they lie on a device.
 
     Notes
     -----

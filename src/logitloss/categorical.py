@@ -102,7 +102,7 @@ def cross_entropy(
     Numba) are taken there, on the caller's current stream. The other arrays must lie there too, except that
     class weights, and single numbers, may come from the host. Results are arrays of the logits' kind, of no
     axes for a mean or sum; nothing is copied to the host but the number of the first bad row, for which
-    ``check="raise"`` waits. With a bad label, `out` on a device is unspecified.
+    ``check="raise"`` waits. With a bad label, `out` is unspecified.
 
     Follows ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
     Chowdhery et al., "PaLM" (2022), section 5.

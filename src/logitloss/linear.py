@@ -217,7 +217,7 @@ def _run(
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
     if weights is not None and reduction == "mean":
-        weights, z_loss = _coefficients.balanced(weights, z_loss)
+        weights, z_loss, _ = _coefficients.balanced(weights, z_loss)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None

@@ -65,7 +65,7 @@ def exact_sum(numbers):
 
 @register_jitable
 def divided(total, divisor):
-    return total / divisor if divisor else (np.nan if total == 0 or total != total else total * np.inf)
+    return total / divisor if divisor else np.nan
 
 
 def softmax_runner(item: str) -> Callable[..., Any]:
