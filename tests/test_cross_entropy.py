@@ -255,13 +255,20 @@ def test_class_weights_beyond_float32(backend, dtype, reduction, size, soft):
         assert np.array_equal(np.isinf(grad), np.isinf(expected))
 
 
-@pytest.mark.parametrize("weight", [[1, 3e38], [1e-10, 1e27]], ids=str)
-def test_a_mean_does_not_lose_small_class_weights_beside_large_ones(backend, dtype, weight):
-    logits = np.array([[21, 0], [3, 0]], dtype)
+@pytest.mark.parametrize(
+    "weight",
+    [[1, 3e38], [1e-10, 1e27], [1e-30, 1e30], [1e-45, 1], [1e-300, 1], [5e-324, 1], [1e300, 1]],
+    ids=str,
+)
+def test_a_mean_is_of_the_weights_of_labels_that_are_there(backend, dtype, weight):
+    logits, target = np.array([[11, 0], [3, 0]], dtype), [0, 0]
+    wanted, gradient = ll.cross_entropy_value_and_grad(logits, target, backend=backend)
     options = {"weight": weight, "backend": backend}
-    for n in (1, 2):
-        wanted = ll.cross_entropy(logits[:n], [0] * n, backend=backend)
-        assert ll.cross_entropy(logits[:n], [0] * n, **options) == pytest.approx(wanted, rel=1e-5)
+    found, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+    for value in (found, ll.cross_entropy(logits, target, **options)):
+        assert value == pytest.approx(wanted, rel=1e-6)
+    rtol = 4 * float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(grad.astype(float), gradient.astype(float), rtol=rtol, atol=0)
 
 
 def test_ignored_rows_do_not_count(backend, dtype):

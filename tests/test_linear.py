@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import rng_for
 from command import invoke
-from ulp import exact, result_dtype
+from ulp import Exact, assert_exact, exact, result_dtype
 
 import logitloss as ll
 from logitloss import linear
@@ -67,7 +67,7 @@ def assert_close(actual, wanted, dtype):
 def test_value_and_gradients(backend, dtype, options, has_bias, blocks, monkeypatch):
     if blocks == "many":
         monkeypatch.setattr(linear, "TILE_CLASSES", 7)
-        monkeypatch.setattr(linear, "TILE_BYTES", 7 * 8 * 5)
+        monkeypatch.setattr(linear, "TILE_BYTES", 3000)
         monkeypatch.setattr(linear, "BLOCK_BYTES", 0)
         monkeypatch.setattr(linear, "LEAST_ROWS", 10)
     arrays = layer(dtype, has_bias)
@@ -121,10 +121,11 @@ def test_classes_that_a_bias_rules_out(backend, options, monkeypatch):
     assert np.isinf(wanted).any() == np.isinf(found).any()
 
 
+@pytest.mark.parametrize("tile", [7, 11])  # the last one of 11 has one class
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_tiles_come_to_what_the_logits_do(z_loss, monkeypatch):
+def test_tiles_come_to_what_the_logits_do(z_loss, tile, monkeypatch):
     """At extremes, of which some are in the label's tile, some in others."""
-    monkeypatch.setattr(linear, "TILE_CLASSES", 7)
+    monkeypatch.setattr(linear, "TILE_CLASSES", tile)
     rng, inf = rng_for("tiles"), np.inf
     x = rng.standard_normal((9, 23))
     target = np.array([3, 3, 3, 12, 12, 12, 0, 22, 5])
@@ -150,6 +151,24 @@ def test_tiles_come_to_what_the_logits_do(z_loss, monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [0.0, -1e4, 1e12, -3e38])
+def test_a_value_keeps_its_precision_at_any_shift(dtype, shift, label_smoothing):
+    """Over several tiles; logits are what the bias says, and one is 20 ahead where that shows."""
+    n_classes = 2 * linear.TILE_CLASSES + 1
+    bias = (rng_for("shift").standard_normal(n_classes) + shift).astype(result_dtype(dtype))
+    target = np.array([0, 7000, n_classes - 1])
+    bias[7000] += 20
+    layer = np.zeros((3, 1), dtype), np.zeros((n_classes, 1), dtype), target, bias
+    options = {"label_smoothing": label_smoothing, "reduction": "none"}
+    x = exact(bias)
+    top = x.argmax()
+    cost = (x[top] - x) + np.log1p(np.exp(np.delete(x, top) - x[top]).sum())
+    wanted = (1 - label_smoothing) * cost[target] + label_smoothing * cost.mean()
+    rounding = np.maximum(-np.log(wanted), 0)
+    assert_exact(ll.linear_cross_entropy(*layer, **options), Exact(wanted, wanted, rounding))
+
+
 def test_mixed_dtypes_are_computed_in_float32():
     hidden, weight, target, _ = layer(np.dtype(np.float64), has_bias=False)
     arrays = hidden, weight.astype(np.float32), target
@@ -165,6 +184,9 @@ def test_errors_of_numbers_and_outputs():
     for option, value in (("softcap", 1e39), ("logit_scale", -1e39)):
         with pytest.raises(ValueError, match=rf"{option} comes to -?1e\+39: expected what float32 can hold"):
             ll.linear_cross_entropy(hidden, weight, target, **{option: value})
+    message = r"^softcap is 1e-50, and logit_scale / softcap comes to 1e\+50: expected what float32 can hold"
+    with pytest.raises(ValueError, match=message):
+        ll.linear_cross_entropy(hidden, weight, target, softcap=1e-50)
     class_weight = np.ones(23)
     arrays = hidden.astype(np.float64), weight.astype(np.float64), target
     with pytest.raises(ValueError, match="out shares memory with an input"):
@@ -287,6 +309,15 @@ def test_hidden_states_evaluate_like_their_logits(dtype, tmp_path):
         evaluated((hidden, weight + weight, target, bias), state_file=state_file)
 
 
+def test_padding_of_hidden_states_may_hold_anything():
+    """Without a warning of what comes of it."""
+    hidden, weight, target, bias = layer(np.dtype(np.float32))
+    wanted = evaluated((hidden, weight, target, bias))
+    hidden = np.where((target == IGNORED)[..., None], np.float32(np.inf), hidden)
+    assert np.isinf(hidden).any()
+    assert evaluated((hidden, weight, target, bias)) == wanted
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -397,18 +428,40 @@ def test_a_mean_is_that_of_weights_of_any_size(size):
     )
     for one, other in zip(found[:3], wanted[:3], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+    total, of_ones = (
+        ll.linear_cross_entropy(hidden, weight, target, class_weight=classes * by, reduction="sum")
+        for by in (size, 1)
+    )
+    assert total == pytest.approx(size * of_ones, rel=1e-6)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_memory_of_few_classes_stays_bounded(gradients):
-    """Hidden states are copied a block at a time."""
-    hidden, weight = np.ones((60_000, 512), np.float16), np.ones((4, 512), np.float16)
+@pytest.mark.parametrize(("n_rows", "n_dimensions"), [(60_000, 512), (2_000_000, 2)])
+def test_memory_of_few_classes_stays_bounded(gradients, n_rows, n_dimensions):
+    """Hidden states are copied, and labels looked at, a block at a time."""
+    hidden, weight = np.ones((n_rows, n_dimensions), np.float16), np.ones((4, n_dimensions), np.float16)
+    target = np.zeros((2, n_rows // 2), int).T
+    target[::3, 0] = IGNORED
     function = ll.linear_cross_entropy_value_and_grad if gradients else ll.linear_cross_entropy
     tracemalloc.start()
-    function(hidden, weight, np.zeros(60_000, int), logit_scale=0.5)
+    function(hidden.reshape(*target.shape, n_dimensions), weight, target, logit_scale=0.5)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6 + gradients * hidden.nbytes
+
+
+def test_gradients_of_a_weight_near_0():
+    """By which the mean divides: the scale is more than float32 holds."""
+    rng = rng_for("light")
+    hidden, weight = rng.standard_normal((6, 4), np.float32), rng.standard_normal((5, 4), np.float32)
+    options = {"class_weight": [1e-45, 1, 1, 1, 1]}
+    _, grad_hidden, grad_weight, _ = ll.linear_cross_entropy_value_and_grad(
+        hidden, weight, np.zeros(6, int), **options
+    )
+    slopes = ll.cross_entropy_grad(hidden @ weight.T, np.zeros(6, int), weight=options["class_weight"])
+    assert np.abs(slopes).max() > 0.1
+    np.testing.assert_allclose(grad_hidden, slopes @ weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(grad_weight, slopes.T @ hidden, rtol=1e-5, atol=1e-7)
 
 
 def test_logits_are_indexed_by_rows_alone():

@@ -2,11 +2,12 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import rng_for
 from states import assert_same_figures
-from ulp import exact
+from ulp import Exact, assert_exact, exact, result_dtype
 
 from logitloss.evaluate import (
     DtypeError,
@@ -165,17 +166,63 @@ def test_shards_of_several_types_and_a_label_that_is_ignored_and_a_class():
         ([-np.inf, -np.inf], 1, LogitError, "logits: row 1: every logit is -inf"),
         ([0, 0], 5, LabelError, "target: row 2: label 5 is outside 0 to 4, and is not ignore_index=-100"),
         ([0, 0], -1, LabelError, "target: row 2: label -1 is outside 0 to 4"),
-        ([0, 0], 3, LabelError, "target: row 2: label 3 was in none of the shards"),
     ],
 )
 def test_rows_that_have_no_loss(row, label, error, message):
     shards = VocabularyShards([0, 1, label])
-    rest = np.full((3, 2), -np.inf)
+    rest = np.full((3, 3), -np.inf)
     shards.update(np.array([[1.0, 2.0], row, [0, 0]]), 0, backend="reference")
-    shards.update(rest[:, :1], 2, backend="reference")
-    shards.update(rest[:, 1:], 4, backend="reference")
+    shards.update(rest[:, :2], 2, backend="reference")
+    shards.update(rest[:, 2:], 4, backend="reference")
     with pytest.raises(error, match=message):
         shards.rows()
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([], "no shard has been taken in"),
+        ([(1, 4)], "class 0 was in none of the shards"),
+        ([(3, 4), (0, 2)], "class 2 was in none of the shards"),
+        ([(2, 4), (0, 2), (2, 4)], "class 2 was in more than one of the shards"),
+        ([(0, 4), (1, 3)], "class 1 was in more than one of the shards"),
+    ],
+)
+def test_each_class_is_in_one_shard(held, message):
+    logits, target = rng_for("held").standard_normal((2, 4)), [0, 3]
+    one, other = VocabularyShards(target), VocabularyShards(target)
+    for number, (first, end) in enumerate(held):
+        (one, other)[number % 2].update(logits[:, first:end], first, backend="reference")
+    for shards, more in ((one, other), (other, one)):
+        merged = VocabularyShards(target)
+        merged.merge(shards)
+        merged.merge(more)
+        with pytest.raises(ShapeError, match=f"^logits: {message}$"):
+            merged.rows()
+
+
+@pytest.mark.parametrize("ahead", [0, 0.5, 20, 60])
+@pytest.mark.parametrize("shift", [0, 1e4, -1e12, 1e300])
+def test_shards_keep_their_precision_at_any_shift(backend, dtype, shift, ahead):
+    """Of rows whose target is ahead by so much, of others, and of equals, as all are if shifted far."""
+    largest = float(ml_dtypes.finfo(dtype).max) / 2
+    rng = rng_for("shift", dtype.name, shift, ahead)
+    logits = rng.standard_normal((6, 40))
+    logits[:, [9, 30]] += [[ahead], [ahead + 1]] * 3
+    logits = (logits + np.clip(shift, -largest, largest)).astype(dtype)
+    target = np.array([9, 30, 30, 9, 0, 39])
+    x = exact(logits)
+    top = x.argmax(axis=1)[:, None]
+    m = np.take_along_axis(x, top, axis=1)
+    others = np.exp(x - m)
+    np.put_along_axis(others, top, 0, axis=1)
+    wanted = (m - np.take_along_axis(x, target[:, None], axis=1))[:, 0] + np.log1p(others.sum(axis=1))
+    bound = Exact(wanted, wanted, np.maximum(-np.log(wanted), 0))
+    whole = rows_of(logits, target, "ce", -1, ignore_index=IGNORED, num_threads=None, backend=backend)
+    for cuts in ([0, 10, 25, 40], [0, 9, 10, 40], [0, 31, 40]):
+        found = shared_out(logits, target, cuts, rng, backend=backend)
+        assert_exact(found.loss, bound, dtype=result_dtype(dtype))
+        assert_same_rows(found, whole, {"float64": 2e-13}.get(dtype.name, 2e-5))
 
 
 def test_errors():

@@ -137,9 +137,11 @@ def cross_entropy(
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
     unit = 1.0
-    if type(weights) is ndarray and reduction != "none":
+    # A mean without smoothing is made of the labels' own weights, whatever the others are.
+    is_of_labels = on_host and weights is not None and reduction == "mean" and not soft and not smoothing
+    if type(weights) is ndarray and reduction != "none" and not is_of_labels:
         with np.errstate(over="ignore", under="ignore"):
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss)
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, _coefficients.largest(weights))
     if type(weights) is ndarray and not on_host:
         weights = _check.class_weight(weights, n_classes, x)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
@@ -163,13 +165,17 @@ def cross_entropy(
     divisor: Any = 1.0 / unit
     if soft and reduction == "mean":
         divisor = x.size // n_classes / unit
-    elif wants_grad and not soft and (on_host or reduction == "mean"):
+    elif is_of_labels or (wants_grad and not soft and (on_host or reduction == "mean")):
         mean_weights = weights if reduction == "mean" else None
         label_weight, bad = kernels.label_weight(labels, mean_weights, ignored, n_classes, threads)
         if bad >= 0:
             raise _check.bad_label(labels, bad, n_classes, ignored)
         if reduction == "mean":
             divisor = label_weight
+        if is_of_labels and weights is not None and labels.size:
+            with np.errstate(over="ignore", under="ignore"):
+                weights, z_loss, unit = _coefficients.balanced(weights, z_loss, divisor / labels.size)
+            divisor /= unit
 
     scale: Array | float = 1.0
     factor: _check.Float64 | None = None
@@ -213,7 +219,7 @@ def cross_entropy(
         )
         if bad >= 0:
             raise _check.bad_label(labels, bad, n_classes, ignored)
-        if reduction == "mean" and not wants_grad:
+        if reduction == "mean" and not wants_grad and not is_of_labels:
             divisor = counted
             if weights is not None:
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)

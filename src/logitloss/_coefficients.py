@@ -28,17 +28,21 @@ def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) ->
         return (1.0 - label_smoothing) * weight, (label_smoothing / n_classes) * weight
 
 
-def balanced(weight: Float64, z_loss: float) -> tuple[Float64, float, float]:
-    """Return class weights that float32 can hold, what goes with them, and the power of two they lack.
+def balanced(weight: Float64, z_loss: float, size: float) -> tuple[Float64, float, float]:
+    """Return class weights of such a size as float32 holds, what goes with them, and what both lack.
 
-    A mean that divides by the weights' sum is the same without it.
+    That is a power of two. A mean that divides by the weights' sum is the same without it.
     """
-    largest = float(np.abs(weight).max())
-    if NARROW[0] <= largest <= NARROW[1] or not 0 < largest < math.inf:
+    if NARROW[0] <= size <= NARROW[1] or not 0 < size < math.inf:
         return weight, z_loss, 1.0
-    # no further than that, for the smaller ones' sake
-    exponent = math.frexp(largest)[1] - (64 if largest > 1 else -39)
+    # no further than that, for the smaller ones' sake; and not beyond what can be divided by
+    exponent = max(math.frexp(size)[1] - (64 if size > 1 else -39), -1021)
     return np.ldexp(weight, -exponent), float(np.ldexp(z_loss, -exponent)), math.ldexp(1.0, exponent)
+
+
+def largest(weight: Float64) -> float:
+    """Return the largest size of class weights."""
+    return float(np.abs(weight).max())
 
 
 def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Float64 | None]:

@@ -1,7 +1,7 @@
 """Cross-entropy of a linear layer's logits, as of a language model's last layer, which are never held whole.
 
 For a value, BLAS makes a tile of logits, some classes of some rows, and the same kernels as for any logits
-make of it what it adds to the losses (`_tiled_losses`). For gradients, all logits of some rows are made,
+make of it what it adds to the losses (`_losses`). For gradients, all logits of some rows are made,
 become their own gradient in place, and go back through the layer as two more products (`_Gradients`). So a
 layer costs its matrix products and little else. Rows that do not count are left out of the products.
 """
@@ -15,15 +15,27 @@ import numpy as np
 from logitloss import _call, _check, _coefficients
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike
 
     from logitloss._backends import Kernels
     from logitloss._check import Array, Float64, Value
 
-# A tile has 2048 rows. BLAS has its full rate from a thousand on (256 take 1.3 times as long, 512 1.06), and
-# between products and kernels, threads of the one pool wait for those of the other.
+    # Of the leading axes
+    Index = tuple[Array, ...]
+
+# Kernels' threads that have done their work wait for more of it, on the cores that BLAS goes on with: two of
+# two cores cost a large layer a tenth of its time, a small one half.
+THREADS = 1
+# A tile has 2048 rows: BLAS has its full rate from a thousand on (256 take 1.3 times as long, 512 1.06).
 TILE_CLASSES = 6400
 TILE_BYTES = 58 << 20
+# A row takes, beside logits and hidden states, so many bytes for its number, label and loss, and of several
+# tiles for its figures and what `_joined` makes of each. However few its classes are, there are at a time no
+# more rows than
+NUMBERS_BYTES, FIGURES_BYTES, JOINED_BYTES = 64, 192, 64
+MOST_ROWS = 1 << 18
 # All logits of some rows, if none are to be kept
 BLOCK_BYTES = 48 << 20
 # Of a gradient's block: as each adds to all of the weight's gradient, it has as many rows as there are
@@ -71,8 +83,11 @@ def linear_cross_entropy(
         What hidden states, weight and bias come to is multiplied by this.
     class_weight : array_like, shape (C,), optional
         Weight of each class, `weight` of `cross_entropy`.
-    ignore_index, label_smoothing, z_loss, reduction, num_threads
-        As in `cross_entropy`; products have the threads of NumPy's BLAS.
+    ignore_index, label_smoothing, z_loss, reduction
+        As in `cross_entropy`.
+    num_threads : int, optional
+        Threads of the kernels, by default one: products have those of NumPy's BLAS, which several would wait
+        for, and hinder. Where cores are many, more are of use with ``OMP_WAIT_POLICY=passive``.
     out : ndarray, optional
         Array for the losses of ``reduction="none"``.
     backend : str, optional
@@ -94,9 +109,11 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Memory beyond inputs and outputs stays under 64 MB, whatever the batch: 61 MB of logits and hidden states
-    at a time, and 6400 classes' weight if it must be converted. Rows that are ignored take no part in the
-    products. Softcap and scale are those of Gemma 2 (arXiv:2408.00118) and Cohere's Command models.
+    Memory beyond inputs and outputs stays under 64 MB, whatever the batch: 61 MB of logits, hidden states and
+    losses at a time. Beside, and of the same size for any batch, there are 6400 classes' weight if it must be
+    converted, and three numbers a class if there are class weights or smoothing. Rows that are ignored take
+    no part in the products. Softcap and scale are those of Gemma 2 (arXiv:2408.00118) and Cohere's Command
+    models.
 
     Examples
     --------
@@ -163,9 +180,9 @@ def linear_cross_entropy_value_and_grad(
     Notes
     -----
     Three products: the logits are made once, and become their gradient in place. Beyond inputs and outputs
-    there are the logits and hidden states of D rows at a time (the logits twice with a softcap), hence about
-    as much as the gradient of the weight takes, or of as many rows more as 50 MB hold; a gradient of two
-    bytes is summed in float32 beside.
+    there are the logits (twice with a softcap) and hidden states of D rows at a time, hence about as much as
+    the gradient of the weight takes, or those of 512 rows, or of as many as 50 MB hold, whichever is most;
+    and the gradient of 6400 classes' weight. A gradient of two bytes is summed in float32 beside.
 
     Examples
     --------
@@ -210,14 +227,13 @@ def _run(
     shape = layer.hidden.shape[:-1]
     # Logits that nobody holds: one number stands for all of them.
     like = np.broadcast_to(layer.dtype.type(0), (*shape, layer.n_classes))
+    num_threads = THREADS if num_threads is None else num_threads
     kernels, _, threads = _call.start(like, reduction, num_threads, backend)
     labels, _ = _check.labels(target, like, len(shape), probabilities=False)
     weights = _check.class_weight(class_weight, layer.n_classes, like, "class_weight")
     ignored = _check.ignored(ignore_index, soft=False)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
-    if weights is not None and reduction == "mean":
-        weights, z_loss, _ = _coefficients.balanced(weights, z_loss)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None
@@ -226,24 +242,28 @@ def _run(
         raise _check.bad_label(labels, bad, layer.n_classes, ignored)
     if reduction != "mean":
         divisor = 1.0
+    if weights is not None and reduction != "none" and labels.size:
+        # a mean without smoothing is made of the labels' own weights
+        is_of_labels = reduction == "mean" and not smoothing
+        size = divisor / labels.size if is_of_labels else _coefficients.largest(weights)
+        with np.errstate(over="ignore", under="ignore"):
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size)
+        divisor /= unit
     if losses is not None:
         losses[...] = 0
     beta, gamma = weights, None
     if smoothing:
         beta, gamma = _coefficients.per_class(weights, smoothing, layer.n_classes)
-    options = _Options(kernels, beta, gamma, ignored, z_loss, threads)
-    scale = _coefficients.divided(1.0, divisor)
-    total = 0.0
-    counted = np.flatnonzero(labels != ignored)
-    n_rows = layer.rows_of_tile() if gradients is None else gradients.n_rows
-    n_rows = -(-len(counted) // max(1, -(-len(counted) // n_rows)))  # blocks as equal as can be
-    for first in range(0, len(counted), max(1, n_rows)):
-        rows = np.unravel_index(counted[first : first + n_rows], np.atleast_1d(labels).shape)
-        states, y = layer.scaled(np.atleast_2d(layer.hidden)[rows]), np.atleast_1d(labels)[rows]
+    scale, factor = _coefficients.ordinary(_coefficients.divided(1.0, divisor), layer.dtype)
+    options = _Options(kernels, beta, gamma, ignored, z_loss, threads, scale, factor)
+    total, all_labels = 0.0, np.atleast_1d(labels)
+    most = layer.rows_of_tile() if gradients is None else layer.rows_of_gradients()
+    for numbers in _counted(all_labels, ignored, most):
+        rows = np.unravel_index(numbers, all_labels.shape)
         if gradients is None:
-            found = _tiled_losses(layer, states, y, options)
+            found = _losses(layer, rows, all_labels[rows], options)
         else:
-            found = gradients.add(rows, states, y, options, scale)
+            found = gradients.add(rows, all_labels[rows], options)
         total += float(found.sum(dtype=np.float64))
         if losses is not None:
             np.atleast_1d(losses)[rows] = found
@@ -257,31 +277,69 @@ class _Options(NamedTuple):
     ignored: int
     z_loss: float
     threads: int
+    scale: Array | float
+    factor: Float64 | None
+
+
+def _counted(labels: Array, ignored: int, most: int) -> Iterator[Array]:
+    """Yield the numbers of the rows that count, at most so many at a time, in blocks as equal as can be.
+
+    Labels are looked at a piece at a time, in any layout.
+    """
+    pieces = [slice(first, first + MOST_ROWS) for first in range(0, labels.size, MOST_ROWS)]
+    n_counted = sum(np.count_nonzero(labels.flat[piece] != ignored) for piece in pieces)
+    n_rows = -(-n_counted // max(1, -(-n_counted // most)))
+    waiting = np.empty(0, np.intp)
+    for piece in pieces:
+        found = piece.start + np.flatnonzero(labels.flat[piece] != ignored)
+        waiting = np.concatenate((waiting, found))
+        while len(waiting) >= n_rows > 0:
+            yield waiting[:n_rows]
+            waiting = waiting[n_rows:]
+    if len(waiting):
+        yield waiting
+
+
+def _losses(layer: LinearLogits, rows: Index, labels: Array, options: _Options) -> Array:
+    """Return the losses of rows that count."""
+    states = layer.states(rows)
+    if len(layer.tiles) > 1:
+        return _tiled_losses(layer, states, labels, options)
+    kernels, beta, gamma, ignored, z_loss, threads, *_ = options
+    logits = np.empty((len(states), layer.n_classes), layer.dtype)
+    layer.fill_all(logits, states)
+    losses = np.empty(len(states), layer.dtype)
+    kernels.cross_entropy(
+        logits, labels, ignored, beta, gamma, z_loss, 1.0, None, losses, None, None, None, threads
+    )
+    return losses
 
 
 def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _Options) -> Float64:
-    """Return the losses of rows that count, tile by tile along the classes.
+    """Return the losses of rows whose classes are more than a tile has.
 
     With g_c what multiplies a class's cost, a tile T adds its own loss, sum_T g_c*(lse_T - x_c), and by how
     much lse of all classes is above lse_T, as often as sum_T g_c says.
     """
-    kernels, beta, gamma, _, z_loss, threads = options
+    from logitloss._kernels import FIGURES  # the kernels are loaded by the first call
+
+    kernels, beta, gamma, _, z_loss, threads, *_ = options
     n = len(states)
-    buffer = np.empty((n, min(TILE_CLASSES, layer.n_classes)), layer.dtype)
-    part, tile_lse = np.empty(n, layer.dtype), np.empty(n)
-    losses, g_sums, lses = np.zeros(n), [], []
-    for tile in layer.tiles:
+    buffer = np.empty((n, TILE_CLASSES), layer.dtype)
+    part, lse, figures = np.empty(n, layer.dtype), np.empty(n), np.empty((n, len(FIGURES)))
+    losses, (g_sums, tops, rests) = np.zeros(n), np.empty((3, len(layer.tiles), n))
+    for number, tile in enumerate(layer.tiles):
         weight = layer.weight_of(tile)
         x = buffer[:, : len(weight)]
         layer.fill(x, states, weight, tile)
         is_here = (labels >= tile.start) & (labels < tile.stop)
-        here = np.where(is_here, labels.astype(np.int64) - tile.start, -1)
+        # of a row whose label is elsewhere it is the first class, whose loss is not used
+        here = np.where(is_here, labels.astype(np.int64) - tile.start, 0)
+        kernels.cross_entropy(x, here, -1, None, None, 0.0, 1.0, None, part, lse, figures, None, threads)
         g = np.where(is_here, 1.0 if beta is None else beta[labels], 0.0)
-        tile_beta = None if beta is None else beta[tile]
-        kernels.cross_entropy(
-            x, here, -1, tile_beta, None, 0.0, 1.0, None, part, tile_lse, None, None, threads
-        )
-        tile_losses, infinite = part.astype(np.float64), _infinite(g)
+        with np.errstate(invalid="ignore"):
+            tile_losses = np.where(g == 0, 0.0, g * part)
+        infinite = _infinite(g)
         if gamma is not None:
             nothing = np.broadcast_to(x.dtype.type(0), x.shape)
             kernels.soft_cross_entropy(
@@ -292,11 +350,13 @@ def _tiled_losses(layer: LinearLogits, states: Array, labels: Array, options: _O
             with np.errstate(invalid="ignore"):  # of opposite signs
                 infinite += _infinite(gamma[tile]).sum()
         # Where all of a tile is -inf, a class of it that is asked for costs infinitely much.
-        is_none = tile_lse == -np.inf
+        is_none, is_finite = lse == -np.inf, np.isfinite(lse)
         losses += np.where(is_none, infinite, tile_losses)
-        g_sums.append(np.where(is_none, 0.0, g))
-        lses.append(tile_lse.copy())
-    return _joined(losses, np.array(g_sums), np.array(lses), z_loss)
+        g_sums[number] = np.where(is_none, 0.0, g)
+        _, top, top_p, *_ = np.where(is_finite, figures.T, 0.0)
+        tops[number] = np.where(is_finite, x[np.arange(n), top.astype(np.intp)], lse)
+        rests[number] = -np.log(np.where(is_finite, top_p, 1.0))
+    return _joined(losses, g_sums, tops, rests, z_loss)
 
 
 def _infinite(g: Float64) -> Float64:
@@ -304,18 +364,22 @@ def _infinite(g: Float64) -> Float64:
     return np.where(g == 0, 0.0, np.copysign(np.inf, g))
 
 
-def _joined(losses: Float64, g_sums: Float64, lses: Float64, z_loss: float) -> Float64:
-    """Add to tiles' losses what lse of all is above theirs; a loss near 0 keeps its relative precision."""
-    with np.errstate(invalid="ignore"):  # of poisoned rows
-        for number, g in enumerate(g_sums if len(lses) > 1 else ()):
-            rows = np.flatnonzero(g)
-            above = np.delete(lses, number, axis=0)[:, rows] - lses[number, rows]
-            highest = np.maximum(above.max(axis=0), 0)
-            rest = np.exp(above - highest).sum(axis=0)
-            more = highest + np.where(highest > 0, np.log(rest + np.exp(-highest)), np.log1p(rest))
-            losses[rows] += g[rows] * more
-        lse = np.logaddexp.reduce(lses, axis=0)
-    losses[~(lses < np.inf).all(axis=0) | (lse == -np.inf)] = np.nan
+def _joined(losses: Float64, g_sums: Float64, tops: Float64, rests: Float64, z_loss: float) -> Float64:
+    """Add to tiles' losses what lse of all is above theirs; a loss near 0 keeps its relative precision.
+
+    lse of a tile comes as its largest logit and what is to be added to that: their sum would be rounded.
+    """
+    rows = np.arange(len(losses))
+    with np.errstate(invalid="ignore", over="ignore"):  # of poisoned rows; of logits far apart
+        lses = tops + rests
+        highest = lses.argmax(axis=0)
+        above = (tops[highest, rows] - tops) + (rests[highest, rows] - rests)
+        others = np.exp(-above)
+        others[highest, rows] = 0
+        more = np.log1p(others.sum(axis=0))
+        losses += np.where(g_sums == 0, 0.0, g_sums * (above + more)).sum(axis=0)
+        lse = lses[highest, rows] + more
+    losses[~np.isfinite(lses[highest, rows])] = np.nan
     return losses + z_loss * lse**2 if z_loss else losses
 
 
@@ -374,7 +438,8 @@ class LinearLogits:
         # What hidden states and bias are multiplied by; with a softcap, in units of that
         self.scale = _check.finite("logit_scale", logit_scale) / (self.softcap or 1.0)
         most = float(np.finfo(np.float64 if is_double else np.float32).max)
-        for name, number in {"softcap": self.softcap or 0.0, "logit_scale": self.scale}.items():
+        quotient = "" if softcap is None else f"softcap is {self.softcap:.3g}, and logit_scale / softcap"
+        for name, number in {"softcap": self.softcap or 0.0, quotient or "logit_scale": self.scale}.items():
             if abs(number) > most:
                 raise ValueError(f"{name} comes to {number:.3g}: expected what {self.dtype} can hold")
         self.bias = None
@@ -408,12 +473,25 @@ class LinearLogits:
 
     def rows_of_tile(self) -> int:
         """Return how many rows a tile of logits has."""
-        return max(1, TILE_BYTES // self._row_bytes(min(TILE_CLASSES, self.n_classes)))
+        row_bytes = self._row_bytes(min(TILE_CLASSES, self.n_classes)) + NUMBERS_BYTES
+        if len(self.tiles) > 1:
+            row_bytes += FIGURES_BYTES + JOINED_BYTES * len(self.tiles)
+        return max(1, min(MOST_ROWS, TILE_BYTES // row_bytes))
 
-    def _row_bytes(self, n_classes: int) -> int:
-        """Return what a row takes: logits; hidden states as read, in the dtype of products, and scaled."""
-        n_copies = 1 + (self.hidden.dtype != self.dtype) + (self.scale != 1)
+    def rows_of_gradients(self) -> int:
+        """Return how many rows' logits become gradients at a time."""
+        n_buffers = 1 if self.softcap is None else 2
+        row_bytes = self._row_bytes(n_buffers * self.n_classes, n_more=2) + NUMBERS_BYTES
+        return int(max(self.weight.shape[1], LEAST_ROWS, min(MOST_ROWS, BLOCK_BYTES // row_bytes)))
+
+    def _row_bytes(self, n_classes: int, n_more: int = 0) -> int:
+        """Return what a row takes: logits; hidden states as read, as products take them, and scaled; more."""
+        n_copies = 1 + (self.hidden.dtype != self.dtype) + (self.scale != 1) + n_more
         return int((n_classes + n_copies * self.hidden.shape[-1]) * self.dtype.itemsize)
+
+    def states(self, rows: Index) -> Array:
+        """Return the hidden states of some rows, scaled."""
+        return self.scaled(np.atleast_2d(self.hidden)[rows])
 
     def scaled(self, states: Array) -> Array:
         """Return hidden states times the scale."""
@@ -448,25 +526,25 @@ class _Gradients:
         self.weight = np.zeros(layer.weight.shape, layer.dtype)
         self.bias = None if layer.bias is None else np.zeros(layer.n_classes)
         self.product = np.empty((min(TILE_CLASSES, layer.n_classes), layer.weight.shape[1]), layer.dtype)
-        self.n_rows = max(layer.weight.shape[1], layer.rows_at_once())
         self.buffers: list[Array] = []
         self.is_empty = True
 
-    def add(
-        self, rows: tuple[Array, ...], states: Array, labels: Array, options: _Options, scale: float
-    ) -> Array:
+    def add(self, rows: Index, labels: Array, options: _Options) -> Array:
         """Add those of some rows, and return the rows' losses."""
         layer = self.layer
+        states = layer.states(rows)
         if not self.buffers:  # without a softcap the gradient takes the logits' place
             n_buffers = 1 if layer.softcap is None else 2
             self.buffers = [np.empty((len(states), layer.n_classes), layer.dtype) for _ in range(n_buffers)]
         logits, slopes = self.buffers[0][: len(states)], self.buffers[-1][: len(states)]
         layer.fill_all(logits, states)
-        kernels, beta, gamma, ignored, z_loss, threads = options
+        kernels, beta, gamma, ignored, z_loss, threads, scale, factor = options
         losses = np.empty(len(states), layer.dtype)
         kernels.cross_entropy(
             logits, labels, ignored, beta, gamma, z_loss, scale, None, losses, None, None, slopes, threads
         )
+        if factor is not None:
+            _coefficients.multiply(slopes, factor)
         if layer.softcap is not None:  # s - x**2/s, the slope of x = s*tanh(z/s) in z/s
             logits *= logits
             logits *= layer.dtype.type(-1 / layer.softcap)

@@ -30,6 +30,7 @@ from logitloss._njit.pieces import (
     exact_sum,
     is_shape_without,
     keep,
+    largest,
     softmax_runner,
 )
 
@@ -95,7 +96,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         describe(job.target, labels, target_kind, axis if is_soft else -1, axes[1])
         weights = weights_of(weight, n_classes)
         if means and not is_soft:
-            weights, job.z_loss, _ = balanced(weights, job.z_loss)
+            weights, job.z_loss, _ = balanced(weights, job.z_loss, largest(weights))
         beta, gamma = weights, weights.astype(real)
         if is_soft:
             job.target_scale, job.target_offset = 1.0 - label_smoothing, label_smoothing / n_classes

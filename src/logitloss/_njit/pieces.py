@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _folds = register_jitable(_check.folds)
 balanced = register_jitable(_coefficients.balanced)
+largest = register_jitable(_coefficients.largest)
 
 
 @register_jitable

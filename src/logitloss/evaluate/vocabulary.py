@@ -14,7 +14,7 @@ import numpy.typing as npt
 from logitloss import _backends, _check
 from logitloss._kernels import FIGURES
 from logitloss._threads import threads_for
-from logitloss.evaluate.errors import DtypeError, LabelError, LogitError, ShapeError
+from logitloss.evaluate.errors import DtypeError, LogitError, ShapeError
 from logitloss.evaluate.rows import Rows, bad_label, first_index
 from logitloss.evaluate.shard import blocks
 
@@ -90,8 +90,8 @@ class VocabularyShards:
         How many classes come before the target, by their logits.
     target_logit : ndarray of float64
         The target's logit; NaN as long as no shard had it.
-    n_classes : int
-        One more than the last class so far.
+    seen : list of (int, int)
+        Of each shard so far its first class and one more than its last, in order.
 
     Examples
     --------
@@ -129,7 +129,7 @@ class VocabularyShards:
         self.entropy: Float64 = np.zeros(shape)
         self.others_squared: Float64 = np.zeros(shape)
         self.before: Int64 = np.zeros(shape, np.int64)
-        self.n_classes = 0
+        self.seen: list[tuple[int, int]] = []
 
     def update(
         self,
@@ -163,25 +163,27 @@ class VocabularyShards:
         place = self.target.astype(np.int64) - first_class
         is_here = (place >= 0) & (place < n_classes)
         # of a row whose target is elsewhere it is the first class: its loss and rank are not used
-        labels = np.where(self.target == self.ignore_index, -1, np.where(is_here, place, 0))
+        labels = np.where(is_here, place, 0)
         loss = np.empty(labels.shape, _check.result_dtype(x.dtype))
         lse, figures = np.empty(labels.shape), np.empty((*labels.shape, len(FIGURES)))
         threads = threads_for(x.size, num_threads)
         kernels.cross_entropy(x, labels, -1, None, None, 0.0, 1.0, None, loss, lse, figures, None, threads)
         is_finite = np.isfinite(lse)
-        rank, top, _, entropy, squares = np.where(is_finite, np.moveaxis(figures, -1, 0), 0.0)
+        rank, top, top_p, entropy, squares = np.where(is_finite, np.moveaxis(figures, -1, 0), 0.0)
         place_of_top = top.astype(np.int64)
         largest = np.take_along_axis(x, place_of_top[..., None], axis=-1)[..., 0].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            # a loss near 0 has digits that the difference of lse and logit has not
-            others = np.expm1(np.where(is_here & (labels == place_of_top), loss, lse - largest))
+        with np.errstate(divide="ignore", over="ignore"):
+            # Near p = 1, 1/p - 1 has lost digits. That shows in no loss but the top's own, which has them:
+            # any other is at least log 2.
+            is_sure = is_here & (labels == place_of_top) & (top_p > 0.5)
+            others = np.where(is_sure, np.expm1(loss, dtype=np.float64), 1 / top_p - 1)
         part = VocabularyShards(self.target, ignore_index=self.ignore_index)
         part.m = np.where(is_finite, largest, lse)
         part.others = np.where(is_finite, others, np.where(lse == -np.inf, 0.0, np.nan))
         part.top = first_class + place_of_top
         part.entropy, part.others_squared = entropy, squares
         part.target_logit = target_logits(x, self.target, first_class)
-        part.n_classes = first_class + n_classes
+        part.seen = [(first_class, first_class + n_classes)]
         if self.has_ranks:
             among = np.where(is_finite, rank - 1, place).astype(np.int64)  # equals, where all are -inf
             elsewhere = _count_before(x, self.target_logit, place >= n_classes)
@@ -206,7 +208,7 @@ class VocabularyShards:
         is_first = (self.m > other.m) | ((self.m == other.m) & (self.top <= other.top)) | (other.top < 0)
         is_first &= self.top >= 0
         with np.errstate(invalid="ignore", over="ignore"):
-            ahead = self.lse() - other.lse()
+            ahead = (self.m - other.m) + (np.log1p(self.others) - np.log1p(other.others))
             entropy, squares = np.zeros_like(self.m), np.zeros_like(self.m)
             for one, gap, has_top in ((self, ahead, is_first), (other, -ahead, ~is_first)):
                 cost = np.logaddexp(0.0, -gap)  # minus the logarithm of the share that its classes have
@@ -223,7 +225,12 @@ class VocabularyShards:
         self.entropy, self.others_squared = entropy, squares
         self.before = self.before + other.before
         self.target_logit = np.fmax(self.target_logit, other.target_logit)
-        self.n_classes = max(self.n_classes, other.n_classes)
+        self.seen = sorted([*self.seen, *other.seen])
+
+    @property
+    def n_classes(self) -> int:
+        """One more than the last class so far."""
+        return max((end for _, end in self.seen), default=0)
 
     def lse(self) -> Float64:
         """Return the rows' logsumexp over all shards so far."""
@@ -239,11 +246,14 @@ class VocabularyShards:
 
         Raises
         ------
+        ShapeError
+            The shards do not hold each class once.
         LabelError
-            A label is outside the classes, or no shard held the class of a row that counts.
+            A label is outside the classes.
         LogitError
             A row that counts holds NaN or +inf, or nothing but -inf.
         """
+        self._check_classes()
         target, n_classes = self.target, self.n_classes
         counted = target != self.ignore_index
         is_bad = counted & ((target < 0) | (target >= n_classes))
@@ -255,10 +265,6 @@ class VocabularyShards:
             index = first_index(is_poisoned)
             what = "every logit is -inf" if self.m[index] == -np.inf else f"a logit is {self.m[index]}"
             raise LogitError("logits", what, index)
-        is_missing = counted & np.isnan(self.target_logit)
-        if is_missing.any():
-            index = first_index(is_missing)
-            raise LabelError("target", f"label {target[index]} was in none of the shards", index)
         with np.errstate(invalid="ignore"):  # of rows that do not count
             loss = np.where(counted, (self.m - self.target_logit) + np.log1p(self.others), 0.0)
         marks = None if counted.all() else counted.ravel()
@@ -268,6 +274,17 @@ class VocabularyShards:
         columns = (1 + self.before, self.top, 1 / (1 + self.others), self.entropy, self.others_squared)
         figures = np.where(counted[..., None], np.stack(columns, axis=-1), 0.0).reshape(-1, len(FIGURES))
         return Rows(loss.ravel(), marks, target.ravel(), figures, n_classes)
+
+    def _check_classes(self) -> None:
+        if not self.seen:
+            raise ShapeError("logits", "no shard has been taken in")
+        next_class = 0
+        for first, end in self.seen:
+            if first > next_class:
+                raise ShapeError("logits", f"class {next_class} was in none of the shards")
+            if first < next_class:
+                raise ShapeError("logits", f"class {first} was in more than one of the shards")
+            next_class = end
 
 
 def _labels(target: npt.ArrayLike) -> Array:
