@@ -53,6 +53,13 @@ def check(path, array, dtype=None):
 # ---- what can be read ----
 
 
+def test_names_of_files_that_are_no_text(write, tmp_path):
+    path = write(x=np.arange(5))
+    other = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"\xff" + os.fsencode(os.path.basename(path))))
+    os.rename(path, other)
+    check(other, np.arange(5))
+
+
 def test_numbers_of_every_type(write):
     rng = rng_for("numbers")
     columns = {}

@@ -157,9 +157,13 @@ def test_any_cutting_and_order_gives_the_same(trial):
     [
         ("ranking", {"number": [3, 2]}, "not as many"),
         ("ranking", {"number": [3, 2], "negative": [0, 1], "positive": [1, 1]}, "out of order"),
-        ("ranking", {"number": [2], "negative": [-1], "positive": [1]}, "below 0"),
+        ("ranking", {"number": [2], "negative": [-1], "positive": [1]}, "-1 is no count"),
+        ("ranking", {"number": [-1], "negative": [0], "positive": [1]}, "-1 is no count"),
+        ("ranking", {"number": [1 << 16], "negative": [0], "positive": [1]}, "of more than 65536"),
+        ("ranking", {"number": [2], "negative": [0], "positive": [1]}, "counts of 0 rows do not add up"),
         ("calibration", {"count": [1, 2]}, "other than 15 bins"),
-        ("calibration", {"count": [-1] * N_PROBABILITIES}, "other than 15 bins"),
+        ("calibration", {"count": [-1] * N_PROBABILITIES}, "-1 is no count"),
+        ("calibration", {"count": [1] * N_PROBABILITIES}, "counts of 0 rows do not add up"),
     ],
 )
 def test_what_is_no_state_is_refused(part, change, message):

@@ -15,6 +15,7 @@ from states import assert_same_states
 
 import logitloss.evaluate.checkpoint
 from logitloss.evaluate import EvaluationState, FileError, LabelError, ShapeError, StateError, evaluate
+from logitloss.evaluate.rows import row_dtype
 
 PROGRAM = [sys.executable, "-c", "from logitloss.cli import main; main()", "eval"]
 N_ROWS, N_CLASSES, CHUNK_ROWS = 3000, 10, 7
@@ -137,12 +138,16 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
         assert_same_states(state, whole)
 
 
+ONE = evaluate(np.zeros((1, 2)), np.zeros(1, int), backend="reference").to_dict()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 2}, "version 2, expected 3"),
         ({"histogram": [0] * 123}, "histogram of more than 122 bins"),
-        ({"histogram": [-1]}, "or of counts below 0"),
+        ({"histogram": [-1]}, "-1 is no count"),
+        ({"histogram": [0.0]}, "0.0 is no count"),
         ({"loss": "mse"}, "loss 'mse'"),
         ({"correct": -1}, "-1 is no count"),
         ({"correct": 1.5}, "1.5 is no count"),
@@ -153,7 +158,9 @@ def test_any_cutting_order_and_sharing_gives_the_same(trial):
         ({"histogram": [2]}, "counts of 0 rows do not add up"),
         ({"correct": 1}, "counts of 0 rows do not add up"),
         ({"groups": [["a", EvaluationState().to_dict()]] * 2}, "or not each there once"),
-        ({"groups": [[None, EvaluationState().to_dict()]]}, "keys are not int, bool or str"),
+        ({"groups": [[None, EvaluationState().to_dict()]]}, "keys are not all int, bool or str"),
+        ({"groups": [[key, EvaluationState().to_dict()] for key in ("a", 1)]}, "keys are not all int, bool"),
+        ({"groups": [["a", ONE]]}, "counts of 0 rows do not add up"),
     ],
 )
 def test_what_is_no_state_is_refused(change, message):
@@ -265,7 +272,7 @@ def test_the_file_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "what", ["logits", "target", "options", "per_class", "chunk_rows", "backend", "none"]
+    "what", ["logits", "target", "options", "per_class", "per_row", "chunk_rows", "backend", "none"]
 )
 def test_a_state_of_other_inputs_is_refused(tmp_path, what):
     logits, target = arrays()
@@ -283,6 +290,8 @@ def test_a_state_of_other_inputs_is_refused(tmp_path, what):
         options["chunk_rows"] = 50
     elif what == "backend":
         options["backend"] = "cython-baseline"
+    elif what == "per_row":
+        options["per_row"] = np.zeros(N_ROWS, row_dtype(np.float32))
     else:
         assert evaluate(logits, target, **options) == state
         return
@@ -316,6 +325,13 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
     path.write_text(json.dumps(document | {"version": 7}))
     with pytest.raises(StateError, match="of version 7, expected 2"):
         evaluate(*arrays(), state_file=path, backend="reference")
+
+
+def test_numpys_integers_are_in_a_state(tmp_path):
+    options = {"chunk_rows": np.int64(100), "ignore_index": np.int64(-100), "backend": "reference"}
+    path = tmp_path / "state.json"
+    assert evaluate(*arrays(), state_file=path, save_every=0, **options).count == 2727
+    assert json.loads(path.read_text())["inputs"]["options"]["ignore_index"] == -100
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):

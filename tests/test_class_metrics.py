@@ -16,9 +16,10 @@ from ulp import exact
 
 from logitloss import demo
 from logitloss.evaluate import EvaluationState, ShapeError, VocabularyShards, evaluate
+from logitloss.evaluate.calibration import Calibration
 from logitloss.evaluate.counts import N_PROBABILITIES, N_RANKS
 from logitloss.evaluate.labels import CONFUSIONS, MOST_CONFUSED
-from logitloss.evaluate.moments import PLAIN
+from logitloss.evaluate.moments import PLAIN, Moments
 
 IGNORED = -100
 LISTS = ("top_k", "accuracy_by_rank", "calibration")
@@ -191,7 +192,7 @@ def test_ranks_beyond_those_that_are_counted():
     assert (line["k"], line["accuracy"]) == (100, 2 / 3)
     assert state.compute().classes.mean_reciprocal_rank == pytest.approx((1 + 1 / 100 + 1 / 101) / 3)
     for k in (0, N_RANKS + 1):
-        with pytest.raises(ValueError, match=rf"top_k is \({k},\), expected numbers from 1 to 100"):
+        with pytest.raises(ValueError, match=f"top_k is {k}: expected 1 <= top_k <= 100"):
             state.compute(top_k=[k])
 
 
@@ -199,6 +200,41 @@ def test_top_k_as_far_as_there_are_classes():
     for n_classes, told in ((1, []), (2, [1]), (5, [1]), (6, [1, 5]), (11, [1, 5, 10])):
         state = evaluate(np.zeros((2, n_classes)), np.zeros(2, int), backend="reference")
         assert [line["k"] for line in state.compute().classes.top_k] == told
+
+
+def test_numbers_that_are_asked_for():
+    state = evaluate(np.zeros((2, 5)), np.zeros(2, int), backend="reference")
+    metrics = state.compute(top_k=iter((2, np.int64(1), 2)), n_bytes=np.int32(7))
+    assert [line["k"] for line in metrics.classes.top_k] == [2, 1]
+    assert type(metrics.n_bytes) is int
+    json.dumps(metrics.to_dict())
+    for top_k, message in ((3, "3: expected numbers"), ((1.5,), "1.5: expected an integer")):
+        with pytest.raises(TypeError, match=f"top_k is {message}"):
+            state.compute(top_k=top_k)
+    for name, number, message in (("n_bytes", np.nan, "an integer"), ("n_words", 1.5, "an integer")):
+        with pytest.raises(TypeError, match=f"{name} is {number}: expected {message}"):
+            state.compute(**{name: number})
+    with pytest.raises(ValueError, match="n_words is 0: expected 1 <= n_words"):
+        state.compute(n_words=0)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 1)])
+def test_classes_of_no_rows_are_told(shape):
+    """As of batches: shifted, a sequence of one label has none."""
+    logits, target = np.zeros((*shape, 12)), np.zeros(shape, int)
+    shifts = len(shape) > 1
+    options = {"per_class": True, "axis": -1, "backend": "reference"}
+    states = [evaluate(logits, target, shift=shifts, **options)]
+    states.append(evaluate([(logits, target)], shift=shifts, **options))
+    for state in states:
+        metrics = state.compute()
+        assert [line["k"] for line in metrics.classes.top_k] == [1, 5, 10]
+        assert [line["class"] for line in metrics.per_class] == list(range(12))
+        assert (metrics.count, metrics.shifted) == (0, target.size)
+    if not shifts:
+        updated = EvaluationState(per_class=True)
+        updated.update(logits, target, axis=-1, backend="reference")
+        assert updated == states[0]
 
 
 def test_nothing_counted():
@@ -344,12 +380,21 @@ def test_blocks_do_not_show(chunk_rows):
     ("part", "change", "message"),
     [
         ("classes", {"ranks": [0] * (N_RANKS + 3)}, "of more than 100 ranks"),
-        ("classes", {"ranks": [0, -1]}, "or below 0"),
+        ("classes", {"ranks": [0, -1]}, "-1 is no count"),
+        ("classes", {"ranks": [0, 1.9]}, "1.9 is no count"),
+        ("classes", {"ranks": [0, "1"]}, "'1' is no count"),
+        ("classes", {"ranks": [0, True]}, "True is no count"),
+        ("classes", {"ranks": []}, "counts of 1 rows do not add up"),
+        ("classes", {"brier": Moments(2).to_dict()}, "counts of 1 rows do not add up"),
+        ("classes", {"confidence": Moments().to_dict()}, "counts of 1 rows do not add up"),
+        ("classes", {"calibration": Calibration().to_dict()}, "counts of 1 rows do not add up"),
         ("classes", {"n_classes": -1}, "-1 is no count"),
         ("labels", {"correct": [1]}, "not as many"),
-        ("labels", {name: [-1, 0] for name in ("count", "correct", "predicted")}, "below 0"),
+        ("labels", {name: [-1, 0] for name in ("count", "correct", "predicted")}, "-1 is no count"),
+        ("labels", {"predicted": [1, 1]}, "counts of 1 rows do not add up"),
+        ("labels", {"confusions": [[], []]}, "counts of 1 rows do not add up"),
         ("labels", {"confusions": [[2], []]}, "not as many"),
-        ("labels", {"confusions": [[2], [-1]]}, "below 0"),
+        ("labels", {"confusions": [[2], [-1]]}, "-1 is no count"),
         ("labels", {"confusions": [[4], [1]]}, "classes that there are not"),
     ],
 )

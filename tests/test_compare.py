@@ -227,6 +227,21 @@ def test_a_difference_within_its_error(tmp_path):
     assert re.fullmatch(r"[ab] is ahead, the interval includes 0", one.verdict)
 
 
+def test_a_difference_within_the_bounds(tmp_path):
+    runs = Runs(tmp_path, "bce", n_rows=300)
+    for key in ("roc_auc", "average_precision"):
+        runs.change("a", **{key: 0.5, f"{key}_error_bound": 2e-3})
+        for value, bound, verdict in (
+            (0.5 + 2**-10, 1e-3, "cannot be told"),
+            (0.5 - 2**-10, 0.0, "cannot be told"),
+            (0.5 + 2**-8, 1e-3, "b is ahead, no interval"),
+            (0.5 - 2**-8, 1e-3, "a is ahead, no interval"),
+            (0.5, 1e-3, "the same"),
+        ):
+            runs.change("b", **{key: value, f"{key}_error_bound": bound})
+            assert by_key(runs.compare())[key].verdict == verdict
+
+
 def test_an_infinite_loss(tmp_path):
     runs = Runs(tmp_path, n_rows=50)
     logits = runs.logits["b"].copy()
@@ -436,3 +451,43 @@ def test_a_report_that_was_changed(small, change):
     small.change("a", **change)
     with pytest.raises(FileError, match="is no report; expected what logitloss eval --json printed"):
         small.compare()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"warnings": 5},
+        {"calibration": [{}]},
+        {"nll_histogram": [{}]},
+        {"skipped": [{}]},
+        {"run": {"options": 5}},
+        {"count": 0},
+    ],
+    ids=str,
+)
+def test_a_report_that_cannot_be_drawn(small, name, change):
+    small.change(name, **change)
+    page = small.folder / "page.html"
+    message = f"{small.file(f'{name}.json')}: is no report; expected what logitloss eval --json printed"
+    refused(small, message, "--unpaired", "--report", page)
+    assert not page.exists()
+
+
+def test_reports_that_cannot_be_drawn_side_by_side(small):
+    small.change("b", calibration=None)
+    message = f"{small.file('a.json')}, {small.file('b.json')}: is no report; expected what .* printed"
+    refused(small, message, "--report", small.file("page.html"))
+
+
+def test_reports_of_extremes_are_drawn(small):
+    for name, array in {"a": small.logits["a"], "b": np.where(small.logits["b"] > 1, -np.inf, 0)}.items():
+        np.save(small.folder / f"{name}.npy", array)
+        small.evaluate(name, "--per-class", "--group-by", small.file("y.npy"))
+    np.save(small.folder / "y.npy", np.full(60, -100))
+    small.evaluate("b")
+    for name in "ab":
+        page = small.folder / f"{name}.html"
+        files = small.file(f"{name}.json"), small.file("b.json")
+        assert invoke("compare", *files, "--unpaired", "--report", page).exit_code == 0
+        assert "Differences" in page.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from logitloss.evaluate import (
     EvaluationError,
     LabelError,
     LogitError,
+    MaskError,
     PaddingWarning,
     ShapeError,
     cluster,
@@ -37,6 +39,7 @@ from logitloss.evaluate import (
     evaluate_files,
 )
 from logitloss.evaluate import dask as on_dask
+from logitloss.evaluate.errors import OutputError
 
 N_CLASSES = 12
 SCALING = Path(__file__).parent.parent / "asv_benchmarks" / "scaling.py"
@@ -174,23 +177,28 @@ def test_chunks_of_nothing():
     wanted = evaluate(logits, target, backend="reference")
     x = da.concatenate([da.zeros((0, N_CLASSES)), da.from_array(logits, chunks=(6, 5))])
     assert_same_states(evaluate(x, target, backend="reference"), wanted)
-    nothing = evaluate(da.zeros((0, 5)), np.zeros(0, int))
-    assert nothing.count == 0
+    for nothing in (da.zeros((0, 5)), da.zeros((0, 0), chunks=((0,), (0, 0)))):
+        assert evaluate(nothing, np.zeros(0, int)) == evaluate(nothing.compute(), np.zeros(0, int))
 
 
+@pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("chunks", [(3, 4, -1), (3, 4, 5)])
-def test_errors_count_rows_over_the_whole_array(chunks):
+def test_errors_count_rows_over_the_whole_array(chunks, shift):
     logits, target, _ = problem()
-    x = da.from_array(logits, chunks=chunks)
-    bad = target.copy()
-    bad[5, 6] = N_CLASSES
-    with pytest.raises(LabelError) as there:
-        evaluate(logits, bad, axis=-1, backend="reference")
-    with pytest.raises(LabelError, match=f"^{re.escape(str(there.value))}$"):
-        evaluate(x, bad, axis=-1, backend="reference")
-    target[5, 6], logits[5, 6, 2] = 0, np.nan
+    x, options = da.from_array(logits, chunks=chunks), {"axis": -1, "shift": shift, "backend": "reference"}
+    bad, mask = target.copy(), np.ones(target.shape, int)
+    bad[5, 6], mask[4, 7] = N_CLASSES, 5
+    told = r"target: row \[5, 6\]: label 12 is outside 0 to 11, and is not ignore_index=-100"
+    for whole in (logits, x):
+        with pytest.raises(LabelError, match=f"^{told}$"):
+            evaluate(whole, bad, **options)
+        with pytest.raises(MaskError, match=r"^mask: row \[4, 7\]: is 5, expected 0 or 1$"):
+            evaluate(whole, target, mask=mask, **options)
+    with pytest.raises(LabelError, match=f"^{told}$"):
+        on_dask.evaluate(x, bad, weight=np.eye(N_CLASSES), **options)
+    target[5, 6:8], logits[5, 6, 2] = 0, np.nan
     with pytest.raises(LogitError, match=r"logits: row \[5, 6\]: (the|a) logit (of class 2 )?is nan"):
-        evaluate(da.from_array(logits, chunks=chunks), target, axis=-1, backend="reference")
+        evaluate(da.from_array(logits, chunks=chunks), target, **options)
 
 
 def test_what_does_not_go_together_is_told_before_anything_runs():
@@ -210,6 +218,8 @@ def test_what_does_not_go_together_is_told_before_anything_runs():
         (ShapeError, "groups: of shape (3,)", (x, y), {"groups": np.arange(3)}),
         (ShapeError, "state_file: is not for Dask arrays", (x, y), {"state_file": "x.json"}),
         (ShapeError, "chunk_rows: is 0", (x, y), {"chunk_rows": 0}),
+        (ShapeError, "target: is missing", (x,), {}),
+        (ShapeError, "loss: is 'foo', expected 'ce' or 'bce'", (x, y), {"loss": "foo"}),
     ]:
         with pytest.raises(error, match=re.escape(message)):
             evaluate(*arguments, **options)
@@ -217,6 +227,9 @@ def test_what_does_not_go_together_is_told_before_anything_runs():
         on_dask.evaluate(x, y, weight=weight, loss="bce")
     with pytest.raises(ShapeError, match=r"logits: of shape \(20, 12\)"):
         on_dask.evaluate(x, y, weight=weight[:, 1:])
+    for of_layer in ({"bias": np.zeros(N_CLASSES)}, {"softcap": 3.0}, {"logit_scale": 0.5}):
+        with pytest.raises(ShapeError, match=r"^weight: is missing: bias, softcap and logit_scale"):
+            on_dask.evaluate(x, y, **of_layer)
 
 
 # ---- without Dask ----
@@ -327,11 +340,21 @@ def test_a_bad_shard_is_told_as_by_one_process(shards, bad, client):
         shards.evaluate(**options)
     with pytest.raises(type(there.value), match=f"^{re.escape(str(there.value))}$"):
         shards.evaluate(dask=client, **options)
-    told = []
-    wanted = shards.evaluate(on_error="skip", **options)
-    found = shards.evaluate(on_error="skip", on_skip=told.append, dask=client, **options)
+    told, options = [], {"on_error": "skip", "describe": True, **options}
+    wanted = shards.evaluate(**options)
+    found = shards.evaluate(on_skip=told.append, dask=client, **options)
     assert_same_states(found.state, wanted.state)
     assert found.skipped == wanted.skipped == told
+    assert found.inputs == wanted.inputs
+
+
+def test_a_full_disk_is_no_fault_of_a_shard(shards, monkeypatch):
+    np.savez_compressed(shards.folder / "logits" / "part-2.npz", shards.load("logits", 1))
+    os.unlink(shards.file("logits", 1))
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: full)
+        with pytest.raises(OutputError, match=r"part-2.npz: .* does not fit into .* No space left on device"):
+            shards.evaluate(dask="local", on_error="skip")
 
 
 def test_what_is_skipped_does_not_decide_the_classes(shards, client):

@@ -92,6 +92,21 @@ def test_demo_where_a_file_cannot_be_written(tmp_path):
     assert (result.exit_code, result.stderr) == (1, f"logitloss: {tmp_path}/hidden.npy: Is a directory\n")
 
 
+def test_demo_writes_over_nothing_but_its_own(tmp_path):
+    command = ["demo", "--output-dir", tmp_path, "--backend", "reference"]
+    for _ in range(2):
+        assert invoke(*command).exit_code == 0
+    for name in ("logits", "labels", "hidden", "unembedding"):
+        path = tmp_path / f"{name}.npy"
+        own = path.read_bytes()
+        for theirs in (own[:-1] + b"\x07", b"my own"):
+            path.write_bytes(theirs)
+            result = invoke(*command)
+            message = f"logitloss: {path}: is there and holds something else; choose another directory\n"
+            assert (result.exit_code, result.stderr, path.read_bytes()) == (1, message, theirs)
+        path.write_bytes(own)
+
+
 @pytest.mark.skipif(not README_PICTURE.exists(), reason="README's pictures are in the repository alone")
 def test_readme_picture_is_what_its_script_draws():
     script = runpy.run_path(str(README_PICTURE))

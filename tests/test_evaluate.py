@@ -301,6 +301,15 @@ def test_dtype_does_not_narrow(name, short):
         evaluate(logits, target, dtype=short, backend="reference")
 
 
+def test_lists_are_arrays():
+    logits, target = batch(rows=(33,))
+    keys, kept = target % 3, target % 2
+    whole = evaluate(logits, target, groups=keys, mask=kept, dtype="f64", backend="reference")
+    lists = [array.tolist() for array in (logits, target, keys, kept)]
+    same(whole, evaluate(*lists[:2], groups=lists[2], mask=lists[3], backend="reference"))
+    assert evaluate(logits[0], 1, backend="reference").count == 1
+
+
 # ---- sums ----
 
 

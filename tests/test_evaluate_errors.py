@@ -1,9 +1,12 @@
 """Arrays that cannot be evaluated: each gives one line that names the argument, the row and the value."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from logitloss import LinearLogits
 from logitloss.evaluate import DtypeError, EvaluationState, LabelError, LogitError, ShapeError, evaluate
+from logitloss.evaluate.rows import rows_of
 
 IGNORED = -100
 X, Y = np.zeros((4, 3)), np.zeros(4, int)
@@ -76,6 +79,26 @@ X, Y = np.zeros((4, 3)), np.zeros(4, int)
             DtypeError,
             "target: of type complex128, expected real numbers",
         ),
+        (
+            X,
+            X.astype(np.longdouble),
+            {"loss": "bce"},
+            DtypeError,
+            f"target: of type {np.dtype(np.longdouble)}, expected real numbers",
+        ),
+        (
+            X,
+            X.astype(ml_dtypes.float8_e5m2),
+            {"loss": "bce"},
+            DtypeError,
+            "target: of type float8_e5m2, expected real numbers",
+        ),
+        (X, None, {}, ShapeError, "target: is missing: an array of logits has its labels in another"),
+        (LinearLogits(X, X), None, {}, ShapeError, "target: is missing: an array of logits"),
+        (X, "labels.npy", {}, DtypeError, "target: of type <U10, expected integers"),
+        (X, Y, {"per_row": "rows.npy"}, DtypeError, "per_row: a str, expected an ndarray"),
+        (X, Y, {"ignore_index": 0.5}, TypeError, "ignore_index is 0.5: expected an integer"),
+        (X, Y, {"chunk_rows": 1.5}, TypeError, "chunk_rows is 1.5: expected an integer"),
     ],
 )
 def test_input_that_does_not_fit(logits, target, options, error, message):
@@ -118,6 +141,23 @@ def test_bad_logit_is_named_by_its_row(backend, dtype, chunk_rows, value, what):
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ignore_index": 0.5}, TypeError, "ignore_index is 0.5: expected an integer"),
+        ({"ignore_index": None}, TypeError, "ignore_index is None: expected an integer"),
+        ({"ignore_index": 2**80}, ValueError, f"ignore_index is {2**80}: expected "),
+        ({"axis": 0}, ShapeError, "axis: is 0, but binary cross-entropy has no axis of classes"),
+    ],
+)
+def test_options_of_binary_batches_are_checked(backend, options, error, message):
+    state = EvaluationState("bce")
+    with pytest.raises(error) as caught:
+        state.update(X, X, backend=backend, **options)
+    assert message in str(caught.value)
+    assert state == EvaluationState("bce")
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_bad_binary_rows_are_named(backend, ignored):
     logits, target = np.zeros((4, 2)), np.zeros((4, 2))
@@ -148,3 +188,23 @@ def test_a_refused_batch_leaves_the_state_alone(backend):
     with pytest.raises(DtypeError, match="target: of type float64, expected integers"):
         state.update([[0.0, 1.0]], [[0.0, 1.0]], backend=backend)
     assert state.compute() == before
+
+
+@pytest.mark.parametrize(
+    ("loss", "groups", "error", "message"),
+    [
+        ("ce", np.zeros(3, int), ShapeError, r"groups: of shape \(3,\), but the target has \(4,\)"),
+        ("ce", np.zeros(5, int), ShapeError, r"groups: of shape \(5,\), but the target has \(4,\)"),
+        ("ce", np.zeros(4), DtypeError, "groups: of type float64, expected integers, bool or str"),
+        ("bce", None, ShapeError, "rows: of classes, but this state holds 'bce' losses"),
+    ],
+)
+def test_refused_rows_leave_the_state_alone(loss, groups, error, message):
+    options = {"ignore_index": IGNORED, "num_threads": None, "backend": "reference"}
+    rows, state = rows_of(X, Y, "ce", None, **options), EvaluationState(loss)
+    with pytest.raises(error, match=message):
+        state.add(rows, groups)
+    assert state == EvaluationState(loss)
+    binary = rows_of(X, X, "bce", None, **options)
+    with pytest.raises(ShapeError, match="rows: of binary labels, but this state holds 'ce' losses"):
+        EvaluationState().add(binary)

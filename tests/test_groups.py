@@ -1,6 +1,7 @@
 """Groups of rows, each with figures of its own, and what becomes of each row."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from command import invoke
 from states import assert_same_figures, assert_same_states
 
 import logitloss as ll
-from logitloss.evaluate import DtypeError, EvaluationState, FileError, LabelError, ShapeError, evaluate
+from logitloss.evaluate import (
+    DtypeError,
+    EvaluationState,
+    FileError,
+    LabelError,
+    ShapeError,
+    StateError,
+    evaluate,
+)
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.rows import row_dtype
 
@@ -212,3 +221,56 @@ def test_the_file_of_rows_goes_on_with_the_state(files, tmp_path):
             np.save(paths["per_row_path"], spoilt)
         with pytest.raises(FileError, match=rf"rows.npy: {message}"):
             evaluate_files(files["x"], files["y"], **options)
+
+
+def test_records_that_the_state_did_not_write_are_refused(files, tmp_path):
+    logits, target = arrays()
+    paths = {"per_row_path": str(tmp_path / "rows.npy"), "state_file": str(tmp_path / "state.json")}
+    options = {"axis": -1, "chunk_rows": 7, "backend": "reference"}
+    np.save(tmp_path / "other.npy", logits[::-1])
+    np.save(files["y"], np.where(np.arange(target.size).reshape(ROWS) == 700, N_CLASSES, target))
+    with pytest.raises(LabelError):
+        evaluate_files(files["x"], files["y"], state_file=paths["state_file"], **options)
+    np.save(files["y"], target)
+    evaluate_files(str(tmp_path / "other.npy"), files["y"], per_row_path=paths["per_row_path"], **options)
+    before = (tmp_path / "rows.npy").read_bytes()
+    message = r"state.json: is the state of an evaluation with per_row False, this one has True"
+    with pytest.raises(StateError, match=message):
+        evaluate_files(files["x"], files["y"], **options, **paths)
+    assert (tmp_path / "rows.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_records_of_other_rows_are_refused(files, tmp_path, loss, stops):
+    """Those of a new array, or of another file that holds as many."""
+    logits, target = arrays(loss)
+    axis = -1 if loss == "ce" else None
+    options = {"loss": loss, "axis": axis, "chunk_rows": 7, "backend": "reference"}
+    options["state_file"] = tmp_path / "state.json"
+    bad = target.copy()
+    bad[28, 0] = N_CLASSES if stops else target[28, 0]
+    rows = np.zeros(ROWS, row_dtype(np.float32, loss))
+    with pytest.raises(LabelError) if stops else nullcontext():
+        evaluate(logits, bad, per_row=rows, **options)
+    kept = json.loads(options["state_file"].read_text())
+    state = EvaluationState.from_dict(kept["part" if stops else "state"])
+    has = f"has {state.correct} hits among {state.count} rows that count"
+    with pytest.raises(
+        StateError, match=f"state.json: {has}, but the records of them have 0 among 0; another"
+    ):
+        evaluate(logits, target, per_row=np.zeros_like(rows), **options)
+    assert evaluate(logits, target, per_row=rows, **options).count == rows["counted"].sum()
+    for name, array in {"x": logits, "y": bad, "other": logits[::-1]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    options |= {"state_file": tmp_path / "files.json", "per_row_path": str(tmp_path / "rows.npy")}
+    with pytest.raises(LabelError) if stops else nullcontext():
+        evaluate_files(files["x"], files["y"], **options)
+    np.save(files["y"], target)
+    other = {"state_file": None, "per_row_path": str(tmp_path / "others.npy")}
+    evaluate_files(str(tmp_path / "other.npy"), files["y"], **options | other)
+    del other["state_file"]
+    with pytest.raises(StateError, match=r"files.json: has .* but the records of them have"):
+        evaluate_files(files["x"], files["y"], **options | other)
+    evaluate_files(files["x"], files["y"], **options)
+    assert np.array_equal(np.load(options["per_row_path"]), rows)

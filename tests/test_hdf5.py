@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import resource
 import struct
 
 import h5py
@@ -13,6 +14,7 @@ from cases import rng_for
 from chunks import write_hdf5
 
 from logitloss.evaluate import FileError, FileWarning, evaluate, evaluate_files
+from logitloss.evaluate.errors import OutputError
 from logitloss.evaluate.stores import hdf5_texts, open_array
 from logitloss.evaluate.stores.chunked import ChunkedArray
 from logitloss.evaluate.stores.mapped import MappedArray
@@ -104,8 +106,11 @@ def test_compact_datasets_and_user_blocks(path):
         kind, space = h5py.h5t.py_create(ARRAY.dtype), h5py.h5s.create_simple(ARRAY.shape)
         h5py.h5d.create(file.id, b"compact", kind, space, plist).write(h5py.h5s.ALL, h5py.h5s.ALL, ARRAY)
         file["plain"] = ARRAY
+        file.create_dataset("never", (12,), "i8")
     assert np.array_equal(read(f"{path}::compact", ChunkedArray), ARRAY)
     assert np.array_equal(read(f"{path}::plain", MappedArray), ARRAY)
+    with pytest.warns(FileWarning, match=f"^{path}::never: not written or lost: all of it"):
+        assert read(f"{path}::never").tolist() == [0] * 12
 
 
 @pytest.mark.parametrize("chunks", [None, (5,)], ids=["contiguous", "chunked"])
@@ -245,6 +250,16 @@ def test_what_was_never_written(path, chunks):
         assert read(f"{path}::y")[:5].sum() == (25 if chunks else 0)
 
 
+def test_what_was_never_written_is_told_once(tmp_path, path):
+    np.save(tmp_path / "x.npy", ARRAY)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("y", (12,), "i8", chunks=(5,))
+    with pytest.warns(FileWarning) as told:
+        assert evaluate_files(str(tmp_path / "x.npy"), str(path)).n_rows == 12
+    what = "not written or lost: 3 of 3 chunks, which count as the fill value"
+    assert [str(one.message) for one in told] == [f"{path}: {what}"]
+
+
 # ---- damaged texts ----
 
 
@@ -264,6 +279,20 @@ def heap_without_end(path):
     assert number == 0
     struct.pack_into("<Q", content, place + 8, 0)
     path.write_bytes(content)
+
+
+def test_texts_that_a_full_disk_does_not_take(path):
+    with h5py.File(path, "w") as file:
+        file["k"] = np.array(["a" * 50] * 10_000, object)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(
+            OutputError, match=r"a.h5: what it holds, unpacked, does not fit into .* written\)"
+        ):
+            open_array(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_damaged_texts_do_not_hang(path, monkeypatch):

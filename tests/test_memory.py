@@ -114,6 +114,27 @@ EVALUATION = 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
+def test_one_long_key_takes_no_memory_of_its_own(tmp_path):
+    """All keys of a block are as wide as the longest: of 60,000 rows these are 480 MB."""
+    n_rows = 60_000
+    keys = np.lib.format.open_memmap(tmp_path / "keys.npy", "w+", np.dtype("U2000"), (n_rows,))
+    keys[7] = 2000 * "k"
+    np.save(tmp_path / "x.npy", np.zeros((n_rows, 4), np.float32))
+    np.save(tmp_path / "y.npy", np.zeros(n_rows, np.int64))
+    program = (
+        "import test_memory\n"
+        "from logitloss.evaluate import evaluate\n"
+        "state = evaluate(*sys.argv[1:3], groups=sys.argv[3])\n"
+        "print(len(state.groups), test_memory.peak())"
+    )
+    n_groups, peak = run_child(
+        program, *(str(tmp_path / f"{name}.npy") for name in ("x", "y", "keys"))
+    ).split()
+    assert int(n_groups) == 2
+    assert int(peak) < EVALUATION << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is told in /proc")
 def test_an_evaluation_stays_under_its_bound(tmp_path):
     """Files of holes: they take no disk, and are ten times the bound."""
     n_rows = 5 * (EVALUATION << 20) // (4 * 250)

@@ -24,15 +24,19 @@ def pair(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_refused_at_once(pair, tmp_path):
     (tmp_path / "folder.html").mkdir()
-    for path, message in (
-        (pair[1], "does not end in .html"),
-        (tmp_path / "none" / "r.html", "there is no directory for"),
-        (tmp_path / "folder.html", "is a directory"),
+    (tmp_path / "link.html").symlink_to("none/r.html")
+    for path, status, message in (
+        (pair[1], 2, "does not end in .html"),
+        (tmp_path / "none" / "r.html", 2, "there is no directory for"),
+        (tmp_path / "folder.html", 2, "is a directory"),
+        (tmp_path / "link.html", 1, f"logitloss: {tmp_path}/none/r.html: No such file or directory\n"),
+        (tmp_path / f"{'x' * 245}.html", 1, "x.html: File name too long\n"),
     ):
         result = invoke("eval", "no.npy", "no.npy", "--report", path)
-        assert result.exit_code == 2
+        assert result.exit_code == status
         assert message in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "x.npy", "y.npy"]
+    files = ["folder.html", "link.html", "x.npy", "y.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_figures_are_told_where_the_page_cannot_be_written(pair, tmp_path, monkeypatch):
@@ -94,6 +98,27 @@ def test_keys_are_drawn_without_what_a_page_must_not_hold(pair, tmp_path):
     printed("eval", *pair, "--group-by", tmp_path / "g.npy", "--report", path)
     page = path.read_text(encoding="utf-8")
     assert ("a\ufffdb" in page, "\x1b" in page) == (True, False)
+
+
+def test_keys_and_names_are_printed_without_what_steers_a_terminal(pair, tmp_path):
+    labels = np.load(pair[1])
+    np.save(tmp_path / "g.npy", np.array(["a\x1b]0;b\x07", "c\x9b2J", "é"])[labels])
+    names = [tmp_path / name / "p\x1b[1m" for name in ("x", "y")]
+    for name, array in zip(names, (np.load(pair[0]), labels), strict=True):
+        name.mkdir(parents=True)
+        for number in range(2):
+            np.save(name / f"{number}.npy", array)
+    np.save(names[0] / "1.npy", np.full((20, 3), np.nan))
+    rows = tmp_path / "r\x1b[1m"
+    shown = printed("eval", *pair, "--group-by", tmp_path / "g.npy")
+    keys = re.findall(r"^(\S*\ufffd\S*|é) ", shown, re.MULTILINE)
+    assert keys == ["a\ufffd]0;b\ufffd", "c\ufffd2J", "é"]
+    shown += printed("eval", *names, "--on-error", "skip")
+    assert f"skipped {tmp_path}/x/p\ufffd[1m/1.npy: row 0: " in shown
+    (tmp_path / "a.json").write_text(printed("eval", *pair, "--per-row", f"{rows}.npy", "--json"))
+    shown += printed("compare", tmp_path / "a.json", tmp_path / "a.json")
+    assert f"of row-wise differences ({tmp_path}/r\ufffd[1m.npy, " in shown
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
 
 
 def test_names_of_files_that_are_no_text(tmp_path):

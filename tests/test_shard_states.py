@@ -2,12 +2,14 @@
 
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
 from shards import BAD, N_CLASSES, SIZES, Shards, options_of
 
 from logitloss.evaluate import EvaluationError, FileError, LabelError, LogitError, StateError
+from logitloss.evaluate.errors import OutputError
 
 
 @pytest.fixture
@@ -117,6 +119,19 @@ def test_a_shard_that_is_through_and_gone_is_not_skipped(shards, state_file):
     for on_error in ("fail", "skip"):
         with pytest.raises(FileError, match=r"part-3.npy: truncated"):
             shards.evaluate(state_file=state_file, on_error=on_error)
+
+
+def test_a_full_disk_is_no_fault_of_a_shard(shards, state_file, monkeypatch):
+    np.savez_compressed(shards.folder / "logits" / "part-4.npz", shards.load("logits", BAD))
+    os.unlink(shards.file("logits", BAD))
+    with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", lambda prefix: full)
+        message = r"part-4.npz: what it holds, unpacked, does not fit into .* \(.*No space left on device\)$"
+        with pytest.raises(OutputError, match=message):
+            shards.evaluate(on_error="skip", state_file=state_file)
+    wanted = shards.state(without=[BAD])
+    found = shards.evaluate(on_error="skip", state_file=state_file)
+    assert (found.skipped, found.state.n_rows) == ([], wanted.n_rows + SIZES[BAD])
 
 
 def test_a_state_that_cannot_be_written_is_no_fault_of_a_shard(shards):

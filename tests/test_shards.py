@@ -13,6 +13,7 @@ from cases import rng_for
 from shards import BAD, CHUNK_ROWS, N_CLASSES, SIZES, cut, options_of
 
 from logitloss.evaluate import FileError, ShapeError, StateError
+from logitloss.evaluate.errors import OutputError
 from logitloss.evaluate.files import shard_files
 
 # ---- which shards there are ----
@@ -144,6 +145,20 @@ def test_rows_are_not_written_over_what_is_read(shards):
     with pytest.raises(FileError, match="would have files of the same name"):
         shards.evaluate(both, both, per_row_path=str(shards.folder / "rows"))
     assert shards.evaluate().state == shards.state()
+
+
+def test_rows_do_not_stand_among_what_is_read(shards):
+    others = shards.folder / "others"
+    others.mkdir()
+    for number in range(len(SIZES)):
+        os.rename(shards.file("labels", number), others / f"labels-{number}.npy")
+    (shards.folder / "link").symlink_to("others")
+    for labels in (others, f"{others}/labels-*.npy"):
+        for folder in (others, shards.folder / "link"):
+            what = "has inputs of this command, and records there would be taken for shards"
+            with pytest.raises(OutputError, match=f"^{re.escape(str(folder))}: {what}$"):
+                shards.evaluate(shards.paths[0], labels, per_row_path=str(folder))
+        assert len(os.listdir(others)) == len(SIZES)
 
 
 # ---- bad shards ----

@@ -1,12 +1,20 @@
 """Arrays in stores: boxes of them under other axes and types, read ahead, and batches as they come."""
 
 import threading
+import warnings
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 
+import h5py
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from cases import rng_for
+from safetensors.numpy import save_file
 
 from logitloss import LinearLogits
 from logitloss.evaluate import (
@@ -19,8 +27,9 @@ from logitloss.evaluate import (
     evaluate_files,
 )
 from logitloss.evaluate.ahead import ahead
+from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.shard import Options, Shard
-from logitloss.evaluate.stores import Place, StoredArray, open_array, split
+from logitloss.evaluate.stores import Place, StoredArray, npy, open_array, split
 from logitloss.evaluate.stores.stored import one_line
 
 
@@ -103,6 +112,64 @@ def test_names_in_files(tmp_path):
     ]:
         with pytest.raises(FileError, match=message):
             Place("f", "f", name).chosen(names)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet", ".h5", ".zarr"])
+def test_names_in_files_may_hold_the_separator(tmp_path, suffix):
+    name, array = "in::a:b", np.arange(5)
+    (tmp_path / "run::1").mkdir()
+    paths = [tmp_path / "run::1" / f"{number}::x{suffix}" for number in (1, 2)]
+    for path in paths:
+        if suffix == ".npz":
+            np.savez(path, **{name: array, "y": array[:1]})
+        elif suffix == ".safetensors":
+            save_file({name: array, "y": array[:1]}, path)
+        elif suffix == ".parquet":
+            pq.write_table(pa.table({name: array, "y": array}), path)
+        elif suffix == ".h5":
+            with h5py.File(path, "w") as file:
+                file[name], file["y"] = array, array[:1]
+        else:
+            zarr.create_array(path, name=name, data=array)
+            zarr.create_array(path, name="y", data=array[:1])
+    (tmp_path / "run").mkdir()  # which the paths begin with, too
+    for folder in (paths[0].parent, f"{paths[0].parent}/*x{suffix}"):
+        assert shard_files(f"{folder}::{name}") == [f"{path}::{name}" for path in paths]
+    assert np.array_equal(open_array(f"{paths[1]}::{name}")[()], array)
+    with pytest.raises(FileError, match=f"::{name}"):
+        open_array(str(paths[0]))
+
+
+# ---- several threads ----
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_filters_of_warnings_are_those_before(tmp_path, monkeypatch, suffix):
+    """Of two threads, the first to read ends before the other, which began meanwhile."""
+    path = str(tmp_path / f"x{suffix}")
+    (np.save if suffix == ".npy" else zarr.save_array)(path, np.arange(5))
+    read = npy.HEADER_READERS[1, 0] if suffix == ".npy" else zarr.open
+    threads = [threading.Thread(target=open_array, args=(path,)) for _ in range(2)]
+    has_begun, both = threading.Event(), threading.Barrier(2)
+
+    def reading(*args, **options):
+        has_begun.set()
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        if threading.current_thread() is threads[1]:
+            threads[0].join(5)
+        return read(*args, **options)
+
+    monkeypatch.setitem(npy.HEADER_READERS, (1, 0), reading)
+    monkeypatch.setattr(zarr, "open", reading)
+    before = list(warnings.filters)
+    threads[0].start()
+    assert has_begun.wait(5)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert both.broken
+    assert warnings.filters == before
 
 
 # ---- what is read is evaluated ----
@@ -243,6 +310,24 @@ def test_bad_batches_are_named():
 
     with pytest.raises(RuntimeError, match="the model is gone"):
         evaluate(failing())
+
+
+def test_batches_are_made_where_they_are_asked_for():
+    """A generator has its caller's thread and context, and may fill the same arrays again."""
+    logits, target = problem()
+    setting, seen = ContextVar("setting"), []
+    setting.set("the caller's")
+    x, y = np.empty_like(logits), np.empty_like(target)
+
+    def refilled():
+        for number in range(3):
+            seen.append((threading.current_thread(), setting.get(None)))
+            x[...], y[...] = number * logits, (target + number) % 7
+            yield x, y
+
+    state = evaluate(refilled())
+    assert seen == [(threading.current_thread(), "the caller's")] * 3
+    assert state == evaluate([(number * logits, (target + number) % 7) for number in range(3)])
 
 
 # ---- paths ----

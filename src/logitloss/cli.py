@@ -23,7 +23,7 @@ from logitloss import demo as digits
 from logitloss._backends import NAMES
 from logitloss._threads import MOST
 from logitloss.evaluate import EvaluationError, EvaluationState, Metrics, evaluate_files
-from logitloss.evaluate.atomic import refuse_to_overwrite
+from logitloss.evaluate.atomic import check_writable, refuse_to_overwrite
 from logitloss.evaluate.checkpoint import Interrupted, Skipped
 from logitloss.evaluate.classes import TOP_K
 from logitloss.evaluate.counts import N_RANKS
@@ -70,12 +70,15 @@ class OneLineErrors(click.Group):
 
 def _is_page(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
     """Refuse a page that could not be written when all is done, or would take the place of something else."""
-    if path is not None and not path.lower().endswith((".html", ".htm")):
+    if path is None:
+        return None
+    if not path.lower().endswith((".html", ".htm")):
         raise click.BadParameter(f"{path} does not end in .html")
-    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+    if not os.path.isdir(os.path.dirname(path) or "."):
         raise click.BadParameter(f"there is no directory for {path}")
-    if path is not None and os.path.isdir(path):
+    if os.path.isdir(path):
         raise click.BadParameter(f"{path} is a directory")
+    check_writable(path)
     return path
 
 
@@ -270,7 +273,9 @@ def eval_command(
         seconds = time.perf_counter() - start
     metrics, groups = _computed(evaluation.state, n_bytes, n_words, top_k)
     asked = options | {"on_error": on_error}
-    n_threads = 1 if options["dask"] and threads is None else threads  # of a task
+    n_threads = (
+        1 if threads is None and (options["dask"] or unembedding) else threads
+    )  # of a task, beside BLAS
     report = Report(
         *files,
         metrics,
@@ -372,14 +377,16 @@ def compare_command(
     if report_file is not None:
         refuse_to_overwrite([report_file], [a, b])
     comparison = compare(a, b, rows=rows, is_paired=not unpaired)
+    page = None
     if report_file is not None:
         refuse_to_overwrite([report_file], files_of(*comparison.rows or ()))
+        page = comparison_page(comparison)
     if as_json:
         click.echo(comparison.to_json())
     else:
         comparison.print_table()
-    if report_file is not None:
-        write_page(report_file, comparison_page(comparison))
+    if report_file is not None and page is not None:
+        write_page(report_file, page)
 
 
 @main.command()

@@ -7,6 +7,7 @@ held-out logits is left to `evaluate`, as for any other model.
 
 from collections.abc import Callable
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
     tuple of Path
         The held-out logits (float32) and labels (uint8), two `.npy` files. Beside them are the model's inputs
         and its weights, (classes, inputs), of which `eval --hidden` makes the same logits.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written, or one of its name is there and holds something else.
     """
     images, labels = load_digits()
     inputs = np.column_stack([images / np.float32(16), np.ones(len(images), np.float32)])
@@ -88,9 +94,20 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
         folder / "hidden.npy": inputs[held_out],
         folder / "unembedding.npy": weights.T,
     }
-    for path, array in arrays.items():
+    contents = {path: _npy(array) for path, array in arrays.items()}
+    for path, content in contents.items():
+        if path.is_file() and not (path.stat().st_size == len(content) and path.read_bytes() == content):
+            raise OutputError(str(path), "is there and holds something else; choose another directory")
+    for path, content in contents.items():
         try:
-            np.save(path, array)
-        except OSError as error:  # of a full disk NumPy's own has no file
+            path.write_bytes(content)
+        except OSError as error:
             raise OutputError(str(path), error.strerror or str(error)) from None
     return logits_path, labels_path
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    """Return the `.npy` file of an array."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()

@@ -5,16 +5,14 @@ long for a core, where one that has slept gets it at once.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
-from functools import partial
-from itertools import islice, takewhile
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 T = TypeVar("T")
 
-MOST_THREADS = 1024  # so many that no reading waits for one that waits for it
+MOST_THREADS = 1024  # so many that no evaluation's reading waits for another's
 _threads: ThreadPoolExecutor
 
 
@@ -29,30 +27,6 @@ def ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
             held = [one.result() for one in coming]
         finally:
             wait(coming)
-
-
-def each_ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """Ask for items ahead of their use; a generator is closed at the end."""
-    end: Any = object()
-    following = partial(next, iter(items), end)
-    is_over = False
-
-    def read() -> T:
-        nonlocal is_over
-        item: T = following()
-        is_over = item is end
-        return item
-
-    def reads() -> Iterator[Callable[[], T]]:
-        while not is_over:
-            yield read
-
-    try:
-        with closing(ahead(reads())) as coming:
-            yield from takewhile(lambda item: item is not end, coming)
-    finally:
-        if isinstance(items, Generator):
-            items.close()
 
 
 def _start() -> None:

@@ -38,6 +38,12 @@ class BinaryState:
             "ranking": self.ranking.to_dict(),
         }
 
+    def counts(self) -> dict[str, int]:
+        """Return how many labels each part has seen, which are as many."""
+        ranked = self.ranking.negative.sum() + self.ranking.positive.sum()
+        bins = self.calibration.count.sum()
+        return {"squares": self.squares.count, "calibration": int(bins), "ranking": int(ranked)}
+
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "BinaryState":
         """Read what `to_dict` wrote."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.counts import N_PROBABILITIES, Counts
-from logitloss.evaluate.moments import Sums
+from logitloss.evaluate.moments import Sums, counts_of
 
 Int64 = npt.NDArray[np.int64]
 
@@ -69,9 +69,9 @@ class Calibration:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Calibration":
         """Read what `to_dict` wrote."""
-        count = np.array(saved["count"], np.int64)
+        count = counts_of(saved["count"])
         sums = [Sums.from_list(saved[name]) for name in ("probability", "outcome")]
-        if {count.shape, *(one.high.shape for one in sums)} != {(N_PROBABILITIES,)} or (count < 0).any():
+        if {count.shape, *(one.high.shape for one in sums)} != {(N_PROBABILITIES,)}:
             raise ValueError(f"calibration of other than {N_PROBABILITIES} bins")
         return cls(count, *sums)
 

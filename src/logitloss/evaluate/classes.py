@@ -14,7 +14,7 @@ import numpy.typing as npt
 from logitloss.evaluate.calibration import Calibration
 from logitloss.evaluate.counts import N_RANKS, Counts
 from logitloss.evaluate.metrics import ClassMetrics, TopK, share_error
-from logitloss.evaluate.moments import Moments, whole_number
+from logitloss.evaluate.moments import Moments, counts_of, whole_number
 
 Int64 = npt.NDArray[np.int64]
 
@@ -71,13 +71,18 @@ class ClassState:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "ClassState":
         """Read what `to_dict` wrote."""
-        counts, ranks = np.array(saved["ranks"], np.int64), _ranks()
-        if counts.ndim != 1 or counts.size > ranks.size or (counts < 0).any():
-            raise ValueError(f"counts of more than {N_RANKS} ranks, or below 0")
+        counts, ranks = counts_of(saved["ranks"]), _ranks()
+        if counts.size > ranks.size:
+            raise ValueError(f"counts of more than {N_RANKS} ranks")
         ranks[: counts.size] = counts
         means = {name: Moments.from_dict(saved[name]) for name in MEANS}
         calibration = Calibration.from_dict(saved["calibration"])
         return cls(whole_number(saved["n_classes"]), ranks, calibration=calibration, **means)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each part has seen, which are as many."""
+        means = {name: getattr(self, name).count for name in MEANS}
+        return {"ranks": int(self.ranks.sum()), "calibration": int(self.calibration.count.sum()), **means}
 
     @property
     def count(self) -> int:

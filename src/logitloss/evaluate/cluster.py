@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from logitloss._threads import get_num_threads
 from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.dask import merged_states, one_thread, tree
-from logitloss.evaluate.errors import ClusterError, EvaluationError
+from logitloss.evaluate.errors import ClusterError, EvaluationError, OutputError
 from logitloss.evaluate.fingerprint import sample_of
 from logitloss.evaluate.provenance import inputs_of
 from logitloss.evaluate.shard import Kind, Options
@@ -43,7 +43,7 @@ class _Plan(NamedTuple):
     seen: list[int]
     logit_bytes: int
     row_bytes: int
-    described: dict[str, Any]
+    inputs: list[dict[str, Any]]
 
     @property
     def n_bytes(self) -> int:
@@ -89,8 +89,8 @@ def evaluate_sources(
     if on_skip is not None:
         for skipped in evaluation.skipped:
             on_skip(skipped)
-    described = ((plan.source.files, plan.described) for plan in plans if isinstance(plan, _Plan))
-    return evaluation._replace(inputs=inputs_of(described))
+    inputs = {(one["role"], one["file"]): one for one in evaluation.inputs}  # a layer's come with each shard
+    return evaluation._replace(inputs=list(inputs.values()))
 
 
 def _plans(
@@ -105,8 +105,8 @@ def _plans(
                 kind = shard.kind.after(kind)
             seen = [rows for _, rows in shard.blocks(0)]
             logit_bytes = shard.dtype.itemsize * (shard.n_classes or 1)
-            described = shard.described(shard.size) if describe else {}
-            yield _Plan(source, shard.kind, seen, logit_bytes, shard.row_bytes, described)
+            inputs = inputs_of([(source.files, shard.described(shard.size))]) if describe else []
+            yield _Plan(source, shard.kind, seen, logit_bytes, shard.row_bytes, inputs)
         except EvaluationError as error:
             yield _failed(source, error, options, on_error)
         finally:
@@ -135,9 +135,9 @@ def _alike(
 
 
 def _failed(source: Source, error: EvaluationError, options: Options, on_error: OnError) -> Evaluation:
-    """Return that a shard is left out, or raise what is wrong with it."""
+    """Return that a shard is left out, or raise what is wrong, with it or with what cannot be written."""
     error.argument = source.files.get(error.argument, error.argument)
-    if on_error == "fail":
+    if on_error == "fail" or isinstance(error, OutputError):
         raise error
     return _nothing(options)._replace(skipped=[left_out(source, error)])
 
@@ -162,7 +162,8 @@ def _submitted(
             continue
         pieces = []
         for first, end, n_rows in plan.pieces(piece_bytes):
-            piece = client.submit(_piece, plan.source, options, first, end, on_error, pure=False)
+            inputs = [] if first else plan.inputs
+            piece = client.submit(_piece, plan.source, options, first, end, on_error, inputs, pure=False)
             pending[piece] = n_rows, n_rows * plan.row_bytes
             pieces.append(piece)
         if pieces:
@@ -170,11 +171,14 @@ def _submitted(
     return merge([tree(shards, merge)]), pending
 
 
-def _piece(source: Source, options: Options, first: int, end: int, on_error: OnError) -> Evaluation:
-    """Evaluate some blocks of a shard."""
+def _piece(
+    source: Source, options: Options, first: int, end: int, on_error: OnError, inputs: list[dict[str, Any]]
+) -> Evaluation:
+    """Evaluate some blocks of a shard, whose arrays are told with the first."""
     source = copy(source)  # tasks of one process may be given the same
     try:
-        return evaluate_blocks(source, source.open(options, 0), options, first, end)
+        found = evaluate_blocks(source, source.open(options, 0), options, first, end)
+        return found._replace(inputs=inputs)
     except EvaluationError as error:
         return _failed(source, error, options, on_error)
     finally:
@@ -184,11 +188,11 @@ def _piece(source: Source, options: Options, first: int, end: int, on_error: OnE
 def _merged(parts: Sequence[Evaluation], one_shard: bool = False) -> Evaluation:
     """Add up; a shard of which a piece is left out is left out whole."""
     skipped = [one for part in parts for one in part.skipped]
-    states = [part.state for part in parts]
+    states, inputs = [part.state for part in parts], [one for part in parts for one in part.inputs]
     if one_shard and skipped:
-        states, skipped = [states[0].empty()], skipped[:1]
+        states, inputs, skipped = [states[0].empty()], [], skipped[:1]
     n_rows, n_bytes = sum(part.n_rows for part in parts), sum(part.n_bytes for part in parts)
-    return Evaluation(merged_states(states), n_rows, n_bytes, skipped, [])
+    return Evaluation(merged_states(states), n_rows, n_bytes, skipped, inputs)
 
 
 def _gathered(

@@ -8,7 +8,7 @@ core, so a task has one thread. Files on a cluster are left to `cluster`.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, TypeVar, cast
@@ -33,6 +33,9 @@ except ImportError:
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+
+# What errors in a chunk are raised in
+Counted = Callable[[], AbstractContextManager[None]]
 
 FAN_IN = 8
 
@@ -91,11 +94,16 @@ def evaluate(
     12.0
     """
     chosen = one_thread(Options(**options))
+    EvaluationState(chosen.loss, chosen.per_class)  # which refuses what does not go together
     layer_arrays, row_arrays = {"weight": weight, "bias": bias}, {"groups": groups, "mask": mask}
     arrays = {"logits": logits, "target": target} | layer_arrays | row_arrays
     arrays = {name: _checked(name, array) for name, array in arrays.items() if array is not None}
+    if "target" not in arrays:
+        raise ShapeError("target", "is missing")
     x, layer = arrays["logits"], None
-    if "weight" in arrays:
+    if weight is None and not (bias is None and softcap is None and logit_scale == 1):
+        raise ShapeError("weight", "is missing: bias, softcap and logit_scale are those of its layer")
+    if weight is not None:
         x = x.rechunk({-1: -1})
         dtype, of_layer = floats("logits", x, None)[1], (arrays["weight"], arrays.get("bias"))
         logits = linear(x, dtype, *of_layer, softcap, logit_scale)
@@ -111,15 +119,18 @@ def evaluate(
     starts = [[0, *itertools.accumulate(sizes)] for sizes in x.chunks]
     chunks, states = x.to_delayed(), []
     for index in np.ndindex(chunks.shape[:n_axes]):
-        parts = chunks[index] if chosen.loss == "ce" else [chunks[index]]
         there = {name: array[index] for name, array in rows.items()}
         origin = tuple(starts[axis][number] for axis, number in enumerate(index))
+        counted = partial(_counted_from, origin, whole.is_shifted)
+        parts = [(chunks[index], 0)]
+        if chosen.loss == "ce":
+            shards = list(zip(chunks[index], starts[-1], x.chunks[-1], strict=False))
+            parts = [(part, first) for part, first, size in shards if size] or [shards[0][:2]]
         if len(parts) > 1:
-            shards = zip(parts, starts[-1], x.chunks[-1], strict=False)
-            filled = [(part, first) for part, first, size in shards if size]
-            states.append(_across_classes(filled, **there, options=chosen, dtype=whole.dtype, origin=origin))
+            states.append(_across_classes(parts, **there, options=chosen, dtype=whole.dtype, counted=counted))
         else:
-            states.append(delayed(_of_chunk)(parts[0], **there, layer=layer, options=chosen, origin=origin))
+            chunk = delayed(_of_chunk)
+            states.append(chunk(parts[0][0], **there, layer=layer, options=chosen, counted=counted))
     state: EvaluationState
     state, end_runs = compute(tree(states, delayed(merged_states)), _end_runs(whole, chosen.ignore_index))
     state.shifted, state.end_runs = whole.shifted, end_runs
@@ -177,10 +188,10 @@ def _of_chunk(
     *,
     layer: tuple[Any, ...] | None,
     options: Options,
-    origin: tuple[int, ...],
+    counted: Counted,
 ) -> EvaluationState:
     """Evaluate a chunk that has whole rows, a block at a time."""
-    with _counted_from(origin):
+    with counted():
         source = Source(linear(logits, *layer) if layer else logits, target, groups, None, mask)
         state = evaluate_blocks(source, source.open(options, 0), options).state
     state.end_runs = EndRuns()  # of sequences that chunks may cut, these are found apart
@@ -195,16 +206,21 @@ def _across_classes(
     *,
     options: Options,
     dtype: np.dtype[Any],
-    origin: tuple[int, ...],
+    counted: Counted,
 ) -> Any:
     """Return the task that evaluates some rows of which each chunk has some of the classes."""
     if mask is not None:
-        mask = delayed(as_bool)(mask)
+        mask = delayed(_as_bool)(mask, counted)
         target = delayed(without_masked)(target, mask, options.ignore_index)
     found = [delayed(_target_logits)(part, target, first, dtype) for part, first in parts]
     found = tree(found, delayed(partial(reduce, np.fmax)))
     shards = [delayed(_shard_of_classes)(part, target, found, first, dtype, options) for part, first in parts]
-    return delayed(_of_shards)(tree(shards, delayed(_merged_shards)), groups, mask, options, origin)
+    return delayed(_of_shards)(tree(shards, delayed(_merged_shards)), groups, mask, options, counted)
+
+
+def _as_bool(mask: Array, counted: Counted) -> Mask:
+    with counted():
+        return as_bool(mask)
 
 
 def _target_logits(logits: Array, target: Array, first_class: int, dtype: np.dtype[Any]) -> Array:
@@ -234,22 +250,23 @@ def _of_shards(
     groups: Array | None,
     mask: Mask | None,
     options: Options,
-    origin: tuple[int, ...],
+    counted: Counted,
 ) -> EvaluationState:
     state = EvaluationState(options.loss, options.per_class)
-    with _counted_from(origin):
+    with counted():
         rows = shards.rows()
         state.add(rows if mask is None else rows._replace(kept=mask.ravel()), groups)
     return state
 
 
 @contextmanager
-def _counted_from(origin: tuple[int, ...]) -> Iterator[None]:
-    """Let errors count rows over the whole array."""
+def _counted_from(origin: tuple[int, ...], is_shifted: bool) -> Iterator[None]:
+    """Let errors count rows over the whole array, as `stream.rows_of_block` does."""
     try:
         yield
     except EvaluationError as error:
-        error.shift(origin)
+        *outer, last = origin
+        error.shift((*outer, last + (is_shifted and error.argument != "logits")))
         raise
 
 

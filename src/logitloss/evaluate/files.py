@@ -76,7 +76,8 @@ def evaluate_files(
         Called with each shard that is left out, a `Skipped` of `file` and `reason`; on going on with those
         left out before, too.
     state_file, save_every
-        As in `evaluate`; if there is a state, the rows that it has seen are in the file of `per_row_path`.
+        As in `evaluate`; if there is a state, the rows that it has seen are in the file of `per_row_path`,
+        which its run wrote.
         What failed goes on after its rows not yet done were repaired, or with `on_error="skip"`.
     describe : bool
         Whether to tell the `inputs`, of each array a few elements read once more; told with a state, too.
@@ -270,6 +271,11 @@ class FileSource(Source):
             return Shard(logits, target, groups, options, sample, mask)
         return Shard(self.layer.logits(logits), target, groups, replace(options, dtype=None), sample, mask)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether what becomes of each row is kept."""
+        return self.records_path is not None
+
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Map the file of records."""
         if self.records_path is not None:
@@ -317,7 +323,8 @@ def _record_files(
     logits = files["logits"]
     if path is None:
         return [None] * len(logits)
-    names = [path]
+    read = [split(file).file for found in files.values() for file in found]
+    names, folders = [path], set[str]()
     if is_sharded(logits_path):
         stems = [os.path.splitext(os.path.basename(split(file).file))[0] for file in logits]
         if len(set(stems)) < len(stems):
@@ -327,9 +334,11 @@ def _record_files(
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise OutputError(path, error.strerror or str(error)) from None
-    taken = [split(file).file for found in files.values() for file in found]
-    taken += [split(os.fspath(file)).file for file in others if file is not None]
+        folders = {os.path.dirname(file) or "." for file in read}
+    taken = read + [split(os.fspath(file)).file for file in others if file is not None]
     refuse_to_overwrite(names, taken)
+    if any(os.path.isdir(folder) and os.path.samefile(path, folder) for folder in folders):
+        raise OutputError(path, "has inputs of this command, and records there would be taken for shards")
     return list(names)
 
 

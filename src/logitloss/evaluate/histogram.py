@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.counts import N_LOSSES, Counts
+from logitloss.evaluate.moments import counts_of
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -82,9 +83,9 @@ class LossHistogram:
     @classmethod
     def from_list(cls, saved: list[Any]) -> "LossHistogram":
         """Read what `to_list` wrote."""
-        counts, count = np.array(saved, np.int64), _counts()
-        if counts.ndim != 1 or counts.size > N_LOSSES or (counts < 0).any():
-            raise ValueError(f"histogram of more than {N_LOSSES} bins, or of counts below 0")
+        counts, count = counts_of(saved), _counts()
+        if counts.size > N_LOSSES:
+            raise ValueError(f"histogram of more than {N_LOSSES} bins")
         count[: counts.size] = counts
         return cls(count)
 

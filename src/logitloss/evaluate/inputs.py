@@ -4,20 +4,19 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from logitloss import _check
-from logitloss.evaluate.ahead import each_ahead
 from logitloss.evaluate.errors import DtypeError, EvaluationError, ShapeError
 from logitloss.evaluate.files import evaluate_files
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.padding import PaddingWarning
 from logitloss.evaluate.shard import Options
 from logitloss.evaluate.state import EvaluationState
+from logitloss.evaluate.stores.stored import StoredArray
 from logitloss.evaluate.stream import (
     SAVE_EVERY,
     Progress,
@@ -32,13 +31,13 @@ Path = str | os.PathLike[str]
 
 
 def evaluate(
-    logits: Array | LinearLogits | Path | Iterable[Sequence[Any]],
-    target: Array | Path | None = None,
+    logits: npt.ArrayLike | LinearLogits | Path | Iterable[Sequence[Any]],
+    target: npt.ArrayLike | Path | None = None,
     *,
     loss: Loss = "ce",
     per_class: bool = False,
-    groups: Array | Path | None = None,
-    mask: Array | Path | None = None,
+    groups: npt.ArrayLike | Path | None = None,
+    mask: npt.ArrayLike | Path | None = None,
     per_row: Array | Path | None = None,
     ignore_index: int = -100,
     shift: bool = False,
@@ -55,22 +54,23 @@ def evaluate(
 
     Parameters
     ----------
-    logits : ndarray of float8, float16, bfloat16, float32 or float64; LinearLogits; path; or iterable
+    logits : array_like of float8, float16, bfloat16, float32 or float64; LinearLogits; path; or iterable
         Classes on `axis`; for "bce", a logit a label. May be memory-mapped, of any strides or byte order.
         Of hidden states, `LinearLogits` makes a block's at a time, the classes last. A path stands for what
         it does in `evaluate_files`. An iterable gives batches, (logits, target), (logits, target, groups) or
-        (logits, target, groups or None, mask) each, and is asked for the next one while one is evaluated.
-        Dask arrays are evaluated where their chunks are, see `logitloss.evaluate.dask.evaluate`.
-    target : ndarray or path
+        (logits, target, groups or None, mask) each, and is asked for the next one, on the caller's thread,
+        when one is evaluated: it may fill the same arrays again. Dask arrays are evaluated where their chunks
+        are, see `logitloss.evaluate.dask.evaluate`.
+    target : array_like or path
         Class labels (integers) of the rows' shape; for "bce", labels in [0, 1] of the logits' shape. Not
         beside batches, which bring their own.
     loss : {"ce", "bce"}
         Softmax cross-entropy or binary cross-entropy.
     per_class : bool
         Whether to keep figures of each class, too.
-    groups : ndarray of int, bool or str, or path, optional
+    groups : array_like of int, bool or str, or path, optional
         A key for each row, of the target's shape: each group of rows has a state of its own, too.
-    mask : ndarray of bool, or of 0 and 1, or path, optional
+    mask : array_like of bool, or of 0 and 1, or path, optional
         Of the target's shape: rows where it is 0 do not count, whatever their label, and are told apart from
         those ignored.
     per_row : ndarray or path, optional
@@ -92,7 +92,8 @@ def evaluate(
         Rows a block; by default as many as have 128 MiB of logits (48 of hidden states'), at most 262,144.
     state_file : path, optional
         Where the state is kept meanwhile. If there is one from a run that was stopped or killed, the
-        evaluation goes on from there, and ends with the same figures to the last bit. Not for batches.
+        evaluation goes on from there, and ends with the same figures to the last bit; `per_row` must hold
+        then what that run wrote. Not for batches.
     save_every : float
         Seconds between two writes of it.
     progress : callable, optional
@@ -114,7 +115,8 @@ def evaluate(
     FileError, StateError
         The state file cannot be read or written; it is of other inputs.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM; with a state file at the end of a block, when that is written.
+        After Ctrl-C. With a state file after SIGTERM, too, which else ends the process; then at the end of a
+        block, when that file is written.
 
     Warns
     -----
@@ -163,12 +165,15 @@ def evaluate(
             **options,
         ).state
     elif any(hasattr(array, "__dask_graph__") for array in (logits, target, groups, mask)):
-        for name, value in {"per_row": per_row, "state_file": state_file, "progress": progress}.items():
+        beside: dict[str, Any] = {"per_row": per_row, "state_file": state_file, "progress": progress}
+        for name, value in beside.items():
             if value is not None:
                 raise ShapeError(name, "is not for Dask arrays")
         on_dask = importlib.import_module("logitloss.evaluate.dask")
         state = cast(EvaluationState, on_dask.evaluate(logits, target, groups=groups, mask=mask, **options))
     elif target is None:
+        if hasattr(logits, "shape"):
+            raise ShapeError("target", "is missing: an array of logits has its labels in another")
         beside = {"groups": groups, "mask": mask, "per_row": per_row, "state_file": state_file}
         for name, value in beside.items():
             if value is not None:
@@ -176,7 +181,9 @@ def evaluate(
         batches = cast(Iterable[Sequence[Any]], logits)
         state = evaluate_batches(batches, Options(**options), progress)
     else:
-        source = Source(*cast(tuple[Any, ...], (logits, target, groups, per_row, mask)))
+        if not isinstance(per_row, np.ndarray | None):
+            raise DtypeError("per_row", f"a {type(per_row).__name__}, expected an ndarray")
+        source = _source(logits, target, groups, mask, per_row)
         state = evaluate_shards([source], Options(**options), **kept).state
     for line in state.end_runs.warnings():
         warnings.warn(line, PaddingWarning, stacklevel=2)
@@ -197,35 +204,38 @@ def evaluate_batches(
     """Evaluate batches as they come; see `evaluate`."""
     state, kind = EvaluationState(options.loss, options.per_class), None
     n_rows = n_bytes = 0
-    with closing(each_ahead(batches)) as coming:
-        for number, batch in enumerate(coming):
-            try:
-                logits, target, groups, mask = _arrays(batch)
-                source = Source(logits, target, groups, None, mask)
-                shard = source.open(options, sample=0)
-                kind = shard.kind.after(kind)
-                part = evaluate_blocks(source, shard, options)
-            except EvaluationError as error:
-                error.argument += f" of batch {number}"
-                raise
-            state.merge(part.state)
-            n_rows, n_bytes = n_rows + part.n_rows, n_bytes + part.n_bytes
-            if progress is not None:
-                progress(n_rows, n_rows, n_bytes)
+    for number, batch in enumerate(batches):
+        try:
+            source = _of_batch(batch)
+            shard = source.open(options, sample=0)
+            kind = shard.kind.after(kind)
+            part = evaluate_blocks(source, shard, options)
+        except EvaluationError as error:
+            error.argument += f" of batch {number}"
+            raise
+        state.merge(part.state)
+        n_rows, n_bytes = n_rows + part.n_rows, n_bytes + part.n_bytes
+        if progress is not None:
+            progress(n_rows, n_rows, n_bytes)
     return state
 
 
-def _arrays(batch: Sequence[Any]) -> tuple[Array | LinearLogits, Array, Array | None, Array | None]:
+def _of_batch(batch: Sequence[Any]) -> Source:
     if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 4:
         what = f"of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
         wanted = "expected a tuple of logits, target and maybe groups and mask"
         raise ShapeError("arrays", f"{wanted}, not a {what}")
-    logits, *rows = batch
-    for name, one in zip(("logits", "target", "groups", "mask"), batch, strict=False):
-        _check.unmasked(name, one)
-    if not isinstance(logits, LinearLogits):
-        logits = np.asarray(logits)
-    target, groups, mask = (None if one is None else np.asarray(one) for one in (*rows, None, None)[:3])
-    if target is None:
+    if batch[1] is None:
         raise ShapeError("target", "is None, expected labels")
-    return logits, target, groups, mask
+    return _source(*batch)
+
+
+def _source(
+    logits: Any, target: Any, groups: Any = None, mask: Any = None, per_row: Array | None = None
+) -> Source:
+    """Return arrays to evaluate, of anything that NumPy makes arrays of."""
+    arrays: dict[str, Any] = {"logits": logits, "target": target, "groups": groups, "mask": mask}
+    for name, array in arrays.items():
+        if not isinstance(array, LinearLogits | StoredArray | None):
+            arrays[name] = _check.placed(name, array, _check.HOST)
+    return Source(**arrays, per_row=per_row)

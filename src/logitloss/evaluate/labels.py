@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from logitloss._kernels import FIGURES
 from logitloss.evaluate.metrics import ClassLine, Confusion
-from logitloss.evaluate.moments import PLAIN, Sums
+from logitloss.evaluate.moments import PLAIN, Sums, counts_of
 from logitloss.evaluate.rows import Rows
 
 Array = npt.NDArray[Any]
@@ -46,7 +46,7 @@ class LabelState:
 
     def add(self, rows: Rows) -> None:
         """Add those of some rows that count."""
-        self._grow(rows.n_classes)
+        self.grow(rows.n_classes)
         n_classes = self.count.size
         for part in rows.counted_parts(PLAIN):
             assert part.label is not None
@@ -65,7 +65,8 @@ class LabelState:
         with np.errstate(over="ignore", invalid="ignore"):  # infinite ones stay what they are
             self.losses.merge(losses)
 
-    def _grow(self, n_classes: int) -> None:
+    def grow(self, n_classes: int) -> None:
+        """Have so many classes, or more."""
         missing = n_classes - self.count.size
         if missing > 0:
             for name in COUNTS:
@@ -78,7 +79,7 @@ class LabelState:
 
     def merge(self, other: "LabelState") -> None:
         """Add what another has seen."""
-        self._grow(other.count.size)
+        self.grow(other.count.size)
         seen = slice(0, other.count.size)
         for name in COUNTS:
             getattr(self, name)[seen] += getattr(other, name)
@@ -99,22 +100,27 @@ class LabelState:
         """Whether all numbers are the same."""
         return isinstance(other, LabelState) and self.to_dict() == other.to_dict()
 
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each part has seen, which are as many."""
+        counts = {"labels": int(self.count.sum()), "predicted": int(self.predicted.sum())}
+        if self.confusions.size:
+            counts["confused"] = int(self.correct.sum() + self.confusions.sum())
+        return counts
+
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "LabelState":
         """Read what `to_dict` wrote."""
-        count, correct, predicted = (np.array(saved[name], np.int64) for name in COUNTS)
+        count, correct, predicted = (counts_of(saved[name]) for name in COUNTS)
         losses = Sums.from_list(saved["losses"])
         if len({array.shape for array in (count, correct, predicted, losses.high, losses.low)}) != 1:
             raise ValueError("counts and losses of classes that are not as many")
-        if min(array.min(initial=0) for array in (count, correct, predicted)) < 0:
-            raise ValueError("counts of classes below 0")
         state = cls()
-        state._grow(count.size)
+        state.grow(count.size)
         state.count, state.correct, state.predicted, state.losses = count, correct, predicted, losses
-        pairs, counts = (np.array(part, np.int64) for part in saved["confusions"])
-        if pairs.shape != counts.shape or (counts < 0).any():
-            raise ValueError("confusions of pairs and counts that are not as many, or of counts below 0")
-        if ((pairs < 0) | (pairs >= state.confusions.size)).any():
+        pairs, counts = map(counts_of, saved["confusions"])
+        if pairs.shape != counts.shape:
+            raise ValueError("confusions of pairs and counts that are not as many")
+        if (pairs >= state.confusions.size).any():
             raise ValueError("confusions of classes that there are not")
         state.confusions.ravel()[pairs] = counts
         return state

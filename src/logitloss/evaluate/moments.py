@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 # Numbers that may be added up plainly before `Sums` has them, so that rounding stays below 1e-12
 PLAIN = 1 << 14
@@ -178,3 +179,8 @@ def whole_number(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no count")
     return value
+
+
+def counts_of(saved: list[object]) -> Int64:
+    """Return a list of counts read from JSON."""
+    return np.array([whole_number(value) for value in saved], np.int64)

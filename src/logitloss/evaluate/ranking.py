@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.evaluate.counts import N_LOGITS, Counts
+from logitloss.evaluate.moments import counts_of
 
 Int64 = npt.NDArray[np.int64]
 
@@ -63,12 +64,12 @@ class Ranking:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Ranking":
         """Read what `to_dict` wrote."""
-        arrays = [np.array(saved[name], np.int64) for name in ("number", "negative", "positive")]
-        number, *counts = arrays
-        if len({array.shape for array in arrays}) != 1 or number.ndim != 1:
+        arrays = [counts_of(saved[name]) for name in ("number", "negative", "positive")]
+        number = arrays[0]
+        if len({array.size for array in arrays}) != 1:
             raise ValueError("ranking of bins and counts that are not as many")
-        if (np.diff(number) <= 0).any() or any((count < 0).any() for count in counts):
-            raise ValueError("ranking of bins out of order, or of counts below 0")
+        if (np.diff(number, append=N_LOGITS) <= 0).any():
+            raise ValueError(f"ranking of bins out of order, or of more than {N_LOGITS}")
         return cls(*arrays)
 
     def roc_auc(self) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from logitloss._kernels import FIGURES
 from logitloss._threads import threads_for
 from logitloss.binary import binary_cross_entropy_with_logits
 from logitloss.evaluate.counts import Counts, count_rows
-from logitloss.evaluate.errors import DtypeError, LabelError, LogitError
+from logitloss.evaluate.errors import DtypeError, LabelError, LogitError, ShapeError
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.positions import Mask, as_bool, without_masked
 
@@ -133,8 +133,15 @@ def rows_of(
     """Return what a batch comes to, row by row; for "bce" each logit is a row."""
     kept = None if mask is None else as_bool(mask)
     if loss == "bce":
+        check_no_axis(axis)
         return binary_rows(logits, target, kept=kept, **options)
     return cross_entropy_rows(logits, target, axis=axis, kept=kept, **options)
+
+
+def check_no_axis(axis: int | None) -> None:
+    """Refuse an axis of classes beside binary labels."""
+    if axis is not None:
+        raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
 
 
 def cross_entropy_rows(
@@ -200,6 +207,7 @@ def binary_rows(
     """Binary cross-entropy of each logit against its label, a probability; a hit has both on one side."""
     x = _check.floats("logits", logits, _check.HOST)
     labels = _check.same_shape("target", _check.reals("target", target, x), x.shape, "the logits'")
+    ignore_index = _check.ignored(ignore_index, soft=False)
     loss = np.asarray(
         binary_cross_entropy_with_logits(
             x, labels, reduction="none", num_threads=num_threads, backend=backend

@@ -23,7 +23,7 @@ from logitloss.evaluate.fingerprint import Fingerprint, LinearFingerprint
 from logitloss.evaluate.metrics import Loss
 from logitloss.evaluate.padding import MOST_LABELS
 from logitloss.evaluate.positions import check_mask, counting, predicted
-from logitloss.evaluate.rows import row_dtype
+from logitloss.evaluate.rows import check_no_axis, row_dtype
 from logitloss.evaluate.state import check_groups
 from logitloss.evaluate.stores.stored import AnyArray, Array, Box, StoredArray, part
 from logitloss.linear import LinearLogits
@@ -40,6 +40,8 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 RAW = {1: (np.dtype("V1"), np.dtype(np.uint8)), 2: (np.dtype("V2"), np.dtype(np.uint16))}
 # A block's logits, and its rows, each with some float64 of its own: past the cache these cost twice as much.
 CHUNK_BYTES, CHUNK_ROWS = 128 << 20, 1 << 18
+# Of keys of groups, all as wide as the longest, as many times a block may be held: read ahead, and sorted
+KEY_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,12 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what no array is needed for."""
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise ShapeError("chunk_rows", f"is {self.chunk_rows}, must be at least 1")
+        # Python's integers, which a state file can hold
+        object.__setattr__(self, "ignore_index", _check.ignored(self.ignore_index, soft=False))
+        if self.chunk_rows is not None:
+            object.__setattr__(self, "chunk_rows", _check.integer("chunk_rows", self.chunk_rows))
+            if self.chunk_rows < 1:
+                raise ShapeError("chunk_rows", f"is {self.chunk_rows}, must be at least 1")
         if self.shift and self.loss != "ce":
             raise ShapeError("shift", f"is for labels of classes, not for loss {self.loss!r}")
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
@@ -155,6 +161,7 @@ class Shard:
         if groups is not None:
             check_groups(groups, target.shape)
             self.rows["groups"] = groups
+            most_rows = min(most_rows, max(1, CHUNK_BYTES // (KEY_COPIES * max(1, groups.dtype.itemsize))))
         if mask is not None:
             check_mask(mask, target.shape)
             self.rows["mask"] = mask
@@ -243,7 +250,10 @@ class Shard:
 
     def logits_of(self, block: Block) -> Array:
         """Return the logits of a block."""
-        return self.logits.of(block.logits) if isinstance(self.logits, LinearLogits) else block.logits
+        if not isinstance(self.logits, LinearLogits):
+            return block.logits
+        with np.errstate(invalid="ignore", over="ignore"):  # of rows that do not count
+            return self.logits.of(block.logits)
 
     def release_logits(self, box: Box) -> None:
         """Let go of the memory that was used to read a block's logits."""
@@ -420,9 +430,10 @@ def _check_linear(logits: LinearLogits, target: AnyArray, options: Options) -> N
 
 
 def _check_binary(logits: AnyArray, target: AnyArray, axis: int | None) -> None:
-    if axis is not None:
-        raise ShapeError("axis", f"is {axis}, but binary cross-entropy has no axis of classes")
-    if target.dtype.kind not in "biuf" and target.dtype.newbyteorder("=") != FLOAT_DTYPES["bf16"]:
+    check_no_axis(axis)
+    labels = target.dtype.newbyteorder("=")
+    is_float = labels in FLOAT_DTYPES.values() and labels.itemsize > 1
+    if labels.kind not in "biu" and not is_float:
         raise DtypeError("target", f"of type {target.dtype}, expected real numbers: labels in [0, 1]")
     if target.shape != logits.shape:
         raise ShapeError(

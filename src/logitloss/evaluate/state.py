@@ -8,7 +8,7 @@ Which rows do not count, and why, is in `positions.py`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,7 @@ class EvaluationState:
         Raises
         ------
         ShapeError, DtypeError
-            A ValueError and a TypeError: groups or a mask of another shape or type.
+            A ValueError and a TypeError: groups or a mask of another shape or type; for "bce" an axis.
         MaskError
             A ValueError: the mask holds another number.
         LabelError
@@ -144,13 +144,28 @@ class EvaluationState:
             self.end_runs.add(target, counting(target, kept, ignore_index))
 
     def add(self, rows: Rows, groups: npt.NDArray[Any] | None = None) -> None:
-        """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys."""
+        """Take in rows whose losses are known, as from `VocabularyShards`; `groups` are their keys.
+
+        What raises leaves the state as it was.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            A ValueError and a TypeError: rows of the other loss, or without figures that are asked for; keys
+            of another number or type.
+        """
         if self.per_class and rows.figures is None:
             raise ShapeError(
                 "per_class", "needs rows with figures, for which VocabularyShards need the target's logits"
             )
-        if groups is not None and groups.size:
-            self._check_keys(groups.flat[0].item(), "groups")
+        if (rows.logit is not None) != (self.loss == "bce"):
+            what = "binary labels" if rows.logit is not None else "classes"
+            raise ShapeError("rows", f"of {what}, but this state holds {self.loss!r} losses")
+        if groups is not None:
+            n_rows = rows.loss.size  # of rows whose axes are not known here
+            check_groups(groups, groups.shape if groups.size == n_rows else (n_rows,))
+            if n_rows:
+                self._check_keys(groups.flat[0].item(), "groups")
         counts = rows.find_counts()
         finite = counts.moments("loss")
         n_counted = int(counts.found["counted"])
@@ -172,6 +187,12 @@ class EvaluationState:
             ends = np.cumsum(np.bincount(number.ravel(), minlength=names.size))
             for name, members in zip(names.tolist(), np.split(order, ends[:-1]), strict=True):
                 self.groups.setdefault(name, EvaluationState(self.loss)).add(rows.chosen(members))
+
+    def add_classes(self, n_classes: int) -> None:
+        """Take in that there are so many classes, whether a row has come or not."""
+        self.classes.n_classes = max(self.classes.n_classes, n_classes)
+        if self.per_class:
+            self.labels.grow(n_classes)
 
     def merge(self, other: "EvaluationState") -> None:
         """Take in what `other` has seen."""
@@ -235,8 +256,9 @@ class EvaluationState:
                 raise ValueError(f"loss {saved['loss']!r}, expected 'ce' or 'bce'")
             counts = {name: whole_number(saved[name]) for name in COUNTS}
             groups = {key: cls.from_dict(group) for key, group in saved["groups"]}
-            if len(groups) < len(saved["groups"]) or not all(type(key) in (int, bool, str) for key in groups):
-                raise ValueError("groups whose keys are not int, bool or str, or not each there once")
+            types = {type(key) for key in groups}
+            if len(groups) < len(saved["groups"]) or len(types) > 1 or not types <= {int, bool, str}:
+                raise ValueError("groups whose keys are not all int, bool or str, or not each there once")
             if any(one.loss != saved["loss"] or one.per_class or one.groups for one in groups.values()):
                 raise ValueError("groups that are no plain states of the same loss")
             end_runs = EndRuns.from_dict(saved["end_runs"])
@@ -269,10 +291,19 @@ class EvaluationState:
 
     def _check_counts(self) -> None:
         """Refuse counts that no rows have."""
-        counts = {"correct": self.correct, "histogram": int(self.histogram.count.sum())}
-        counts |= {"ranks": int(self.classes.ranks.sum())} if self.loss == "ce" else {}
-        if counts["histogram"] != self.count or max(counts.values()) > self.count:
-            raise ValueError(f"counts of {self.count} rows do not add up: {counts}")
+        everything = {"histogram": int(self.histogram.count.sum())}
+        some = {"correct": self.correct, "groups": sum(group.count for group in self.groups.values())}
+        figures: dict[str, int] = {}  # which rows of `VocabularyShards` may lack
+        if self.loss == "bce":
+            everything |= self.binary.counts()
+        else:
+            figures = self.classes.counts()
+        if self.per_class:
+            everything |= self.labels.counts()
+        is_same = {*everything.values()} == {self.count} and len({*figures.values()}) <= 1
+        if not is_same or max(*some.values(), *figures.values()) > self.count:
+            found = everything | some | figures
+            raise ValueError(f"counts of {self.count} rows do not add up: {found}")
 
     @property
     def count(self) -> int:
@@ -285,7 +316,7 @@ class EvaluationState:
         return self.count + self.ignored + self.masked
 
     def compute(
-        self, *, n_bytes: int | None = None, n_words: int | None = None, top_k: Sequence[int] = TOP_K
+        self, *, n_bytes: int | None = None, n_words: int | None = None, top_k: Iterable[int] = TOP_K
     ) -> Metrics:
         """Return the figures of everything seen so far; NaN where nothing counted.
 
@@ -293,14 +324,16 @@ class EvaluationState:
         ----------
         n_bytes, n_words : int, optional
             How many bytes and words the text has whose tokens counted.
-        top_k : sequence of int
+        top_k : iterable of int
             For which k to tell top-k accuracy, from 1 to 100; those below the number of classes are told.
         """
-        for name, number in {"n_bytes": n_bytes, "n_words": n_words}.items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}, expected at least 1")
-        if not all(1 <= k <= N_RANKS for k in top_k):
-            raise ValueError(f"top_k is {tuple(top_k)}, expected numbers from 1 to {N_RANKS}")
+        if n_bytes is not None:
+            n_bytes = _check.integer("n_bytes", n_bytes, least=1)
+        if n_words is not None:
+            n_words = _check.integer("n_words", n_words, least=1)
+        if not isinstance(top_k, Iterable):
+            raise TypeError(f"top_k is {top_k!r}: expected numbers from 1 to {N_RANKS}")
+        top_k = list(dict.fromkeys(_check.integer("top_k", k, least=1, most=N_RANKS) for k in top_k))
         has_figures = self.loss == "ce" and self.classes.count == self.count
         return Metrics(
             loss=self.loss,

@@ -27,7 +27,7 @@ from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.shard import Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stores.stored import Box
-from logitloss.linear import LinearLogits
+from logitloss.linear import THREADS, LinearLogits
 
 Array = npt.NDArray[Any]
 NOTHING: Array = np.empty(0)
@@ -89,6 +89,11 @@ class Source:
         """Return the shard."""
         return Shard(*self.arrays, options, sample, self.mask)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether what becomes of each row is kept."""
+        return self.per_row is not None
+
     def keep_rows(self, shard: Shard, goes_on: bool) -> None:
         """Have what becomes of each row kept, if that is wanted; or go on with what was kept before."""
         if self.per_row is not None:
@@ -137,6 +142,7 @@ def evaluate_shards(
             },
             "backend": _backends.get(options.backend).name,
             "shards": len(sources),
+            "per_row": any(source.keeps_rows for source in sources),
         }
         checkpoint = Checkpoint(state_file, inputs, save_every)
         standing = checkpoint.load() or standing
@@ -182,6 +188,7 @@ def evaluate_blocks(
     state, n_rows = EvaluationState(options.loss, options.per_class), 0
     if first == 0:  # what has no logits belongs to no block
         state.shifted += shard.shifted
+        state.add_classes(shard.n_classes or 0)
     with closing(found_in(source, shard, options, islice(shard.blocks(0), first, end))) as found:
         for block, rows in found:
             add_block(state, block, rows)
@@ -199,6 +206,9 @@ def left_out(source: Source, error: EvaluationError) -> Skipped:
 
 def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
     """Return what becomes of some rows of a shard."""
+    num_threads = options.num_threads
+    if num_threads is None and isinstance(shard.logits, LinearLogits):
+        num_threads = THREADS
     try:
         return rows_of(
             shard.logits_of(block),
@@ -207,7 +217,7 @@ def rows_of_block(shard: Shard, block: Block, options: Options) -> Rows:
             None if options.loss == "bce" else -1,
             block.mask,
             ignore_index=options.ignore_index,
-            num_threads=options.num_threads,
+            num_threads=num_threads,
             backend=options.backend,
         )
     except EvaluationError as error:
@@ -286,9 +296,31 @@ class _Run:
         else:  # also one of which nothing counts, and which may have been replaced
             self.note(number, shard, done)
         source.keep_rows(shard, goes_on=done > 0)
+        if done and shard.per_row is not None:
+            self._check_records(number, shard, shard.per_row, done)
         if number == standing.n_through:
             self._evaluate(number, source, shard, done)
         self.kind = kind  # which one that is left out does not decide
+
+    def _check_records(self, number: int, shard: Shard, records: Array, done: int) -> None:
+        """Refuse records that are not those of the rows done, where a state has counted these alone."""
+        standing, checkpoint = self.standing, self.checkpoint
+        is_through = number < standing.n_through
+        if checkpoint is None or (is_through and len(self.sources) > 1):
+            return
+        state = standing.through if is_through else standing.part
+        counted = hits = 0
+        for box, seen in shard.blocks(0):
+            if seen <= done:
+                counted += int(np.count_nonzero(records[box]["counted"]))
+                hits += int(np.count_nonzero(records[box]["hit"]))
+                self.sources[number].release(shard, box)
+        if (counted, hits) != (state.count, state.correct):
+            what = (
+                f"has {state.correct} hits among {state.count} rows that count, but the records of them "
+                f"have {hits} among {counted}; another --state, or none, starts anew"
+            )
+            raise StateError(str(checkpoint.path), what)
 
     def _evaluate(self, number: int, source: Source, shard: Shard, done: int) -> None:
         """Evaluate a shard's rows after those done."""
@@ -309,6 +341,7 @@ class _Run:
                 source.release(shard, block.box)
                 self.show(number, done)
         if number == standing.n_through:  # no row was left
+            standing.part.add_classes(shard.n_classes or 0)
             standing.finish_shard(shard.shifted)
             if self.checkpoint is not None:
                 self.checkpoint.unsaved = standing

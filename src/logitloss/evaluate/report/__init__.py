@@ -15,6 +15,7 @@ from logitloss.evaluate.checkpoint import Skipped
 from logitloss.evaluate.metrics import ClassLine, Metrics
 from logitloss.evaluate.moments import json_number
 from logitloss.evaluate.report.figures import counts, figures
+from logitloss.evaluate.report.markup import plain
 from logitloss.evaluate.state import Group
 
 SCHEMA_VERSION = 3
@@ -111,7 +112,8 @@ class Report:
           - backend, instruction_set (null but for C), threads: what the kernels ran on.
           - system; versions: those of python, logitloss, numpy, ml_dtypes, numba.
 
-        Means have their standard errors beside them, with _standard_error after their names.
+        Means have their standard errors beside them, with _standard_error after their names. A figure that is
+        no number or infinite is the string "NaN", "Infinity" or "-Infinity".
         """
         return json.dumps(_as_json(self.document()), indent=2, allow_nan=False)
 
@@ -165,7 +167,7 @@ class Report:
             console.print()
             for file, reason in self.skipped:
                 # whole, as it is to be read by programs, too
-                console.print(f"skipped {file}: {reason}", soft_wrap=True)
+                console.print(plain(f"skipped {file}: {reason}"), soft_wrap=True)
 
     def _table_of_groups(self) -> Table:
         table = plain_table(
@@ -174,7 +176,7 @@ class Report:
         for key, metrics in self.groups.items():
             probabilities = metrics.classes or metrics.binary
             table.add_row(
-                str(key),
+                plain(key),
                 f"{metrics.count:,}",
                 f"{metrics.nll_nats:.6g}",
                 f"{metrics.nll_nats_standard_error:.2g}",

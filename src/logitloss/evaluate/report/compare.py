@@ -3,13 +3,15 @@
 A difference has a 95 % confidence interval by the normal approximation. Where there are records of each row
 of both (`--per-row`), it is that of the mean of row-wise differences: the runs share the rows, and what is
 hard for both takes no part in it. Else the runs are taken as independent samples. Figures that have no
-standard error (perplexity, calibration errors, ROC AUC) have no interval.
+standard error (perplexity, calibration errors, ROC AUC) have no interval; of those that may be off (ROC AUC,
+average precision), a difference that is no larger than both bounds together says nothing.
 """
 
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,6 +23,7 @@ from logitloss.evaluate.files import shard_files
 from logitloss.evaluate.moments import PLAIN, Moments, json_number
 from logitloss.evaluate.report import SCHEMA_VERSION, plain_console, plain_table
 from logitloss.evaluate.report.figures import Figure, Kind, counts, figures
+from logitloss.evaluate.report.markup import plain
 from logitloss.evaluate.rows import row_dtype
 from logitloss.evaluate.stores import split
 from logitloss.evaluate.stores.mapped import MappedArray
@@ -66,10 +69,11 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """In words: which run is better, and whether that is sure."""
-        if math.isnan(self.difference):
-            return "cannot be told"
         if self.difference == 0:
             return "the same"
+        bound = (self.a.bound or 0.0) + (self.b.bound or 0.0)
+        if math.isnan(self.difference) or abs(self.difference) <= bound:
+            return "cannot be told"
         is_sure, told = False, ", no interval"
         if self.interval is not None and not math.isnan(self.interval[0]):
             is_sure = not self.interval[0] <= 0 <= self.interval[1]
@@ -110,6 +114,8 @@ class Comparison:
         - differences: a list of {figure, a, b, difference, standard_error, low, high, method, verdict}: b - a
           and its 95 % confidence interval, of "paired" or "independent" samples; null without standard error.
         - counts: a list of {labels, a, b}: how many labels counted, and how many did not, and why.
+
+        A number that is none or infinite is the string "NaN", "Infinity" or "-Infinity".
         """
         lines = []
         for one in self.differences:
@@ -145,10 +151,10 @@ class Comparison:
             lines.add_row(label, f"{a:,}", f"{b:,}")
         lines.columns[-1].justify = "left"
         console = plain_console(lines)
-        console.print(f"a: {self.a}\nb: {self.b}\n", soft_wrap=True)
+        console.print(plain(f"a: {self.a}\nb: {self.b}\n"), soft_wrap=True)
         console.print(lines)
         console.print("\nbetter: the interval excludes 0; ahead: it includes 0, or there is none")
-        console.print(self.method, soft_wrap=True)
+        console.print(plain(self.method), soft_wrap=True)
 
     @property
     def method(self) -> str:
@@ -209,14 +215,20 @@ def read_report(path: str) -> Document:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise FileError(path, f"of schema_version {version}, expected {SCHEMA_VERSION}: evaluate anew")
-    try:
-        is_report = document.keys() >= ALWAYS and _has_parts(document)
+    with as_report(path):
         figures(document)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        is_report = False
-    if not is_report:
-        raise FileError(path, "is no report; expected what logitloss eval --json printed")
+        if not (document.keys() >= ALWAYS and _has_parts(document)):
+            raise ValueError("not all is there")
     return cast(Document, document)
+
+
+@contextmanager
+def as_report(path: str) -> Iterator[None]:
+    """Tell that a document is no report where it is taken for one, and is not made up as that is."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise FileError(path, "is no report; expected what logitloss eval --json printed") from None
 
 
 def _has_parts(document: Document) -> bool:

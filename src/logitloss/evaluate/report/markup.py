@@ -12,21 +12,21 @@ def element(name: str, /, *children: "Element | str | None", **attributes: Any) 
     made = Element(name)
     for key, value in attributes.items():
         if value is not None:
-            made.set(key.rstrip("_").replace("_", "-"), _text(value))
+            made.set(key.rstrip("_").replace("_", "-"), plain(value))
     last = None
     for child in children:
         if isinstance(child, Element):
             made.append(child)
             last = child
         elif child is not None and last is None:
-            made.text = (made.text or "") + _text(child)
+            made.text = (made.text or "") + plain(child)
         elif child is not None and last is not None:
-            last.tail = (last.tail or "") + _text(child)
+            last.tail = (last.tail or "") + plain(child)
     return made
 
 
-def _text(value: Any) -> str:
-    # names of files may hold bytes that are no text, and keys what a page must not
+def plain(value: Any) -> str:
+    """Return the text of a key or a name, which may hold bytes that are no text, and control characters."""
     return str(value).encode("utf-8", "backslashreplace").decode().translate(CONTROLS)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from logitloss.evaluate.atomic import replacing
 from logitloss.evaluate.report.charts import CLASSES, shape
-from logitloss.evaluate.report.compare import Comparison
+from logitloss.evaluate.report.compare import Comparison, as_report
 from logitloss.evaluate.report.figures import Figure, counts, figures
 from logitloss.evaluate.report.markup import Element, element, table, written
 from logitloss.evaluate.report.pictures import (
@@ -61,7 +61,22 @@ def report_page(document: Document) -> str:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Return the page of two evaluations, side by side."""
+    """Return the page of two evaluations, side by side.
+
+    Raises
+    ------
+    FileError
+        A document is none that a report has.
+    """
+    names = comparison.a, comparison.b
+    for name, document in zip(names, comparison.documents, strict=True):
+        with as_report(name):
+            report_page(document)  # what cannot be drawn by itself is told by its name
+    with as_report(", ".join(names)):
+        return _side_by_side(comparison)
+
+
+def _side_by_side(comparison: Comparison) -> str:
     documents = comparison.documents
     lines = [[one.kind.label, *one.texts, one.verdict] for one in comparison.differences]
     verdicts = [

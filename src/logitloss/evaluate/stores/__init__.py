@@ -5,8 +5,10 @@ when the first such file is met; a file of any other name is taken for `.npy` or
 are.
 """
 
+import glob
 import importlib
 import os
+import re
 import stat
 from typing import Any
 
@@ -34,9 +36,21 @@ ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 def split(path: str) -> Place:
-    """Return the file of a path, and the name in it that may follow (`PATH::name`)."""
-    file, separator, name = path.rpartition("::")
-    return Place(path, file, name) if separator and not os.path.exists(path) else Place(path, path, "")
+    """Return the file of a path, and the name in it that may follow (`PATH::name`); both may hold `::`."""
+    found = Place(path, path, "")
+    if "::" not in path or os.path.exists(path):
+        return found
+    ends = [match.start() for match in re.finditer("(?=::)", path)]
+    places = [Place(path, path[:end], path[end + 2 :]) for end in reversed(ends)]
+    is_there = (place for place in (*places, found) if _exists(place.file))
+    return next(is_there, places[0])
+
+
+def _exists(file: str) -> bool:
+    """Whether there is a file of this name, or one that matches it."""
+    if os.path.exists(file):
+        return True
+    return glob.has_magic(file) and any(True for _ in glob.iglob(file, recursive=True))
 
 
 def is_store(folder: str) -> bool:

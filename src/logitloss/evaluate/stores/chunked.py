@@ -17,12 +17,13 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
 
 from logitloss.evaluate.errors import FileError, FileWarning
-from logitloss.evaluate.stores.stored import Array, Box, StoredArray, one_line
+from logitloss.evaluate.stores.stored import Array, Box, StoredArray, one_line, unpacking
 
 # What is decoded at once, where a chunk is not larger: decoders hold it packed, unpacked and in place
 PIECE_BYTES = 4 << 20
@@ -185,14 +186,18 @@ class _Unpacked:
     def __init__(self, path: str, box: Box, axis: int, dtype: np.dtype[Any]) -> None:
         self.path, self.box, self.axis, self.dtype = path, box, axis, dtype
         self.pieces: list[tuple[Box, int]] = []
-        self.file = tempfile.TemporaryFile(prefix="logitloss-")  # noqa: SIM115
+        with self._unpacking():
+            self.file = tempfile.TemporaryFile(prefix="logitloss-")  # noqa: SIM115
         weakref.finalize(self, self.file.close)
+
+    def _unpacking(self) -> AbstractContextManager[None]:
+        return unpacking(self.path, "a row of its chunks")
 
     def append(self, piece: Box, array: Array) -> None:
         """Put a piece behind those before."""
         self.pieces.append((piece, self.file.tell()))
         rows_first = np.ascontiguousarray(np.moveaxis(array, self.axis, 0))
-        with one_line(self.path, f"a row of its chunks does not fit into {tempfile.gettempdir()}"):
+        with self._unpacking():
             self.file.write(rows_first.reshape(-1).view(np.uint8).data)
             self.file.flush()
 

@@ -17,10 +17,12 @@ from logitloss.evaluate.stores.stored import Array, Box, Place, StoredArray, lib
 
 h5py: Any = library("h5py", "hdf5")
 
+NO_FILE = "no HDF5 file, or a damaged one"
+
 
 def open_array(place: Place) -> StoredArray:
     """Open the dataset of a file, or one of several."""
-    with one_line(place.path, "no HDF5 file, or a damaged one"), ExitStack() as stack:
+    with one_line(place.path, NO_FILE), ExitStack() as stack:
         file = stack.enter_context(h5py.File(place.file, "r", locking=False))
         dataset = _chosen(place, file)
         _check(place.path, file, dataset)
@@ -32,6 +34,15 @@ def open_array(place: Place) -> StoredArray:
         stored = Hdf5Array(place.path, file, dataset)
         stack.pop_all()
         return stored
+
+
+def shape_of(place: Place) -> tuple[int, ...]:
+    """Return the shape of the dataset, of which nothing is read."""
+    with one_line(place.path, NO_FILE), h5py.File(place.file, "r", locking=False) as file:
+        dataset = _chosen(place, file)
+        _check(place.path, file, dataset)
+        shape: tuple[int, ...] = dataset.shape
+        return shape
 
 
 def _chosen(place: Place, file: Any) -> Any:
@@ -61,7 +72,8 @@ def _check(path: str, file: Any, dataset: Any) -> None:
 def _offset(dataset: Any) -> int | None:
     """Return where the numbers are in the file, if that is in one run and as they are in memory."""
     is_plain = dataset.dtype.kind in "iufV" and h5py.h5t.py_create(dataset.dtype).equal(dataset.id.get_type())
-    if dataset.chunks is not None or not is_plain:
+    is_written = dataset.id.get_storage_size() > 0  # else there is an offset all the same, after a user block
+    if dataset.chunks is not None or not is_plain or not is_written:
         return None
     offset: int | None = dataset.id.get_offset()
     return offset

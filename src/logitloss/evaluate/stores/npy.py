@@ -7,13 +7,11 @@ pickles.
 """
 
 import math
-import shutil
 import struct
 import tempfile
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from lzma import LZMAError
 from tokenize import TokenError
 from typing import IO, Any, TypeVar
@@ -22,7 +20,7 @@ import numpy as np
 
 from logitloss.evaluate.errors import FileError
 from logitloss.evaluate.stores.mapped import MappedArray, map_array
-from logitloss.evaluate.stores.stored import Place
+from logitloss.evaluate.stores.stored import Place, no_warnings, unpacking
 
 T = TypeVar("T")
 
@@ -40,6 +38,8 @@ BAD_ARCHIVE = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.er
 # Of the local file header that stands before a member's bytes: its length, where the lengths of the name and
 # of the extra field that follow it are (APPNOTE.TXT, 4.3.7), and the flag of an encrypted member.
 ZIP_LOCAL_HEADER, ZIP_LENGTHS, ZIP_ENCRYPTED = 30, slice(26, 30), 1
+# What is unpacked at once
+PIECE_BYTES = 1 << 20
 
 
 def open_array(place: Place) -> MappedArray:
@@ -69,8 +69,8 @@ def _read(place: Place, read: Callable[..., T]) -> T:
 def _map(path: str, file: IO[bytes], start: int = 0, length: int | None = None) -> MappedArray:
     """Map the `.npy` stream of `length` bytes from `start` on; by default the whole file."""
     if isinstance(file, zipfile.ZipExtFile):
-        with tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
-            shutil.copyfileobj(file, unpacked, 1 << 20)
+        with unpacking(path), tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
+            unpacked.writelines(_pieces(path, file))
             unpacked.flush()
             return _map(path, unpacked)
     shape, fortran_order, dtype = _header(path, file, start)
@@ -79,6 +79,15 @@ def _map(path: str, file: IO[bytes], start: int = 0, length: int | None = None) 
         raise FileError(path, f"holds {kind}, not plain numbers")
     end = None if length is None else start + length
     return map_array(path, file, file.tell(), end, shape, dtype, fortran_order=fortran_order)
+
+
+def _pieces(path: str, file: IO[bytes]) -> Iterator[bytes]:
+    """Read a file, of which no error is taken for one of where it goes."""
+    try:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+    except OSError as error:
+        raise FileError(path, error.strerror or str(error)) from None
 
 
 def _header(path: str, file: IO[bytes], start: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -94,7 +103,7 @@ def _header(path: str, file: IO[bytes], start: int) -> tuple[tuple[int, ...], bo
         version = np.lib.format.read_magic(file)
         if version not in HEADER_READERS:
             raise FileError(path, ".npy version {}.{}, expected 1.0 or 2.0".format(*version))
-        with warnings.catch_warnings(action="ignore"):
+        with no_warnings():
             shape, fortran_order, dtype = HEADER_READERS[version](file)
         if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) >= 2**60:
             raise ValueError(f"shape {shape}")

@@ -5,6 +5,7 @@ is wrong with a disk is an exception then, and what was read once is not needed 
 """
 
 import math
+import os
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
@@ -43,7 +44,7 @@ class ParquetColumn(Column):
     """
 
     def __init__(self, place: Place) -> None:
-        self.source = pa.OSFile(place.file)
+        self.source = pa.OSFile(os.fsencode(place.file))  # of a str, only what UTF-8 can encode
         options = {"buffer_size": BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
         self.file = pq.ParquetFile(self.source, **options)
         metadata, schema = self.file.metadata, self.file.schema_arrow

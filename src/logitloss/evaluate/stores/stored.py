@@ -8,6 +8,9 @@ should be becomes one line with the file's name.
 import copy
 import importlib
 import math
+import tempfile
+import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +19,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from logitloss.evaluate.errors import EvaluationError, FileError
+from logitloss.evaluate.errors import EvaluationError, FileError, OutputError
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
+
+_one_at_a_time = threading.Lock()
 
 
 class Place(NamedTuple):
@@ -54,6 +59,26 @@ def one_line(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileError(path, f"{what} ({reason})") from None
+
+
+@contextmanager
+def unpacking(path: str, what: str = "what it holds, unpacked,") -> Iterator[None]:
+    """Tell that a temporary file cannot be written, which is no fault of what is unpacked to it."""
+    try:
+        yield
+    except OSError as error:
+        place = tempfile.tempdir or "any temporary folder"  # if none was found that can be written to
+        raise OutputError(path, f"{what} does not fit into {place} ({error})") from None
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Ignore warnings, in one thread at a time: two that change the filters may leave them changed for good.
+
+    So it is for NumPy's reader of headers, as CPython 3.11 parses on one thread at a time, or fails.
+    """
+    with _one_at_a_time, warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def library(name: str, extra: str) -> Any:

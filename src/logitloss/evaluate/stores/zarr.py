@@ -8,14 +8,13 @@ so the store is watched for those that it does not have, and the indices of shar
 import math
 import os
 import re
-import warnings
 from typing import Any
 
 import numpy as np
 
 from logitloss.evaluate.errors import FileError
 from logitloss.evaluate.stores.chunked import ChunkedArray
-from logitloss.evaluate.stores.stored import Array, Box, Place, library, one_line
+from logitloss.evaluate.stores.stored import Array, Box, Place, library, no_warnings, one_line
 
 zarr: Any = library("zarr", "zarr")
 _Range: Any = zarr.abc.store.RangeByteRequest
@@ -25,7 +24,7 @@ _Suffix: Any = zarr.abc.store.SuffixByteRequest
 def open_array(place: Place) -> "ZarrArray":
     """Open an array, or one of a group."""
     path = place.path
-    with one_line(path, "no Zarr store, or a damaged one"), warnings.catch_warnings(action="ignore"):
+    with one_line(path, "no Zarr store, or a damaged one"), no_warnings():
         if os.path.isdir(place.file):
             store = _Watched(zarr.storage.LocalStore(place.file, read_only=True))
         else:
