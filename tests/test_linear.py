@@ -11,8 +11,8 @@ from command import invoke
 from ulp import Exact, assert_exact, exact, result_dtype
 
 import logitloss as ll
-from logitloss import linear
 from logitloss.evaluate import DtypeError, ShapeError, StateError, evaluate, evaluate_files
+from logitloss.layer import TILE_CLASSES
 
 IGNORED = -100
 LAYERS = {
@@ -66,10 +66,10 @@ def assert_close(actual, wanted, dtype):
 @pytest.mark.parametrize("options", LAYERS)
 def test_value_and_gradients(backend, dtype, options, has_bias, blocks, monkeypatch):
     if blocks == "many":
-        monkeypatch.setattr(linear, "TILE_CLASSES", 7)
-        monkeypatch.setattr(linear, "TILE_BYTES", 3000)
-        monkeypatch.setattr(linear, "BLOCK_BYTES", 0)
-        monkeypatch.setattr(linear, "LEAST_ROWS", 10)
+        monkeypatch.setattr("logitloss.layer.TILE_CLASSES", 7)
+        monkeypatch.setattr("logitloss.layer.TILE_BYTES", 3000)
+        monkeypatch.setattr("logitloss.layer.BLOCK_BYTES", 0)
+        monkeypatch.setattr("logitloss.layer.LEAST_ROWS", 10)
     arrays = layer(dtype, has_bias)
     kinds = {"sum": 1, "mean": 1 / np.count_nonzero(arrays[2] != IGNORED), "none": 1}
     for reduction, upstream in kinds.items():
@@ -104,7 +104,7 @@ def test_class_weights():
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}])
 def test_classes_that_a_bias_rules_out(backend, options, monkeypatch):
     """A whole tile of them, and single ones, of weight 0."""
-    monkeypatch.setattr(linear, "TILE_CLASSES", 7)
+    monkeypatch.setattr("logitloss.layer.TILE_CLASSES", 7)
     hidden, weight, target, bias = layer(np.dtype(np.float64))
     bias[7:14] = bias[20] = -np.inf
     w = np.where(bias == -np.inf, 0.0, 1.5)
@@ -125,7 +125,7 @@ def test_classes_that_a_bias_rules_out(backend, options, monkeypatch):
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_tiles_come_to_what_the_logits_do(z_loss, tile, monkeypatch):
     """At extremes, of which some are in the label's tile, some in others."""
-    monkeypatch.setattr(linear, "TILE_CLASSES", tile)
+    monkeypatch.setattr("logitloss.layer.TILE_CLASSES", tile)
     rng, inf = rng_for("tiles"), np.inf
     x = rng.standard_normal((9, 23))
     target = np.array([3, 3, 3, 12, 12, 12, 0, 22, 5])
@@ -155,7 +155,7 @@ def test_tiles_come_to_what_the_logits_do(z_loss, tile, monkeypatch):
 @pytest.mark.parametrize("shift", [0.0, -1e4, 1e12, -3e38])
 def test_a_value_keeps_its_precision_at_any_shift(dtype, shift, label_smoothing):
     """Over several tiles; logits are what the bias says, and one is 20 ahead where that shows."""
-    n_classes = 2 * linear.TILE_CLASSES + 1
+    n_classes = 2 * TILE_CLASSES + 1
     bias = (rng_for("shift").standard_normal(n_classes) + shift).astype(result_dtype(dtype))
     target = np.array([0, 7000, n_classes - 1])
     bias[7000] += 20

@@ -27,7 +27,8 @@ from logitloss.categorical import (
     kl_div,
     nll_loss,
 )
-from logitloss.linear import LinearLogits, linear_cross_entropy, linear_cross_entropy_value_and_grad
+from logitloss.layer import LinearLogits
+from logitloss.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
 
 __all__ = [
     "LinearLogits",

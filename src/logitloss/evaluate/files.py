@@ -27,7 +27,7 @@ from logitloss.evaluate.stores import SUFFIXES, StoredArray, is_store, open_arra
 from logitloss.evaluate.stores.mapped import MappedArray
 from logitloss.evaluate.stores.stored import AnyArray, Box
 from logitloss.evaluate.stream import SAVE_EVERY, Evaluation, Progress, Source, evaluate_shards
-from logitloss.linear import LinearLogits
+from logitloss.layer import LinearLogits
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from logitloss.evaluate.stores.stored import AnyArray, StoredArray, far_apart
-from logitloss.linear import LinearLogits
+from logitloss.layer import LinearLogits
 
 # Elements that a fingerprint is taken of, as far apart as can be: of all shards, and of each at least
 SAMPLE, LEAST_SAMPLE = 2048, 64

@@ -24,7 +24,7 @@ from logitloss.evaluate.stream import (
     evaluate_blocks,
     evaluate_shards,
 )
-from logitloss.linear import LinearLogits
+from logitloss.layer import LinearLogits
 
 Array = npt.NDArray[Any]
 Path = str | os.PathLike[str]

@@ -26,7 +26,7 @@ from logitloss.evaluate.positions import check_mask, counting, predicted
 from logitloss.evaluate.rows import check_no_axis, row_dtype
 from logitloss.evaluate.state import check_groups
 from logitloss.evaluate.stores.stored import AnyArray, Array, Box, StoredArray, part
-from logitloss.linear import LinearLogits
+from logitloss.layer import LinearLogits
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "f8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),

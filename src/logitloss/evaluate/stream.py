@@ -27,7 +27,7 @@ from logitloss.evaluate.rows import Rows, rows_of
 from logitloss.evaluate.shard import Block, Kind, Options, Shard
 from logitloss.evaluate.state import EvaluationState
 from logitloss.evaluate.stores.stored import Box
-from logitloss.linear import THREADS, LinearLogits
+from logitloss.layer import THREADS, LinearLogits
 
 Array = npt.NDArray[Any]
 NOTHING: Array = np.empty(0)
