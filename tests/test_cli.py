@@ -364,6 +364,15 @@ def long_work(files):
     return [*PROGRAM, "eval", x, y, "--chunk-rows", "1", "--backend", "reference"]
 
 
+def test_a_reader_that_has_heard_enough_ends_it_without_a_word(pair):
+    command = [*PROGRAM, "eval", *pair, "--backend", "reference"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_no_progress_without_a_terminal(pair):
     command = [*PROGRAM, "eval", *pair, "--backend", "reference"]
     for more in ({}, {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}):

@@ -39,7 +39,7 @@ from logitloss.evaluate import (
     evaluate_files,
 )
 from logitloss.evaluate import dask as on_dask
-from logitloss.evaluate.errors import OutputError
+from logitloss.evaluate.errors import ClusterError, OutputError
 
 N_CLASSES = 12
 SCALING = Path(__file__).parent.parent / "asv_benchmarks" / "scaling.py"
@@ -445,6 +445,12 @@ def test_the_measurement_of_scaling_runs():
     speed = r"[\d.]+ s, [\d.]+ GB/s"  # Dask may have something to say between the lines
     assert re.search(rf"^one process: {speed}$", printed, re.MULTILINE)
     assert re.search(rf"^1 workers: {speed}, [\d.]+ times as fast$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("at", ["local:0", "local:two", "local:-1"])
+def test_a_number_of_workers_that_is_none(shards, at):
+    with pytest.raises(ClusterError, match=f"^dask: is '{at}', expected local:N, N from 1 on$"):
+        shards.evaluate(dask=at)
 
 
 def test_workers_that_always_die_end_in_a_line(shards, client, monkeypatch):

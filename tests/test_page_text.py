@@ -100,6 +100,21 @@ def test_keys_are_drawn_without_what_a_page_must_not_hold(pair, tmp_path):
     assert ("a\ufffdb" in page, "\x1b" in page) == (True, False)
 
 
+def test_a_page_has_the_first_groups_of_many(tmp_path):
+    arrays = {
+        "x": np.zeros((201, 2)),
+        "y": np.zeros(201, int),
+        "g": np.char.add("key", np.arange(201).astype(str)),
+    }
+    files = [tmp_path / f"{name}.npy" for name in arrays]
+    for file, array in zip(files, arrays.values(), strict=True):
+        np.save(file, array)
+    printed("eval", *files[:2], "--group-by", files[2], "--report", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "The first 200 of 201 groups; the JSON of --json has all." in page
+    assert len(set(re.findall(r"\bkey\d+", page))) == 200
+
+
 def test_keys_and_names_are_printed_without_what_steers_a_terminal(pair, tmp_path):
     labels = np.load(pair[1])
     np.save(tmp_path / "g.npy", np.array(["a\x1b]0;b\x07", "c\x9b2J", "é"])[labels])
