@@ -327,8 +327,9 @@ def test_rows_that_do_not_add_up_are_refused(tmp_path):
         evaluate(*arrays(), state_file=path, backend="reference")
 
 
-def test_numpys_integers_are_in_a_state(tmp_path):
+def test_numpys_numbers_are_in_a_state(tmp_path):
     options = {"chunk_rows": np.int64(100), "ignore_index": np.int64(-100), "backend": "reference"}
+    options |= {"per_class": np.True_, "shift": np.False_}
     path = tmp_path / "state.json"
     assert evaluate(*arrays(), state_file=path, save_every=0, **options).count == 2727
     assert json.loads(path.read_text())["inputs"]["options"]["ignore_index"] == -100

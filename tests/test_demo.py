@@ -99,12 +99,14 @@ def test_demo_writes_over_nothing_but_its_own(tmp_path):
     for name in ("logits", "labels", "hidden", "unembedding"):
         path = tmp_path / f"{name}.npy"
         own = path.read_bytes()
-        for theirs in (own[:-1] + b"\x07", b"my own"):
+        np.save(tmp_path / "theirs.npy", np.load(path)[:-1])
+        for theirs in ((tmp_path / "theirs.npy").read_bytes(), b"my own"):
             path.write_bytes(theirs)
             result = invoke(*command)
             message = f"logitloss: {path}: is there and holds something else; choose another directory\n"
             assert (result.exit_code, result.stderr, path.read_bytes()) == (1, message, theirs)
         path.write_bytes(own)
+    assert invoke("demo", "--output-dir", tmp_path, "--backend", "cython-baseline").exit_code == 0
 
 
 @pytest.mark.skipif(not README_PICTURE.exists(), reason="README's pictures are in the repository alone")

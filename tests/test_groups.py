@@ -238,6 +238,10 @@ def test_records_that_the_state_did_not_write_are_refused(files, tmp_path):
     with pytest.raises(StateError, match=message):
         evaluate_files(files["x"], files["y"], **options, **paths)
     assert (tmp_path / "rows.npy").read_bytes() == before
+    # a state that did go on without them, after it had kept them, is one of these, too
+    (tmp_path / "state.json").unlink()
+    wanted = evaluate_files(files["x"], files["y"], **options, **paths).state
+    assert evaluate_files(files["x"], files["y"], state_file=paths["state_file"], **options).state == wanted
 
 
 @pytest.mark.parametrize("stops", [False, True])

@@ -153,12 +153,18 @@ def test_rows_do_not_stand_among_what_is_read(shards):
     for number in range(len(SIZES)):
         os.rename(shards.file("labels", number), others / f"labels-{number}.npy")
     (shards.folder / "link").symlink_to("others")
-    for labels in (others, f"{others}/labels-*.npy"):
-        for folder in (others, shards.folder / "link"):
-            what = "has inputs of this command, and records there would be taken for shards"
-            with pytest.raises(OutputError, match=f"^{re.escape(str(folder))}: {what}$"):
-                shards.evaluate(shards.paths[0], labels, per_row_path=str(folder))
-        assert len(os.listdir(others)) == len(SIZES)
+    (others / "rows").mkdir()
+    refused = [(others, others), (others, shards.folder / "link"), (f"{others}/*.npy", others)]
+    refused += [(f"{others}/**/*.npy", folder) for folder in (others, others / "rows")]
+    for labels, folder in refused:
+        message = re.escape(f"{folder}: records there would be taken for shards of {labels}")
+        with pytest.raises(OutputError, match=f"^{message}$"):
+            shards.evaluate(shards.paths[0], str(labels), per_row_path=str(folder))
+        assert len(os.listdir(others)) == len(SIZES) + 1
+    for folder in (others, others / "rows"):
+        for _ in range(2):
+            found = shards.evaluate(shards.paths[0], f"{others}/labels-*.npy", per_row_path=str(folder))
+            assert found.n_rows == sum(SIZES)
 
 
 # ---- bad shards ----

@@ -277,7 +277,7 @@ def test_batches_evaluate_like_their_arrays():
     for part in parts:
         expected.update(logits[part], target[part], groups=keys[part])
     assert state == expected
-    assert seen == [(n, n, 28 * n) for n in (20, 21, 21, 50)]
+    assert seen == [(n, n, 28 * n) for n in (0, 20, 21, 21, 50)]
     assert evaluate([(logits.tolist(), target.tolist())]).compute().count == 50
     assert evaluate(iter(())) == EvaluationState()
 
@@ -296,6 +296,9 @@ def test_bad_batches_are_named():
     bad[3] = 9
     with pytest.raises(LabelError, match=r"^target of batch 1: row 3: label 9 is outside 0 to 6"):
         evaluate([(logits, target), (logits, bad)])
+    masked = np.ma.masked_array(logits, logits > 1)
+    with pytest.raises(DtypeError, match="^arrays of batch 1: logits is a masked array: expected a plain one"):
+        evaluate([(logits, target), (masked, target)])
     with pytest.raises(ShapeError, match="logits of batch 1: of 3 classes, but shards before have 7"):
         evaluate([(logits, target), (logits[:, :3], target % 3)])
     for batch in [logits, (logits,), None]:

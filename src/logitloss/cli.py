@@ -156,7 +156,9 @@ def main() -> None:
     help="What the logits are where the file cannot say (two-byte void, uint16); widens other floats.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1, MOST), help="Threads; by default as many as there are cores."
+    "--threads",
+    type=click.IntRange(1, MOST),
+    help="Threads; by default one for each core, with --hidden and --dask one.",
 )
 @click.option(
     "--chunk-rows", type=click.IntRange(min=1), help="Rows at a time; by default up to 128 MiB of logits."

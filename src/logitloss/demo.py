@@ -7,7 +7,6 @@ held-out logits is left to `evaluate`, as for any other model.
 
 from collections.abc import Callable
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitloss.categorical import cross_entropy_value_and_grad
+from logitloss.evaluate.atomic import replacing
 from logitloss.evaluate.errors import OutputError
 
 STEPS = 400
@@ -94,20 +94,19 @@ def run(folder: Path, *, backend: str | None = None, say: Callable[[str], None] 
         folder / "hidden.npy": inputs[held_out],
         folder / "unembedding.npy": weights.T,
     }
-    contents = {path: _npy(array) for path, array in arrays.items()}
-    for path, content in contents.items():
-        if path.is_file() and not (path.stat().st_size == len(content) and path.read_bytes() == content):
+    for path, array in arrays.items():
+        if path.is_file() and not _is_like(path, array):
             raise OutputError(str(path), "is there and holds something else; choose another directory")
-    for path, content in contents.items():
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            raise OutputError(str(path), error.strerror or str(error)) from None
+    for path, array in arrays.items():
+        with replacing(path, "wb") as file:
+            np.save(file, array)
     return logits_path, labels_path
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    """Return the `.npy` file of an array."""
-    file = BytesIO()
-    np.save(file, array)
-    return file.getvalue()
+def _is_like(path: Path, array: npt.NDArray[Any]) -> bool:
+    """Whether a file holds an array of the same shape and type, as one of a demo before does."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, np.ndarray) and (found.shape, found.dtype) == (array.shape, array.dtype)

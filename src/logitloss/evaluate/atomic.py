@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from logitloss.evaluate.errors import FileError, OutputError
 
@@ -64,8 +64,8 @@ def writing(path: str | os.PathLike[str]) -> AbstractContextManager[IO[str]]:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """Open a file for text that takes the place of the one at `path` at the end, if there is no error.
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of the one at `path` at the end, if there is no error; for text.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     path = Path(os.path.realpath(path))  # of a link what it stands for
     beside = _beside(path)
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

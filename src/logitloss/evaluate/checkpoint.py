@@ -181,6 +181,8 @@ class Checkpoint:
         except (ValueError, RecursionError) as error:
             raise FileError(str(self.path), f"holds no state of an evaluation ({error})") from None
         standing, inputs = read_standing(str(self.path), document)
+        if not self.inputs["per_row"]:  # records that were kept are of no use here, and end here
+            inputs["per_row"] = False
         self.check(inputs, self.inputs)
         return standing
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -127,7 +128,7 @@ def evaluate_files(
     if unembedding_path is not None:
         layer = _Layer(unembedding_path, bias_path, softcap, logit_scale, options.get("dtype"))
     layer_files = () if layer is None else layer.files.values()
-    per_row = _record_files(per_row_path, logits_path, files, (*layer_files, state_file))
+    per_row = _record_files(per_row_path, paths, files, (*layer_files, state_file))
     sources = [
         FileSource(dict(zip(files, of_shard, strict=True)), layer, records)
         for *of_shard, records in zip(*files.values(), per_row, strict=True)
@@ -170,6 +171,20 @@ def shard_files(path: str) -> list[str]:
         if not found:
             raise FileError(path, "no file matches")
     return [name + member for name in sorted(found, key=_natural)]
+
+
+def _is_one_of(path: str, file: str) -> bool:
+    """Whether a file would be one of the shards that a path stands for."""
+    plain = split(path).file
+    if not is_sharded(path):
+        return False
+    if os.path.isdir(plain):
+        return os.path.samefile(plain, os.path.dirname(file) or ".")
+    name, pattern = os.path.realpath(file), os.path.realpath(plain)
+    if "**" in pattern:
+        return fnmatchcase(name, pattern.replace(f"{os.sep}**", "*"))
+    parts = name.split(os.sep), pattern.split(os.sep)
+    return len(parts[0]) == len(parts[1]) and all(map(fnmatchcase, *parts))
 
 
 def files_of(*paths: str | None) -> list[str]:
@@ -315,7 +330,7 @@ class FileSource(Source):
 
 def _record_files(
     path: str | None,
-    logits_path: str,
+    paths: dict[str, str],
     files: dict[str, list[str]],
     others: Iterable[str | os.PathLike[str] | None],
 ) -> list[str | None]:
@@ -323,22 +338,22 @@ def _record_files(
     logits = files["logits"]
     if path is None:
         return [None] * len(logits)
-    read = [split(file).file for found in files.values() for file in found]
-    names, folders = [path], set[str]()
-    if is_sharded(logits_path):
+    names = [path]
+    if is_sharded(paths["logits"]):
         stems = [os.path.splitext(os.path.basename(split(file).file))[0] for file in logits]
         if len(set(stems)) < len(stems):
-            raise FileError(path, f"would have files of the same name for shards of {logits_path}")
+            raise FileError(path, f"would have files of the same name for shards of {paths['logits']}")
         names = [os.path.join(path, f"{stem}.npy") for stem in stems]
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise OutputError(path, error.strerror or str(error)) from None
-        folders = {os.path.dirname(file) or "." for file in read}
-    taken = read + [split(os.fspath(file)).file for file in others if file is not None]
+    taken = [split(file).file for found in files.values() for file in found]
+    taken += [split(os.fspath(file)).file for file in others if file is not None]
     refuse_to_overwrite(names, taken)
-    if any(os.path.isdir(folder) and os.path.samefile(path, folder) for folder in folders):
-        raise OutputError(path, "has inputs of this command, and records there would be taken for shards")
+    for inputs in paths.values():
+        if any(_is_one_of(inputs, name) for name in names):
+            raise OutputError(path, f"records there would be taken for shards of {inputs}")
     return list(names)
 
 

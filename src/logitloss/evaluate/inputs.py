@@ -87,7 +87,8 @@ def evaluate(
     dtype : {"f8_e4m3", "f8_e5m2", "bf16", "f16", "f32", "f64"}, optional
         Type of the logits: void or unsigned data of its size is viewed as it, floating data is widened to it.
     num_threads, backend
-        As in `logitloss.cross_entropy`.
+        As in `logitloss.cross_entropy`; of hidden states one thread by default, as in
+        `logitloss.linear_cross_entropy`.
     chunk_rows : int, optional
         Rows a block; by default as many as have 128 MiB of logits (48 of hidden states'), at most 262,144.
     state_file : path, optional
@@ -204,6 +205,8 @@ def evaluate_batches(
     """Evaluate batches as they come; see `evaluate`."""
     state, kind = EvaluationState(options.loss, options.per_class), None
     n_rows = n_bytes = 0
+    if progress is not None:
+        progress(0, 0, 0)
     for number, batch in enumerate(batches):
         try:
             source = _of_batch(batch)
@@ -213,6 +216,8 @@ def evaluate_batches(
         except EvaluationError as error:
             error.argument += f" of batch {number}"
             raise
+        except TypeError as error:  # of what is no array
+            raise DtypeError(f"arrays of batch {number}", str(error)) from error
         state.merge(part.state)
         n_rows, n_bytes = n_rows + part.n_rows, n_bytes + part.n_bytes
         if progress is not None:
@@ -222,9 +227,9 @@ def evaluate_batches(
 
 def _of_batch(batch: Sequence[Any]) -> Source:
     if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 4:
-        what = f"of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+        what = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         wanted = "expected a tuple of logits, target and maybe groups and mask"
-        raise ShapeError("arrays", f"{wanted}, not a {what}")
+        raise ShapeError("arrays", f"{wanted}, not {what}")
     if batch[1] is None:
         raise ShapeError("target", "is None, expected labels")
     return _source(*batch)

@@ -60,7 +60,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what no array is needed for."""
-        # Python's integers, which a state file can hold
+        # Python's numbers, which a state file can hold
+        for name in ("per_class", "shift"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
         object.__setattr__(self, "ignore_index", _check.ignored(self.ignore_index, soft=False))
         if self.chunk_rows is not None:
             object.__setattr__(self, "chunk_rows", _check.integer("chunk_rows", self.chunk_rows))

@@ -128,18 +128,15 @@ class EvaluationState:
         LogitError
             A ValueError: a row that counts holds NaN or +inf, or nothing but -inf (for "bce": holds NaN).
         """
-        given = {"logits": logits, "target": target, "groups": groups, "mask": mask}
-        for name, array in given.items():
-            _check.unmasked(name, array)
-        target = np.asarray(target)
-        keys = None if groups is None else np.asarray(groups)
+        x, target = _check.placed("logits", logits, _check.HOST), _check.placed("target", target, _check.HOST)
+        keys = None if groups is None else _check.placed("groups", groups, _check.HOST)
         if keys is not None:
             check_groups(keys, target.shape)
-        kept = None if mask is None else np.asarray(mask)
+        kept = None if mask is None else _check.placed("mask", mask, _check.HOST)
         if kept is not None:
             check_mask(kept, target.shape)
         options = {"ignore_index": ignore_index, "num_threads": num_threads, "backend": backend}
-        self.add(rows_of(np.asarray(logits), target, self.loss, axis, kept, **options), keys)
+        self.add(rows_of(x, target, self.loss, axis, kept, **options), keys)
         if self.loss == "ce" and target.ndim > 1:
             self.end_runs.add(target, counting(target, kept, ignore_index))
 

@@ -25,9 +25,9 @@ class Kind(NamedTuple):
         percent, unit = (100, "%") if self.is_share else (1, "")
         if abs(value) >= LONG:
             return f"{value:{sign}.6g}"
-        decimals = 4
+        decimals, error = 4, error * percent
         if 0 < error < math.inf:
-            decimals = min(12, max(0, 1 - math.floor(math.log10(error * percent))))
+            decimals = min(12, max(0, 1 - math.floor(math.log10(error))))
         return f"{value * percent:{sign}.{decimals}f}{unit}"
 
 

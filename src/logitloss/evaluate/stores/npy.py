@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from lzma import LZMAError
 from tokenize import TokenError
 from typing import IO, Any, TypeVar
@@ -69,9 +70,11 @@ def _read(place: Place, read: Callable[..., T]) -> T:
 def _map(path: str, file: IO[bytes], start: int = 0, length: int | None = None) -> MappedArray:
     """Map the `.npy` stream of `length` bytes from `start` on; by default the whole file."""
     if isinstance(file, zipfile.ZipExtFile):
-        with unpacking(path), tempfile.TemporaryFile(prefix="logitloss-") as unpacked:
-            unpacked.writelines(_pieces(path, file))
-            unpacked.flush()
+        with ExitStack() as stack:
+            with unpacking(path):
+                unpacked = stack.enter_context(tempfile.TemporaryFile(prefix="logitloss-"))
+                unpacked.writelines(_pieces(path, file))
+                unpacked.flush()
             return _map(path, unpacked)
     shape, fortran_order, dtype = _header(path, file, start)
     if dtype.hasobject or dtype.subdtype is not None or dtype.names is not None or dtype.itemsize == 0:

@@ -8,6 +8,7 @@ should be becomes one line with the file's name.
 import copy
 import importlib
 import math
+import os
 import tempfile
 import threading
 import warnings
@@ -24,7 +25,18 @@ from logitloss.evaluate.errors import EvaluationError, FileError, OutputError
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time: threading.Lock
+
+
+def _start() -> None:
+    """Have a lock that is free: a forked child has no thread that could release its parent's."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+_start()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start)
 
 
 class Place(NamedTuple):

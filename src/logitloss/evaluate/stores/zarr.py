@@ -23,24 +23,30 @@ _Suffix: Any = zarr.abc.store.SuffixByteRequest
 
 def open_array(place: Place) -> "ZarrArray":
     """Open an array, or one of a group."""
-    path = place.path
-    with one_line(path, "no Zarr store, or a damaged one"), no_warnings():
-        if os.path.isdir(place.file):
-            store = _Watched(zarr.storage.LocalStore(place.file, read_only=True))
-        else:
-            store = _Watched(zarr.storage.ZipStore(place.file, mode="r"))
-        try:
-            found = zarr.open(store, mode="r")
-        except FileNotFoundError:
-            raise FileError(path, "neither a Zarr array nor a group of them") from None
-        if isinstance(found, zarr.Group):
-            group = zarr.open_group(store, mode="r", use_consolidated=False)
-            members = dict(group.members(max_depth=None))
-            arrays = {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
-            found = arrays[place.chosen(sorted(arrays))]
-        elif place.name:
-            raise FileError(path, "an array, not a group, so it holds no named arrays")
-        return ZarrArray(path, found, store)
+    with one_line(place.path, "no Zarr store, or a damaged one"):
+        with no_warnings():
+            found, store = _opened(place)
+        return ZarrArray(place.path, found, store)
+
+
+def _opened(place: Place) -> tuple[Any, "_Watched"]:
+    """Return zarr's array, and the store that it is in."""
+    if os.path.isdir(place.file):
+        store = _Watched(zarr.storage.LocalStore(place.file, read_only=True))
+    else:
+        store = _Watched(zarr.storage.ZipStore(place.file, mode="r"))
+    try:
+        found = zarr.open(store, mode="r")
+    except FileNotFoundError:
+        raise FileError(place.path, "neither a Zarr array nor a group of them") from None
+    if isinstance(found, zarr.Group):
+        group = zarr.open_group(store, mode="r", use_consolidated=False)
+        members = dict(group.members(max_depth=None))
+        arrays = {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
+        found = arrays[place.chosen(sorted(arrays))]
+    elif place.name:
+        raise FileError(place.path, "an array, not a group, so it holds no named arrays")
+    return found, store
 
 
 class ZarrArray(ChunkedArray):
