@@ -257,7 +257,16 @@ def test_class_weights_beyond_float32(backend, dtype, reduction, size, soft):
 
 @pytest.mark.parametrize(
     "weight",
-    [[1, 3e38], [1e-10, 1e27], [1e-30, 1e30], [1e-45, 1], [1e-300, 1], [5e-324, 1], [1e300, 1]],
+    [
+        [1, 3e38],
+        [1e-10, 1e27],
+        [1e-30, 1e30],
+        [1e-45, 1],
+        [1e-300, 1],
+        [5e-324, 1],
+        [1e300, 1],
+        [1e308, 1e308],
+    ],
     ids=str,
 )
 def test_a_mean_is_of_the_weights_of_labels_that_are_there(backend, dtype, weight):
@@ -269,6 +278,34 @@ def test_a_mean_is_of_the_weights_of_labels_that_are_there(backend, dtype, weigh
         assert value == pytest.approx(wanted, rel=1e-6)
     rtol = 4 * float(ml_dtypes.finfo(dtype).eps)
     np.testing.assert_allclose(grad.astype(float), gradient.astype(float), rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_z_loss_beside_tiny_class_weights(backend, dtype, reduction):
+    logits, target = batch((5, 4), dtype)
+    soft = np.full(logits.shape, 0.25)
+    for labels in (target, soft) if reduction == "sum" else (soft,):
+        options = {"z_loss": 1e-3, "reduction": reduction, "backend": backend}
+        wanted, gradient = ll.cross_entropy_value_and_grad(logits, labels, weight=np.zeros(4), **options)
+        found, grad = ll.cross_entropy_value_and_grad(logits, labels, weight=np.full(4, 1e-60), **options)
+        assert found == pytest.approx(wanted, rel=1e-6)
+        np.testing.assert_allclose(grad.astype(float), gradient.astype(float), rtol=1e-2, atol=0)
+
+
+def test_a_sum_of_float64_keeps_small_class_weights_beside_large_ones(backend):
+    logits, weight = np.array([[1.0, 2, 3], [1, 2, 3]]), np.array([1e300, 1e-45, 1])
+    options = {"reduction": "sum", "backend": backend}
+    grad = ll.cross_entropy_grad(logits, [0, 1], weight=weight, **options)
+    wanted = ll.cross_entropy_grad(logits[1:], [1], **options)
+    np.testing.assert_allclose(grad[1] / 1e-45, wanted[0], rtol=1e-14)
+
+
+def test_gradients_of_tiny_class_weights(backend):
+    logits, options = np.array([[0, 33.3, 34]] * 40, np.float32), {"backend": backend}
+    weight, target = np.full(3, 1e-116), np.ones(40, int)
+    wanted = ll.cross_entropy_grad(logits, target, 1e-20, **options)
+    found = ll.cross_entropy_grad(logits, target, 1e-20, weight=weight, **options)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_ignored_rows_do_not_count(backend, dtype):

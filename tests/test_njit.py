@@ -223,6 +223,33 @@ def test_a_mean_takes_class_weights_of_any_size(scale):
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-6 * np.abs(wanted[1]).max())
 
 
+@njit
+def weighted(x, y, weight):
+    return ll.cross_entropy_value_and_grad(x, y, weight=weight)
+
+
+@njit
+def weighted_sum(x, y, weight):
+    return ll.cross_entropy(x, y, weight=weight, reduction="sum")
+
+
+@pytest.mark.parametrize(
+    "weight", [[1e-300, 1], [1e-45, 1], [1e-30, 1e30], [1, 3e38], [1e308, 1e308]], ids=str
+)
+def test_a_mean_is_of_the_weights_of_labels_that_are_there(weight):
+    logits, target, weight = np.array([[11, 0], [3, 0]], np.float32), np.zeros(2, int), np.array(weight)
+    wanted = ll.cross_entropy_value_and_grad(logits, target)
+    found = weighted(logits, target, weight)
+    assert found[0] == pytest.approx(wanted[0], rel=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    soft = np.full((2, 2), 0.5)
+    size = weight.max()
+    for labels in (target, soft) if size < 1e300 else ():  # whose sum is beyond float64
+        wanted = ll.cross_entropy(logits, labels, weight=weight / size, reduction="sum")
+        found = weighted_sum(logits, labels, weight)
+        assert found == pytest.approx(size * wanted, rel=1e-5)  # 11 nats ahead
+
+
 def test_smoothing_over_many_classes_keeps_the_gradients_digits():
     logits = np.random.default_rng(5).standard_normal((1, 50257))
     logits[0, 7] += 20

@@ -297,7 +297,7 @@ def test_bad_batches_are_named():
     with pytest.raises(LabelError, match=r"^target of batch 1: row 3: label 9 is outside 0 to 6"):
         evaluate([(logits, target), (logits, bad)])
     masked = np.ma.masked_array(logits, logits > 1)
-    with pytest.raises(DtypeError, match="^arrays of batch 1: logits is a masked array: expected a plain one"):
+    with pytest.raises(DtypeError, match=r"^arrays of batch 1: logits is a masked array"):
         evaluate([(logits, target), (masked, target)])
     with pytest.raises(ShapeError, match="logits of batch 1: of 3 classes, but shards before have 7"):
         evaluate([(logits, target), (logits[:, :3], target % 3)])

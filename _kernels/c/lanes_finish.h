@@ -23,7 +23,8 @@ INLINE double PASTE(V(finish_terms), WIDE)(V(lanes) *rows, W(terms) terms)
         if (terms.gamma) {
             W(vector) gap = TAKE(gap), whole_gap = gap + TAKE(gap_lost);
             row.gap = W(choose)(W(greater)(infinity, W(abs)(gap)), whole_gap, gap);
-            row.weight = TAKE(weight) + TAKE(weight_lost);
+            W(vector) weight = TAKE(weight), whole_weight = weight + TAKE(weight_lost);
+            row.weight = W(choose)(W(greater)(infinity, W(abs)(weight)), whole_weight, weight);
             row.top_weight = TAKE(top_weight);
             if (terms.labels)
                 row.label_gamma = TAKE(label_gamma);
@@ -40,7 +41,13 @@ INLINE double PASTE(V(finish_terms), WIDE)(V(lanes) *rows, W(terms) terms)
             W(store)((W(real) *)rows->lse + lane, row.lse);
         if (job->second_pass == NOTHING && !job->figures)
             continue;
-        GIVE(factor, row.p_top * unit * row.alpha);
+        W(vector) factor = row.p_top * unit;
+        if (!terms.lse_in) { /* the same, with fewer roundings */
+            W(vector) whole = TAKE(peak) + sum, inverse = 1 / whole;
+            factor = W(fma)(W(fma)(-inverse, whole, W(all)(1)), inverse, inverse);
+            factor = W(choose)(W(equal)(row.others, row.others), factor, row.others);
+        }
+        GIVE(factor, factor * row.alpha);
         GIVE(log1p_others, row.log1p_others);
         if (terms.labels && terms.gradient)
             GIVE(label_entry, row.label_entry);

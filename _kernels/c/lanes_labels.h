@@ -159,7 +159,7 @@ INLINE V(mask) V(is_in_range)(V(vector) own, V(vector) whole)
     const V(real) most = sizeof(V(real)) == 8 ? (V(real))0x1p400 : (V(real))0x1p80;
     const V(real) least = sizeof(V(real)) == 8 ? (V(real))0x1p-400 : (V(real))0x1p-40;
     return V(greater)(V(all)(most), whole) & V(greater)(own, V(all)(least)) &
-           V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 2))));
+           V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 1))));
 }
 
 /* others/own of every row to `loss`, and what the gradient needs; returns 0 if a row is out of range. */

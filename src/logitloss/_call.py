@@ -139,9 +139,11 @@ def cross_entropy(
     unit = 1.0
     # A mean without smoothing is made of the labels' own weights, whatever the others are.
     is_of_labels = on_host and weights is not None and reduction == "mean" and not soft and not smoothing
-    if type(weights) is ndarray and reduction != "none" and not is_of_labels:
+    if type(weights) is ndarray and reduction != "none":
+        sizes = _coefficients.SUMMABLE if is_of_labels else _coefficients.weight_range(x.dtype)
         with np.errstate(over="ignore", under="ignore"):
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, _coefficients.largest(weights))
+            size = _coefficients.largest(weights, z_loss)
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
     if type(weights) is ndarray and not on_host:
         weights = _check.class_weight(weights, n_classes, x)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
@@ -173,8 +175,9 @@ def cross_entropy(
         if reduction == "mean":
             divisor = label_weight
         if is_of_labels and weights is not None and labels.size:
+            sizes, size = _coefficients.weight_range(x.dtype), max(divisor / labels.size, abs(z_loss))
             with np.errstate(over="ignore", under="ignore"):
-                weights, z_loss, unit = _coefficients.balanced(weights, z_loss, divisor / labels.size)
+                weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
             divisor /= unit
 
     scale: Array | float = 1.0

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from logitloss._check import Array, Float64
 
 # A kernel's factor is down to 2**-80 of the scale, of float64 to 2**-860. By the gradient's dtype: from which
-# scale to which that is a normal number, and stays one times a weight. All float16 has for less is 0.
+# scale to which that is a normal number. All float16 has for less is 0.
 NARROW, WIDE = (2.0**-40, 2.0**64), (2.0**-150, 2.0**700)
 ORDINARY_SCALES = {"float32": NARROW, "bfloat16": NARROW, "float64": WIDE, "float16": (0.0, NARROW[1])}
+# Class weights whose sums are finite
+SUMMABLE = (0.0, 2.0**900)
 
 
 def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) -> tuple[Float64, Float64]:
@@ -28,21 +30,28 @@ def per_class(weight: Float64 | None, label_smoothing: float, n_classes: int) ->
         return (1.0 - label_smoothing) * weight, (label_smoothing / n_classes) * weight
 
 
-def balanced(weight: Float64, z_loss: float, size: float) -> tuple[Float64, float, float]:
-    """Return class weights of such a size as float32 holds, what goes with them, and what both lack.
+def balanced(
+    weight: Float64, z_loss: float, size: float, least: float, most: float
+) -> tuple[Float64, float, float]:
+    """Return class weights that are of no extreme size, what goes with them, and what both lack.
 
     That is a power of two. A mean that divides by the weights' sum is the same without it.
     """
-    if NARROW[0] <= size <= NARROW[1] or not 0 < size < math.inf:
+    if least <= size <= most or not 0 < size < math.inf:
         return weight, z_loss, 1.0
-    # no further than that, for the smaller ones' sake; and not beyond what can be divided by
-    exponent = max(math.frexp(size)[1] - (64 if size > 1 else -39), -1021)
+    # a large one no further than that, for the smaller ones' sake; and not beyond what can be divided by
+    exponent = max(math.frexp(size)[1] - (math.frexp(most)[1] if size > 1 else 0), -1021)
     return np.ldexp(weight, -exponent), float(np.ldexp(z_loss, -exponent)), math.ldexp(1.0, exponent)
 
 
-def largest(weight: Float64) -> float:
-    """Return the largest size of class weights."""
-    return float(np.abs(weight).max())
+def weight_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return from which size to which class weights are of no extreme one, by the logits' dtype."""
+    return WIDE if dtype == np.float64 else NARROW
+
+
+def largest(weight: Float64, z_loss: float) -> float:
+    """Return the largest size of class weights and what goes with them."""
+    return max(float(np.abs(weight).max()), abs(z_loss))
 
 
 def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float, Float64 | None]:

@@ -100,7 +100,8 @@ def cross_entropy(
 
     Logits that carry ``__cuda_array_interface__`` or DLPack and lie on a CUDA device (CuPy, PyTorch, JAX,
     Numba) are taken there, on the caller's current stream. The other arrays must lie there too, except that
-    class weights, and single numbers, may come from the host. Results are arrays of the logits' kind, of no
+    class weights, and single numbers, may come from the host (and are float32 there, beside the largest, but
+    for float64 logits). Results are arrays of the logits' kind, of no
     axes for a mean or sum; nothing is copied to the host but the number of the first bad row, for which
     ``check="raise"`` waits. With a bad label, `out` is unspecified.
 

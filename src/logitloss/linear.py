@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from logitloss._backends import Kernels
     from logitloss._check import Array, Float64, Value
-
-    # Of the leading axes
-    Index = tuple[Array, ...]
+    from logitloss.layer import Index
 
 # Labels looked at at once
 PIECE_ROWS = 1 << 18
@@ -221,6 +219,14 @@ def _run(
     ignored = _check.ignored(ignore_index, soft=False)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
+    unit, sizes = 1.0, _coefficients.weight_range(layer.dtype)
+    # A mean without smoothing is made of the labels' own weights, whatever the others are.
+    is_of_labels = weights is not None and reduction == "mean" and not smoothing
+    if weights is not None and reduction != "none":
+        with np.errstate(over="ignore", under="ignore"):
+            first = _coefficients.SUMMABLE if is_of_labels else sizes
+            size = _coefficients.largest(weights, z_loss)
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *first)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None
@@ -228,13 +234,11 @@ def _run(
     if bad >= 0:
         raise _check.bad_label(labels, bad, layer.n_classes, ignored)
     if reduction != "mean":
-        divisor = 1.0
-    if weights is not None and reduction != "none" and labels.size:
-        # a mean without smoothing is made of the labels' own weights
-        is_of_labels = reduction == "mean" and not smoothing
-        size = divisor / labels.size if is_of_labels else _coefficients.largest(weights)
+        divisor = 1.0 / unit
+    elif is_of_labels and weights is not None and labels.size:
+        size = max(divisor / labels.size, abs(z_loss))
         with np.errstate(over="ignore", under="ignore"):
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size)
+            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
         divisor /= unit
     if losses is not None:
         losses[...] = 0

@@ -11,6 +11,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 import logitloss
+from logitloss._coefficients import SUMMABLE, weight_range
 from logitloss._njit.arguments import (
     check_class_weight,
     check_ignore_index,
@@ -56,6 +57,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     operation = numba_job.GRADIENT if wants_grad else numba_job.NOTHING
     kinds = numba_job.PROBABILITIES if is_soft else numba_job.LABELS
     means, none = reduction == "mean", reduction == "none"
+    weight_sizes = weight_range(np.dtype(real))
     found_type = numba_job.FOUND
 
     @register_jitable
@@ -94,9 +96,32 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         job.n, job.n_classes, job.z_loss = logits.size // n_classes, n_classes, z_loss
         row_stride = describe(job.logits, logits, kind, axis, axes[0])
         describe(job.target, labels, target_kind, axis if is_soft else -1, axes[1])
-        weights = weights_of(weight, n_classes)
-        if means and not is_soft:
-            weights, job.z_loss, _ = balanced(weights, job.z_loss, largest(weights))
+        weights, unit = weights_of(weight, n_classes), 1.0
+        # A mean without smoothing is made of the labels' own weights, whatever the others are.
+        is_of_labels = means and not is_soft and label_smoothing == 0
+        if weight is not None and not none:
+            least, most = SUMMABLE if is_of_labels else weight_sizes
+            size = largest(weights, job.z_loss)
+            weights, job.z_loss, unit = balanced(weights, job.z_loss, size, least, most)
+        divisor = 1.0 / unit
+        if means and is_soft:
+            divisor = job.n / unit
+        elif not is_soft and (wants_grad or (means and weight is not None)):  # no bad label may come later
+            found, label_weights = np.zeros(1, found_type), 0.0
+            job.beta, job.block = weights.ctypes.data if weight is not None else 0, label_block
+            for number in range((job.n + label_block - 1) // label_block):
+                found[0].total, found[0].bad = 0.0, -1
+                run_kernel(label_weight, jobs.ctypes.data, number, 0, found.ctypes.data)
+                label_weights += found[0].total
+                if found[0].bad >= 0:
+                    _raise_label(labels, found[0].bad, n_classes, ignore_index)
+            job.beta = 0
+            divisor = label_weights if means else divisor
+            if is_of_labels and weight is not None and job.n:
+                size = max(divisor / job.n, abs(job.z_loss))
+                least, most = weight_sizes
+                weights, job.z_loss, unit = balanced(weights, job.z_loss, size, least, most)
+                divisor /= unit
         beta, gamma = weights, weights.astype(real)
         if is_soft:
             job.target_scale, job.target_offset = 1.0 - label_smoothing, label_smoothing / n_classes
@@ -111,27 +136,13 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
                 gamma = coefficients.astype(real)
                 job.gamma_sum = exact_sum(gamma)
                 job.gamma = gamma.ctypes.data
-        divisor = 1.0
-        if means and is_soft:
-            divisor = np.float64(job.n)
-        elif not is_soft and (wants_grad or (means and weight is not None)):  # no bad label may come later
-            found, kept, divisor = np.zeros(1, found_type), job.beta, 0.0
-            job.beta, job.block = weights.ctypes.data if weight is not None else 0, label_block
-            for number in range((job.n + label_block - 1) // label_block):
-                found[0].total, found[0].bad = 0.0, -1
-                run_kernel(label_weight, jobs.ctypes.data, number, 0, found.ctypes.data)
-                divisor += found[0].total
-                if found[0].bad >= 0:
-                    _raise_label(labels, found[0].bad, n_classes, ignore_index)
-            job.beta = kept
-            divisor = divisor if means else 1.0
         loss = np.empty(job.n if none else 0, real)
         if none:
             describe(job.loss, loss, real_kind, -1, axes[2])
         scale = np.empty(0)
         if wants_grad:
             describe(job.out, out, kind, axis, axes[3])
-            if means:
+            if means or unit != 1:
                 scale = np.full(1, divided(1.0, divisor))
                 describe(job.scale, scale, f64, -1, axes[4])
         total, counted, bad = run(jobs, row_stride)
