@@ -100,10 +100,10 @@ def cross_entropy(
 
     Logits that carry ``__cuda_array_interface__`` or DLPack and lie on a CUDA device (CuPy, PyTorch, JAX,
     Numba) are taken there, on the caller's current stream. The other arrays must lie there too, except that
-    class weights, and single numbers, may come from the host (and are float32 there, beside the largest, but
-    for float64 logits). Results are arrays of the logits' kind, of no
-    axes for a mean or sum; nothing is copied to the host but the number of the first bad row, for which
-    ``check="raise"`` waits. With a bad label, `out` is unspecified.
+    class weights, and single numbers, may come from the host; but for float64 logits, what of weights there
+    is beside the largest is float32's. Results are arrays of the logits' kind, of no axes for a mean or sum;
+    nothing is copied to the host but the number of the first bad row, for which ``check="raise"`` waits. With
+    a bad label, `out` is unspecified.
 
     Follows ``torch.nn.functional.cross_entropy`` except in the cases that README lists; the z-loss is that of
     Chowdhery et al., "PaLM" (2022), section 5.
