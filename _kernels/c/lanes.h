@@ -195,7 +195,7 @@ static void V(start_sums)(V(lanes) *rows, const V(real) *first)
     V(vector) zero = V(all)(0);
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES)) {
         V(vector) exponent = V(first_exponent)(V(load)(first + lane));
-        rows->exp_scale[lane / V(LANES)] = V(ratio_scale_of)(exponent);
+        rows->exp_scale[lane / V(LANES)] = V(exp_scale_of)(exponent);
         V(store)(rows->exponent + lane, exponent);
         V(store)(rows->shift + lane, zero);
         V(store)(rows->largest + lane, V(all)(-INFINITY));
@@ -227,7 +227,7 @@ INLINE void V(sum_some)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(
             run.target += V(keep)(V(equal_bits)(label, V(all_bits)((V(bits))c)), logit);
             run.seen += logit;
             run.largest = V(max)(logit, run.largest);
-            power[c] = V(exp_in_ratio)(logit, scale);
+            power[c] = V(exp_fine)(logit, scale);
             if (e)
                 V(store)(e + c * e_stride + lane, power[c]);
         }
@@ -334,7 +334,7 @@ INLINE void V(sum_again)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V
         V(vector) shift = V(choose)(is_summed, zero, reference - direct);
         V(vector) k = V(rounded)(direct * V(all)(LOG2E)) - V(all)(V(LANES_HEADROOM));
         k = V(choose)(is_summed, V(load)(rows->exponent + lane), k);
-        V(exp_scale) scale = V(ratio_scale_of)(k);
+        V(exp_scale) scale = V(exp_scale_of)(k);
         V(ivector) top = V(load_bits)(rows->top + lane);
         V(ivector) label = V(load_bits)(rows->label + lane);
         V(vector) peak = V(load)(rows->peak + lane), target = V(load)(rows->target_logit + lane);
@@ -349,7 +349,7 @@ INLINE void V(sum_again)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V
             target = zero;
         }
         for (ptrdiff_t c = 0; c < n_classes; c++) {
-            V(vector) logit = V(load)(x + c * x_stride), power = V(exp_in_ratio)(logit - shift, scale);
+            V(vector) logit = V(load)(x + c * x_stride), power = V(exp_fine)(logit - shift, scale);
             V(mask) is_top = V(equal_bits)(top, V(all_bits)((V(bits))(first_class + c)));
             V(mask) is_number = V(equal)(logit, logit);
             power = V(choose)(is_number, V(keep)(is_finite, power), logit);

@@ -80,8 +80,7 @@ INLINE V(vector)
         return (v - largest) - log1p_others;
     V(vector) e = v;
     if (!is_power)
-        e = V(exp_in_ratio)(v - V(load)(rows->shift + lane),
-                            V(ratio_scale_of)(V(load)(rows->exponent + lane)));
+        e = V(exp_fine)(v - V(load)(rows->shift + lane), V(exp_scale_of)(V(load)(rows->exponent + lane)));
     if (pass == ENTROPY)
         return V(keep)(V(nonzero)(e), e * ((largest - v) + log1p_others));
     V(vector) result = e * V(load)(rows->factor + lane);

@@ -100,7 +100,7 @@ static void V(flat_powers)(V(lanes) *rows, const V(real) *x, const V(real) *next
             from = to;
         }
         for (int i = 0; i < V(RUNS_ROWS); i += V(LANES)) {
-            V(exp_scale) scale = V(ratio_scale_of)(V(first_exponent)(V(load)(first + i)));
+            V(exp_scale) scale = V(exp_scale_of)(V(first_exponent)(V(load)(first + i)));
             V(store)(magic + i, scale.magic);
             V(store)(floor + i, scale.floor);
         }
@@ -114,7 +114,7 @@ static void V(flat_powers)(V(lanes) *rows, const V(real) *x, const V(real) *next
                                           V(spread)(floor + i * V(LANES), row_of)};
                 e[i] = V(load)(from + (i * n_classes + c) * V(LANES));
             }
-            V(exps_in_ratio)(e, V(RUNS), scale, 1, 1, is_lost);
+            V(exps_fine)(e, V(RUNS), scale, 1, is_lost);
 #pragma GCC unroll 4
             for (int i = 0; i < V(RUNS); i++) {
                 ptrdiff_t at = (i * n_classes + c) * V(LANES);

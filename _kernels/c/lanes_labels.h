@@ -43,7 +43,7 @@ static int V(has_plain_labels)(const softmax_job *job)
 static void V(scale_rows)(V(lanes) *rows, const V(real) *first)
 {
     for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES))
-        rows->exp_scale[lane / V(LANES)] = V(ratio_scale_of)(V(first_exponent)(V(load)(first + lane)));
+        rows->exp_scale[lane / V(LANES)] = V(exp_scale_of)(V(first_exponent)(V(load)(first + lane)));
 }
 
 /* A class's exponential to `own` where it is the label's, elsewhere it stays among the others'; those of an
@@ -89,7 +89,7 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         for (int c = 0; c < n_classes; c++)
             power[c] = V(load)(x + c * x_stride);
         if (powers != GIVEN)
-            V(exps_in_ratio)(power, n_classes, &scale, 0, powers == KEPT, &is_lost);
+            V(exps_fine)(power, n_classes, &scale, 0, &is_lost);
 #pragma GCC unroll 8
         for (int c = 0; c < n_classes; c++) {
             if (powers == KEPT)
@@ -159,7 +159,7 @@ INLINE V(mask) V(is_in_range)(V(vector) own, V(vector) whole)
     const V(real) most = sizeof(V(real)) == 8 ? (V(real))0x1p400 : (V(real))0x1p80;
     const V(real) least = sizeof(V(real)) == 8 ? (V(real))0x1p-400 : (V(real))0x1p-40;
     return V(greater)(V(all)(most), whole) & V(greater)(own, V(all)(least)) &
-           V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 1))));
+           V(greater)(whole, V(all)((V(real))((int64_t)1 << (V(LANES_HEADROOM) - 2))));
 }
 
 /* others/own of every row to `loss`, and what the gradient needs; returns 0 if a row is out of range. */

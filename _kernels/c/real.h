@@ -3,7 +3,6 @@
 #ifdef REAL_IS_F64
 #include "statistics.h"
 #endif
-#include "ratios.h"
 #include "finish.h"
 #include "transpose.h"
 #include "tile.h"

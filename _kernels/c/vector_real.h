@@ -67,11 +67,6 @@ INLINE V(vector) V(scale_normal)(V(vector) a, V(vector) n)
     const V(real) none = sizeof(V(real)) == 8 ? -1023 : -127;
     return INTRINSIC(maskz_scalef)(MASKED(cmp)(n, V(all)(none), _CMP_NLE_UQ), a, n);
 }
-/* a*b + c in the mask, else 0 */
-INLINE V(vector) V(fma_kept)(V(mask) mask, V(vector) a, V(vector) b, V(vector) c)
-{
-    return INTRINSIC(maskz_fmadd)(mask, a, b, c);
-}
 #ifdef REAL_IS_F64
 INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b)
 {
@@ -101,10 +96,6 @@ INLINE V(mask) V(differ_bits)(V(ivector) a, V(ivector) b)
 INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b)
 {
     return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);
-}
-INLINE V(ivector) V(min_bits)(V(ivector) a, V(ivector) b)
-{
-    return (V(ivector))_mm512_min_epi32((__m512i)a, (__m512i)b);
 }
 INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 {
