@@ -275,9 +275,7 @@ def eval_command(
         seconds = time.perf_counter() - start
     metrics, groups = _computed(evaluation.state, n_bytes, n_words, top_k)
     asked = options | {"on_error": on_error}
-    n_threads = (
-        1 if threads is None and (options["dask"] or unembedding) else threads
-    )  # of a task, beside BLAS
+    is_alone = threads is None and bool(options["dask"] or unembedding)  # in a task, beside BLAS
     report = Report(
         *files,
         metrics,
@@ -285,7 +283,9 @@ def eval_command(
         seconds,
         evaluation.n_rows,
         evaluation.n_bytes,
-        provenance(started, evaluation.inputs, asked, num_threads=n_threads, backend=backend),
+        provenance(
+            started, evaluation.inputs, asked, num_threads=1 if is_alone else threads, backend=backend
+        ),
         per_row,
         evaluation.skipped if on_error == "skip" else None,
     )
