@@ -141,9 +141,8 @@ def cross_entropy(
     is_of_labels = on_host and weights is not None and reduction == "mean" and not soft and not smoothing
     if type(weights) is ndarray and reduction != "none":
         sizes = _coefficients.SUMMABLE if is_of_labels else _coefficients.weight_range(x.dtype)
-        with np.errstate(over="ignore", under="ignore"):
-            size = _coefficients.largest(weights, z_loss)
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
+        size = _coefficients.largest(weights, z_loss)
+        weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, sizes)
     if type(weights) is ndarray and not on_host:
         weights = _check.class_weight(weights, n_classes, x)
     upstream = None if grad_output is None else checked_upstream(grad_output, reduction, rows, x)
@@ -176,8 +175,7 @@ def cross_entropy(
             divisor = label_weight
         if is_of_labels and weights is not None and labels.size:
             sizes, size = _coefficients.weight_range(x.dtype), max(divisor / labels.size, abs(z_loss))
-            with np.errstate(over="ignore", under="ignore"):
-                weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
+            weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, sizes)
             divisor /= unit
 
     scale: Array | float = 1.0

@@ -44,6 +44,14 @@ def balanced(
     return np.ldexp(weight, -exponent), float(np.ldexp(z_loss, -exponent)), math.ldexp(1.0, exponent)
 
 
+def rescaled(
+    weight: Float64, z_loss: float, size: float, sizes: tuple[float, float]
+) -> tuple[Float64, float, float]:
+    """Do the same whatever the caller's floating-point settings, which compiled functions have none of."""
+    with np.errstate(over="ignore", under="ignore"):
+        return balanced(weight, z_loss, size, *sizes)
+
+
 def weight_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return from which size to which class weights are of no extreme one, by the logits' dtype."""
     return WIDE if dtype == np.float64 else NARROW

@@ -223,10 +223,11 @@ def _run(
     # A mean without smoothing is made of the labels' own weights, whatever the others are.
     is_of_labels = weights is not None and reduction == "mean" and not smoothing
     if weights is not None and reduction != "none":
-        with np.errstate(over="ignore", under="ignore"):
-            first = _coefficients.SUMMABLE if is_of_labels else sizes
-            size = _coefficients.largest(weights, z_loss)
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *first)
+        first, size = (
+            _coefficients.SUMMABLE if is_of_labels else sizes,
+            _coefficients.largest(weights, z_loss),
+        )
+        weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, first)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
     mean_weights = weights if reduction == "mean" else None
@@ -237,8 +238,7 @@ def _run(
         divisor = 1.0 / unit
     elif is_of_labels and weights is not None and labels.size:
         size = max(divisor / labels.size, abs(z_loss))
-        with np.errstate(over="ignore", under="ignore"):
-            weights, z_loss, unit = _coefficients.balanced(weights, z_loss, size, *sizes)
+        weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, sizes)
         divisor /= unit
     if losses is not None:
         losses[...] = 0
