@@ -107,7 +107,8 @@ ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels,
 
 /* Rows of a block if rows go by lanes, else 0. The logits of a block of short rows stay in the nearest cache;
  * rows side by side make long runs of each class, and their exponentials stay in a tile if they can. Where
- * they cannot, long runs are worth more than blocks for many threads: each class begins on another page. */
+ * they cannot but in short runs, long ones are worth more than that and blocks for many threads: each class
+ * begins on another page. */
 ptrdiff_t lanes_rows(const softmax_job *job)
 {
     const array_view *x = &job->logits;
@@ -116,12 +117,12 @@ ptrdiff_t lanes_rows(const softmax_job *job)
         return 0;
     ptrdiff_t class_bytes = job->n_classes * (x->dtype == DTYPE_F64 ? 8 : 4);
     ptrdiff_t tile_bytes = are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES;
+    int is_long = are_beside && tile_bytes / class_bytes - 16 < LANES_LEAST_BESIDE;
     if (job->second_pass == GRADIENT && job->n_classes <= LANES_PLAIN_CLASSES)
         tile_bytes = are_beside ? LANES_BESIDE_GRADIENT_BYTES : LANES_SHORT_GRADIENT_BYTES;
     ptrdiff_t most = tile_bytes / class_bytes - 16;
-    int are_long = are_beside && most < 64;
-    most = most < LANES_ROWS && !are_long ? most : LANES_ROWS;
-    ptrdiff_t share = job->n_rows / (are_long ? 4 : 64); /* work for many threads */
+    most = most < LANES_ROWS && !is_long ? most : LANES_ROWS;
+    ptrdiff_t share = job->n_rows / (is_long ? 4 : 64); /* work for many threads */
     most = most < share ? most : share;
     return most < 64 ? 64 : most / 64 * 64;
 }
