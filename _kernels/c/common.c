@@ -105,6 +105,10 @@ ptrdiff_t block_labels(const softmax_job *job, ptrdiff_t block, int64_t *labels,
     return rows_labels(job, first, n, labels, result);
 }
 
+/* A block's logits where losses alone are asked for, in bytes: of rows one after another, and side by side;
+ * this processor's once the tables are asked for */
+static ptrdiff_t loss_bytes[2] = {LANES_SHORT_BYTES, LANES_TILE_BYTES};
+
 /* Rows of a block if rows go by lanes, else 0. The logits of a block of short rows stay in the nearest cache;
  * rows side by side make long runs of each class, and their exponentials stay in a tile if they can. Where
  * they cannot but in short runs, long ones are worth more than that and blocks for many threads: each class
@@ -116,11 +120,15 @@ ptrdiff_t lanes_rows(const softmax_job *job)
     if (job->n_classes > INT32_MAX || (job->n_classes >= FEW_CLASSES && !are_beside))
         return 0;
     ptrdiff_t class_bytes = job->n_classes * (x->dtype == DTYPE_F64 ? 8 : 4);
-    ptrdiff_t tile_bytes = are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES;
-    int is_long = are_beside && tile_bytes / class_bytes - 16 < LANES_LEAST_BESIDE;
-    if (job->second_pass == GRADIENT && job->n_classes <= LANES_PLAIN_CLASSES)
-        tile_bytes = are_beside ? LANES_BESIDE_GRADIENT_BYTES : LANES_SHORT_GRADIENT_BYTES;
-    ptrdiff_t most = tile_bytes / class_bytes - 16;
+    ptrdiff_t most = (are_beside ? LANES_TILE_BYTES : LANES_SHORT_BYTES) / class_bytes - 16;
+    ptrdiff_t least = are_beside ? LANES_LEAST_BESIDE : LANES_LEAST_SHORT;
+    int is_long = are_beside && most < least;
+    if (job->second_pass == GRADIENT && job->n_classes <= LANES_PLAIN_CLASSES) {
+        most = (are_beside ? LANES_BESIDE_GRADIENT_BYTES : LANES_SHORT_GRADIENT_BYTES) / class_bytes - 16;
+    } else if (job->second_pass == NOTHING && !job->figures && most > least) {
+        most = loss_bytes[are_beside] / class_bytes - 16;
+        most = most < least ? least : most;
+    }
     most = most < LANES_ROWS && !is_long ? most : LANES_ROWS;
     ptrdiff_t share = job->n_rows / (is_long ? 4 : 64); /* work for many threads */
     most = most < share ? most : share;
@@ -246,13 +254,17 @@ distances in_order = {2048, 8192};
  * twice. The one just behind is there already: to ask for that costs nothing. On an Intel of 2024 the second
  * distance is best a page and two lines: beside 8 KB, float16 rows and a binary loss take a fifth less time,
  * gradients and logarithms of long rows a tenth, long float32 rows a twentieth; a line more or less loses
- * half of that. */
-static void choose_distances(void)
+ * half of that. There losses by lanes take a tenth less time in smaller blocks, as what belongs to a block's
+ * rows stays in the nearest cache with the logits to come. */
+static void know_processor(void)
 {
     enum { ZEN_5 = 26 };
     unsigned version, other;
-    if (__builtin_cpu_is("intel"))
+    if (__builtin_cpu_is("intel")) {
         in_order = (distances){2048, 4096 + 2 * 64};
+        loss_bytes[0] = 10 << 10;
+        loss_bytes[1] = 40 << 10;
+    }
     if (__builtin_cpu_is("amd") && __get_cpuid(1, &version, &other, &other, &other) &&
         (version >> 8 & 15) + (version >> 20 & 255) == ZEN_5)
         in_order = (distances){8192, 64};
@@ -265,7 +277,7 @@ const kernel_table *const *logitloss_tables(void)
     int n = 0;
 #ifdef __x86_64__
     __builtin_cpu_init();
-    choose_distances();
+    know_processor();
     int has_avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
