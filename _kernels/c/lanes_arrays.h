@@ -200,6 +200,13 @@ static void V(narrow_run)(const array_view *view, char *place, ptrdiff_t n, ptrd
     }
 }
 
+/* Does a class of many rows fill lines of its own? */
+INLINE int V(has_runs)(const array_view *view)
+{
+    ptrdiff_t step = labs(V(last_stride)(view));
+    return step < 64 && step < labs(view->class_stride);
+}
+
 /* n_classes of the block's rows as lanes, *stride reals from class to class: in place or in `tile` */
 static const V(real) *V(lanes_of)(const V(lanes) *rows, const array_view *view, ptrdiff_t first_class,
                                   ptrdiff_t n_classes, V(real) *tile, ptrdiff_t *stride)
@@ -218,9 +225,12 @@ static const V(real) *V(lanes_of)(const V(lanes) *rows, const array_view *view, 
         else if (view->class_stride == view->itemsize && n_classes <= V(NARROW))
             V(narrow_run)(view, from, n, n_classes, tile + done, *stride, 0);
         else
-            for (ptrdiff_t c = 0; c < n_classes; c++)
-                V(load_run)(view->dtype, from + c * view->class_stride, V(last_stride)(view), n,
-                            tile + c * *stride + done);
+            for (ptrdiff_t c = 0; c < n_classes; c++) {
+                const char *run = from + c * view->class_stride;
+                if (V(has_runs)(view)) /* those of the next block */
+                    V(prefetch_run)(run + n * V(last_stride)(view), V(last_stride)(view), n);
+                V(load_run)(view->dtype, run, V(last_stride)(view), n, tile + c * *stride + done);
+            }
     }
     for (ptrdiff_t c = 0; c < n_classes; c++)
         for (ptrdiff_t i = rows->n; i < rows->width; i++)

@@ -81,7 +81,7 @@ INLINE void V(label_sums)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, 
         V(vector) own = V(all)(0);
         V(vector) power[V(SWEEP)];
         V(fetch_labels)(rows, labels, lane);
-        if (powers != GIVEN)
+        if (powers != GIVEN && next.at)
             V(fetch_classes)(&next, lane, n_classes);
         if (powers == KEPT && rows->unwritten.n && lane % V(LINE) == 0)
             V(write_class_lines)(&rows->unwritten, n_classes);
@@ -291,8 +291,11 @@ static int V(plain_labels)(V(lanes) *rows, int powers, double *total)
     } else {
         const V(real) *x = V(lanes_of)(rows, &job->logits, 0, job->n_classes, rows->x_tile, &x_stride);
         V(scale_rows)(rows, x);
-        V(fetch) next = x == rows->x_tile ? V(fetch_in_rows)(following, job->n_classes)
-                                          : V(fetch_in_place)(rows, x, x_stride, following);
+        V(fetch) next = {0};
+        if (x != rows->x_tile)
+            next = V(fetch_in_place)(rows, x, x_stride, following);
+        else if (!V(has_runs)(&job->logits))
+            next = V(fetch_in_rows)(following, job->n_classes);
         V(sum_labels)(rows, x, x_stride, powers ? KEPT : SUMMED, next);
     }
     V(write_rest)(rows);

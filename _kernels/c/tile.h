@@ -86,7 +86,7 @@ INLINE void V(prefetch_run)(const char *from, ptrdiff_t stride, ptrdiff_t n)
 {
     ptrdiff_t a_line = stride < 0 ? -64 : 64, step = labs(stride) < 64 ? a_line : stride;
     for (ptrdiff_t at = 0; labs(at) < labs(n * stride); at += step)
-        __builtin_prefetch(from + at);
+        __builtin_prefetch(from + at, 0, 2);
 }
 
 /* n items from `from` on, `stride` bytes apart */
