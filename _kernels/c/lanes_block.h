@@ -172,7 +172,8 @@ static void V(add_entropies)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_strid
     }
 }
 
-/* Of the classes from first_class to `end`, from their exponentials in x_tile if `powers` */
+/* Of the classes from first_class to `end`, from their exponentials in x_tile if `powers`, else the last few
+ * first: the caches have what was summed last. */
 static void V(second_pass_of)(V(lanes) *rows, int powers, ptrdiff_t first_class, ptrdiff_t end)
 {
     const softmax_job *job = rows->job;
@@ -182,11 +183,14 @@ static void V(second_pass_of)(V(lanes) *rows, int powers, ptrdiff_t first_class,
     ptrdiff_t in_tile = V(classes_in_tile)(rows), stride = V(tile_stride)(rows);
     int has_gaps = job->out.class_stride != rows->n * (ptrdiff_t)sizeof(V(real));
     V(dense) dense = {.first = first_class, .end = has_gaps ? first_class : end};
-    for (ptrdiff_t c = first_class, n; c < end; c += n) {
+    int last_first = !powers && has_gaps && pass != ENTROPY;
+    ptrdiff_t n_ranges = (end - first_class + in_tile - 1) / in_tile;
+    for (ptrdiff_t k = 0; k < n_ranges; k++) {
+        ptrdiff_t c = first_class + (last_first ? n_ranges - 1 - k : k) * in_tile;
+        ptrdiff_t n = end - c < in_tile ? end - c : in_tile;
         ptrdiff_t x_stride = stride, gamma_stride = 0, out_stride = stride;
         const V(real) *x = rows->x_tile, *gamma = NULL;
         V(real) *out = rows->x_tile;
-        n = end - c < in_tile ? end - c : in_tile;
         if (!powers)
             x = V(lanes_of)(rows, &job->logits, c, n, rows->x_tile, &x_stride);
         if (pass == ENTROPY) {
