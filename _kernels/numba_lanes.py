@@ -83,8 +83,8 @@ def plan(n_rows, n_classes, size, width, are_beside):
     if n_classes >= (MOST_CLASSES if are_beside else FEW_CLASSES):
         return 0, 0
     most = (TILE_BYTES if are_beside else SHORT_BYTES) // (n_classes * size) - LINE // size
-    # Where a tile cannot hold all classes but in short runs, long ones are worth more than that and blocks for
-    # many threads: each class begins on another page.
+    # Where a tile cannot hold all classes but in short runs, long ones are worth more than that and blocks
+    # for many threads: each class begins on another page.
     are_long = are_beside and most < LEAST_BESIDE
     most = BLOCK_ROWS if are_long else min(most, BLOCK_ROWS)
     most = min(most, n_rows // (4 if are_long else 64))
