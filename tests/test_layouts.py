@@ -304,6 +304,40 @@ def test_gradients_of_few_classes_between_gaps(backend, shape, axis, gap_axis):
     assert (gap == 5).all()
 
 
+@pytest.mark.parametrize(("n_classes", "n_beside"), [(130, 1500), (450, 1500), (130, 22000)])
+def test_images_of_many_classes(backend, dtype, n_classes, n_beside):
+    """Blocks of pixels that no tile holds, some across images: each row right, in place too."""
+    if not backend.startswith("cython"):
+        pytest.skip("only the C rows have blocks of both kinds at so many classes")
+    rng = np.random.default_rng()
+    logits = (4 * rng.standard_normal((3, n_classes, n_beside), np.float32)).astype(dtype)
+    target = rng.integers(0, n_classes, (3, n_beside))
+    logits[0, 3, 5], logits[1, :, 7], logits[2, :, 9] = np.nan, -np.inf, logits[2, :, 9] + 300
+    target[0, 6] = -100
+    some = np.concatenate([[5, 6, n_beside + 7, 2 * n_beside + 9], rng.integers(0, 3 * n_beside, 60)])
+    rows, labels = np.moveaxis(logits, 1, -1).reshape(-1, n_classes)[some], target.ravel()[some]
+    options = {"axis": 1, "backend": backend}
+    calls = {
+        "entropy": lambda x, out: ll.entropy(x, reduction="none", **options),
+        "softmax": lambda x, out: ll.softmax(x, out=out, **options),
+        "log_softmax": lambda x, out: ll.log_softmax(x, out=out, **options),
+        "gradient": lambda x, out: ll.cross_entropy_grad(x, target, reduction="none", out=out, **options),
+    }
+    with np.errstate(invalid="ignore"):
+        loss, gradient = oracle.cross_entropy(rows, labels)
+        expected = {name: getattr(oracle, name)(rows) for name in list(calls)[:3]} | {"gradient": gradient}
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", **options).ravel()[some], loss)
+    for name, call in calls.items():
+        found = call(logits, np.full_like(logits, 7))
+        if name == "entropy":
+            assert_exact(found.ravel()[some], expected[name])
+            continue
+        assert_exact(np.moveaxis(found, 1, -1).reshape(-1, n_classes)[some], expected[name])
+        in_place = logits.copy()
+        call(in_place, in_place)
+        assert np.array_equal(found, in_place, equal_nan=True), name
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "every_second_class"])
 def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
     """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""
