@@ -37,11 +37,11 @@ enum {
     FEW_CLASSES = 48, /* fewer go by lanes wherever they lie */
     LANES_ROWS = 1024,
     LANES_TILE_BYTES = 1 << 17,
+    LANES_SHORT_BYTES = 1 << 14,
     /* Fewer rows cost more than a block's logits out of the nearest cache; images of 300 classes take 2.7
      * times as long in runs of 64. */
     LANES_LEAST_SHORT = 128,
     LANES_LEAST_BESIDE = 320,
-    LANES_SHORT_BYTES = 1 << 14,
     LANES_FETCHED_BYTES = 1 << 14, /* ahead */
     /* Of more classes a plain sum would need more roundings than a result may. */
     LANES_PLAIN_CLASSES = 24,
