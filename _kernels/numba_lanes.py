@@ -2,11 +2,11 @@
 
 What a row keeps (`recurrence`) is a vector's lane here. The common loss of few classes has a way of its own
 (`numba_lanes_labels`). For all else the largest logit of a range of classes is sought first. Exponentials are
-relative to it, 2**headroom too large, and go to a tile; of each and the largest so far, the smaller joins the
-others' sum, so that the top stays out and nobody asks where it is. Where a tile holds all classes of the
-block the exponentials stay for the second pass, which then only multiplies. Where it does not, classes go by
-ranges, and a row that rises brings its sum along. Where figures are wanted, tops and their classes are found
-first, and one sweep over logits and exponentials sums all that is.
+relative to a power of two near its own, 2**headroom too large, and go to a tile; of each and the largest so
+far, the smaller joins the others' sum, so that the top stays out and nobody asks where it is. Where a tile
+holds all classes of the block the exponentials stay for the second pass, which then only multiplies. Where it
+does not, classes go by ranges, and a row that rises brings its sum along. Where figures are wanted, tops and
+their classes are found first, and one sweep over logits and exponentials sums all that is.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def kernels(item: str) -> SimpleNamespace:
     size, lanes, item_size = ops.size, ops.lanes, numba_items.itemsize(item)
     unit = lanes * REGISTERS
     of_sums, of_entries, of_labels = sums(real), entries(real), labels(real)
-    plain_labels, keep_plain = of_labels.plain_labels, of_labels.keep_plain
-    restore_plain, exp_mixed = of_labels.restore_plain, of_labels.exp_mixed
+    plain_labels = of_labels.plain_labels
+    keep_plain, restore_plain = of_labels.keep_plain, of_labels.restore_plain
     load, store, zero = ops.load, ops.store, real(0)
     exp_range, sum_range = of_sums.exp_range, of_sums.sum_range
     find_tops, weigh_range, sum_figures = of_sums.find_tops, of_sums.weigh_range, of_sums.sum_figures
@@ -138,7 +138,7 @@ def kernels(item: str) -> SimpleNamespace:
     # ---- the second pass ----
 
     @outline
-    def second_pass(job, rows, in_tile, has_gamma, is_kept, is_mixed):
+    def second_pass(job, rows, in_tile, has_gamma, is_kept):
         are_beside = beside(job.out, rows)
         streams = job.streams and are_beside
         for c in range(0, job.n_classes, in_tile):
@@ -146,10 +146,7 @@ def kernels(item: str) -> SimpleNamespace:
             start, step = rows.tile, rows.stride
             if not is_kept:
                 start, step = lanes_of(job.logits, rows, c, n)
-                if is_mixed:
-                    exp_mixed(rows, start, step, n)
-                    start, step = rows.tile, rows.stride
-                elif job.operation != LOG_SOFTMAX:
+                if job.operation != LOG_SOFTMAX:
                     exp_range(rows, start, step, rows.tile, n, start, step)
                     start, step = rows.tile, rows.stride
             out, out_step = rows.tile, rows.stride
@@ -359,6 +356,6 @@ def kernels(item: str) -> SimpleNamespace:
         if job.operation == ENTROPY:
             put_items(job.out, first, n, scratch + LOSS * rows.slot_bytes)
         elif job.operation != NOTHING:
-            second_pass(job, rows, in_tile, has_gamma, is_kept, is_mixed)
+            second_pass(job, rows, in_tile, has_gamma, is_kept)
 
     return SimpleNamespace(softmax_block=softmax_block, figures_block=figures_block)

@@ -22,10 +22,11 @@ from logitloss._kernels.vectors import inline, outline
 # Of rows with plain labels, in their place
 (PLAIN_BOUND, PLAIN_MAGIC, OWN, OTHERS, IS_PLAIN, PLAIN_LOSS, PLAIN_FACTOR, PLAIN_ENTRY) = range(11, 19)
 OTHERS_LOST = LOST
-# Of a pass: what exponentials are relative to, the largest of them, and what was before this range
-(FROM, PEAK, BEFORE) = range(20, 23)
+# Of a pass: what is taken from logits, what their exponentials are scaled by, the largest of these, and what
+# was before this range
+(FROM, BOUND, MAGIC, PEAK, BEFORE) = range(20, 25)
 # float64, in two slots each if need be
-LSE, LSE_IN, N_SLOTS = 23, 25, 27
+LSE, LSE_IN, N_SLOTS = 25, 27, 29
 
 
 def _expm1(functions: SimpleNamespace) -> Any:
@@ -71,13 +72,17 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
     load_one, fma = numba_items.loader("f64", np.float64), ops.fma
     splat, where, lanes, absolute = ops.splat, ops.where, ops.lanes, ops.absolute
     zero, one, infinity = wide(0), wide(1), wide(np.inf)
-    # The sums' exponentials are too large by this.
-    unit = wide(elementary(inline, real).unit)
 
     @inline
     def whole(total, lost):
         """Return a sum with what it lost, if it is finite."""
         return where(absolute(total) < infinity, total + lost, total)
+
+    @inline
+    def peak_of(rows, at):
+        """Return the largest exponential, or 1 where that is none: of rows without finite logits."""
+        peak = take(at + PEAK * rows.slot_bytes)
+        return where((peak > zero) & (peak < infinity), peak, one)
 
     @outline
     def total_of(rows):
@@ -93,7 +98,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
         has_labels, slot = job.target_kind == LABELS, rows.slot_bytes
         for i in range(0, rows.width, lanes):
             at = rows.slots + i * size
-            m, s = take(at + LARGEST * slot), whole(take(at + SUM * slot), take(at + LOST * slot)) * unit
+            m, peak = take(at + LARGEST * slot), peak_of(rows, at)
+            s = whole(take(at + SUM * slot), take(at + LOST * slot)) / peak
             live = take(at + LABEL * slot) >= zero
             beta, target_logit, label_gamma = splat(zero), m, splat(zero)
             weight, gap, top_weight = splat(zero), splat(zero), splat(zero)
@@ -108,7 +114,7 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
                     gap = whole(take(at + GAP * slot), take(at + GAP_LOST * slot))
                     top_weight = take(at + TOP_WEIGHT * slot)
                     if job.operation == ENTROPY:  # whose coefficients are the exponentials
-                        s = weight * unit
+                        s = weight / peak
                     if has_labels:
                         label_gamma = take(at + LABEL_GAMMA * slot)
                 if job.lse_in.address:
@@ -119,7 +125,7 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
                 if job.lse.address:
                     store_f64(rows.slots + LSE * slot + 8 * i, lse)
             if not is_plain and job.operation == ENTROPY:
-                loss = log1p_others + gap * unit * p_top
+                loss = log1p_others + gap / peak * p_top
             else:
                 loss = loss_of(m, log1p_others, lse, weight, gap, top_weight, beta, target_logit, z_loss)
             loss = where(live, loss, zero)
@@ -127,7 +133,7 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
             if job.operation == NOTHING:
                 continue
             give(at + LOG1P_OTHERS * slot, log1p_others)
-            factor, entry = p_top * unit, splat(zero)
+            factor, entry = p_top / peak, splat(zero)
             if job.operation == GRADIENT:
                 alpha, at_top, entry = gradient_of(
                     m,
@@ -157,7 +163,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
         slot, vector_bytes = rows.slot_bytes, 8 * lanes
         for i in range(0, rows.width, lanes):
             at = rows.slots + i * size
-            m, s = take(at + LARGEST * slot), whole(take(at + SUM * slot), take(at + LOST * slot)) * unit
+            m, unit = take(at + LARGEST * slot), one / peak_of(rows, at)
+            s = whole(take(at + SUM * slot), take(at + LOST * slot)) * unit
             square = whole(take(at + SQUARE * slot), take(at + SQUARE_LOST * slot)) * (unit * unit)
             spread = whole(take(at + SPREAD * slot), take(at + SPREAD_LOST * slot)) * unit
             live = take(at + LABEL * slot) >= zero

@@ -15,12 +15,14 @@ from logitloss._kernels import numba_memory, numba_operations, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_lanes_finish import (
     BETA,
+    BOUND,
     FACTOR,
     FROM,
     IS_PLAIN,
     LABEL,
     LABEL_ENTRY,
     LOSS,
+    MAGIC,
     OTHERS,
     OTHERS_LOST,
     OWN,
@@ -31,12 +33,11 @@ from logitloss._kernels.numba_lanes_finish import (
     PLAIN_MAGIC,
     SCALE,
 )
+from logitloss._kernels.numba_lanes_sums import DIRECT
 from logitloss._kernels.vectors import inline, outline
 
 # Of more the sum would need more roundings than a result may.
 LABELS_MOST_CLASSES = 24
-# A first logit beyond it is not what exponentials are relative to: its exponent would lose digits.
-_DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
 # Of a vector: the chain of one exponential is longer than a processor looks ahead.
 REGISTERS = 2
 # Rows side by side: so many bytes ahead of the sums, their logits are fetched
@@ -63,8 +64,8 @@ def labels(real: type) -> SimpleNamespace:
     size, vector_bytes = ops.size, ops.lanes * ops.size
     # Into the second-level cache: the first has no room for a block, its tile and the next block.
     fetch = numba_memory.fetcher(vector_bytes, ((0, 2),))
-    zero, one, log2e, direct = real(0), real(1), functions.log2e, real(_DIRECT[real])
-    extreme, floor, magic_at_0 = real(-functions.headroom), functions.floor, functions.magic
+    zero, one, log2e, direct = real(0), real(1), functions.log2e, real(DIRECT[real])
+    extreme = real(-functions.headroom)
     most, least = (real(2.0**80), real(2.0**-40)) if real is np.float32 else (real(2.0**400), real(2.0**-400))
     least_whole = real(2.0 ** (functions.headroom - 2))
     most_ratio = real(2.0**28 if real is np.float32 else 2.0**200)
@@ -277,22 +278,9 @@ def labels(real: type) -> SimpleNamespace:
             store(at + FACTOR * slot, factor)
             store(at + LABEL_ENTRY * slot, entry)
             store(at + FROM * slot, where(is_plain, zero, load(at + FROM * slot)))
-            store(at + PLAIN_BOUND * slot, where(is_plain, load(at + PLAIN_BOUND * slot), floor))
-            store(at + PLAIN_MAGIC * slot, where(is_plain, load(at + PLAIN_MAGIC * slot), magic_at_0))
+            store(at + BOUND * slot, where(is_plain, load(at + PLAIN_BOUND * slot), load(at + BOUND * slot)))
+            store(at + MAGIC * slot, where(is_plain, load(at + PLAIN_MAGIC * slot), load(at + MAGIC * slot)))
             total += lanes_sum(loss)
         return total
 
-    @outline
-    def exp_mixed(rows, x, step, n_classes):
-        """Store the exponentials of both kinds of rows in the tile."""
-        slot = rows.slot_bytes
-        for c in range(n_classes):
-            for i in range(0, rows.width * size, vector_bytes):
-                at = rows.slots + i
-                d = load(x + c * step + i) - load(at + FROM * slot)
-                power = exp_of_any(d, load(at + PLAIN_BOUND * slot), load(at + PLAIN_MAGIC * slot))
-                store(rows.tile + c * rows.stride + i, power)
-
-    return SimpleNamespace(
-        plain_labels=plain_labels, keep_plain=keep_plain, restore_plain=restore_plain, exp_mixed=exp_mixed
-    )
+    return SimpleNamespace(plain_labels=plain_labels, keep_plain=keep_plain, restore_plain=restore_plain)

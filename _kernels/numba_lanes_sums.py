@@ -2,6 +2,9 @@
 
 Loops run over the rows, for few classes at a time, and what a row has so far waits in memory: a turn then
 depends on none before it, and a processor does several at once.
+
+Exponentials are relative to a power of two near that of the largest logit: exp(x - largest) would carry the
+rounding of the difference, half an ulp for each nat of it.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from logitloss._kernels import numba_memory, numba_operations, vectors
 from logitloss._kernels.elementary import elementary
 from logitloss._kernels.numba_lanes_finish import (
     BEFORE,
+    BOUND,
     FROM,
     GAP,
     GAP_LOST,
     LABEL,
     LARGEST,
     LOST,
+    MAGIC,
     N_BEFORE,
     PEAK,
     REFERENCE,
@@ -37,6 +42,8 @@ from logitloss._kernels.vectors import inline, outline
 
 # Classes between two roundings that are kept
 CHAIN = 8
+# Beyond it a logit times log2(e) would lose digits, and logits whose exponentials count differ exactly.
+DIRECT = {np.float32: 2.0**15, np.float64: 2.0**19}
 
 
 def sums(real: type) -> SimpleNamespace:
@@ -44,14 +51,41 @@ def sums(real: type) -> SimpleNamespace:
     ops, functions = numba_operations.operations(real), elementary(inline, real)
     load, store, splat, where, any_lane = ops.load, ops.store, ops.splat, ops.where, vectors.any_lane
     fma, maximum, minimum, absolute = ops.fma, ops.maximum, ops.minimum, ops.absolute
-    exp, exp_raised = functions.exp, functions.exp_raised
+    exp, exp_scaled, scale_of, rounded = (
+        functions.exp,
+        functions.exp_scaled,
+        functions.scale_of,
+        functions.rounded,
+    )
     zero, one, infinity, one_raised = real(0), real(1), real(np.inf), real(2.0**functions.headroom)
+    direct, log2e, unit = real(DIRECT[real]), functions.log2e, functions.unit
     next_above, most = vectors.next_above, real(np.finfo(real).max)
     size, vector_bytes = ops.size, ops.lanes * ops.size
 
     @inline
     def finite_or_zero(m):
         return where(absolute(m) < infinity, m, zero)
+
+    @inline
+    def refer(rows, at, largest):
+        """Set what exponentials are relative to."""
+        slot, is_direct = rows.slot_bytes, absolute(largest) < direct
+        bound, magic = scale_of(rounded(where(is_direct, largest, zero) * log2e))
+        store(at + FROM * slot, where(is_direct, zero, finite_or_zero(largest)))
+        store(at + BOUND * slot, bound)
+        store(at + MAGIC * slot, magic)
+
+    @inline
+    def scale_at(rows, at):
+        """Return that again."""
+        slot = rows.slot_bytes
+        return load(at + FROM * slot), load(at + BOUND * slot), load(at + MAGIC * slot)
+
+    @inline
+    def power_of(logit, scale):
+        """Return the exponential of a logit, relative to that."""
+        reference, bound, magic = scale
+        return exp_scaled(logit - reference, bound, magic)
 
     @inline
     def add(total, lost, term):
@@ -100,33 +134,48 @@ def sums(real: type) -> SimpleNamespace:
                 store(i + LARGEST * slot, splat(-infinity))
                 store(i + SUM * slot, splat(zero))
                 store(i + LOST * slot, splat(zero))
+                store(i + PEAK * slot, splat(zero))
             store(i + BEFORE * slot, load(i + LARGEST * slot))
         raise_largest(rows, x, step, n_classes)
         for i in range(rows.slots, rows.slots + rows.width * size, vector_bytes):
             old, high, total = load(i + BEFORE * slot), load(i + LARGEST * slot), load(i + SUM * slot)
-            reference, peak = finite_or_zero(high), splat(zero)
-            store(i + FROM * slot, reference)
+            magic_before = load(i + MAGIC * slot)
+            refer(rows, i, high)
             if any_lane(high == infinity):
                 total = nan_of(x + i - rows.slots, step, n_classes, total)
             store(i + BEFORE * slot, total)
             if not is_first:
                 # The top so far joins the others where it is one no more.
-                rises = high > old
-                factor = where(rises, exp(old - reference), splat(real(1)))
-                store(i + SUM * slot, fma(total, factor, where(rises, factor * one_raised, zero)))
+                rises, peak = high > old, load(i + PEAK * slot)
+                bound, magic = scale_of(magic_before - load(i + MAGIC * slot))
+                factor = exp_scaled(splat(zero), bound, magic) * unit
+                is_far = rises & (absolute(high) >= direct)
+                if any_lane(is_far):
+                    factor_far = exp(old - finite_or_zero(high)) * (one_raised / maximum(peak, unit))
+                    factor = where(is_far, factor_far, factor)
+                factor = where(rises, where(peak > zero, factor, zero), one)
+                store(i + SUM * slot, fma(total, factor, where(rises, factor * peak, zero)))
                 store(i + LOST * slot, load(i + LOST * slot) * factor)
-                peak = where(rises, zero, splat(one_raised))
-            store(i + PEAK * slot, peak)
+                store(i + PEAK * slot, where(rises, zero, peak))
 
     @outline
     def exp_range(rows, x, step, e, n_classes, ahead, ahead_step):
-        """Store the exponentials of classes, relative to FROM; fetch what will be read next meanwhile."""
-        from_at = rows.slots + FROM * rows.slot_bytes
-        for c in range(n_classes):
+        """Store the exponentials of classes; fetch what will be read next meanwhile."""
+        for c in range(0, n_classes - 1, 2):
+            start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
+            for i in range(0, rows.width * size, vector_bytes):
+                scale = scale_at(rows, rows.slots + i)
+                numba_memory.prefetch(fetched + i)
+                numba_memory.prefetch(fetched + ahead_step + i)
+                first = power_of(load(start + i), scale)
+                store(to + rows.stride + i, power_of(load(start + step + i), scale))
+                store(to + i, first)
+        if n_classes % 2:
+            c = n_classes - 1
             start, to, fetched = x + c * step, e + c * rows.stride, ahead + c * ahead_step
             for i in range(0, rows.width * size, vector_bytes):
                 numba_memory.prefetch(fetched + i)
-                store(to + i, exp_raised(load(start + i) - load(from_at + i)))
+                store(to + i, power_of(load(start + i), scale_at(rows, rows.slots + i)))
 
     @inline
     def join_one(e, step, peak):
@@ -210,7 +259,9 @@ def sums(real: type) -> SimpleNamespace:
             store(high_at, high)
             store(top_at, top)
             store(rows.slots + LARGEST * rows.slot_bytes + offset, high)
-            store(rows.slots + FROM * rows.slot_bytes + offset, finite_or_zero(high))
+            refer(rows, rows.slots + offset, high)
+            peak = power_of(high, scale_at(rows, rows.slots + offset))
+            store(rows.slots + PEAK * rows.slot_bytes + offset, peak)
 
     @outline
     def weigh_range(rows, x, x_step, g, first_class, n_classes):

@@ -44,9 +44,9 @@ def results(
         numba_items.pair_loader(item, real, lanes),
         numba_items.pair_storer(item, real, lanes),
     )
-    exp_parts, unit = elementary.exp_parts, np.float64(elementary.unit)
+    exp_raised, unit = elementary.exp_raised, np.float64(elementary.unit)
     scaled_parts, scale_of, rounded = elementary.scaled_parts, elementary.scale_of, elementary.rounded
-    exp2_unit, wide_fma, direct = wide_elementary.exp2_unit, vectors.fma, DIRECT[real]
+    exp2_unit, fma, direct = wide_elementary.exp2_unit, vectors.fma, DIRECT[real]
     log2e, wide_log2e = elementary.log2e, float(elementary.log2e)
     share, softmax_of, softmax_from = wide.share, wide.softmax_of, wide.softmax_from
     loss_of, gradient_of = wide.loss_of, wide.gradient_of
@@ -166,7 +166,7 @@ def results(
         k, relative, minus = zero, unit, splat(real(reference))
         if abs(reference) <= direct:
             k, minus = rounded(real(reference) * log2e), splat(zero)
-            relative *= exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
+            relative *= exp2_unit(-fma(reference, wide_log2e, -np.float64(k)))
         lowest, shift = scale_of(k)
         bound, magic = splat(lowest), splat(shift)
         by, less = splat(real(factor * relative)), splat(real(gamma_factor))
@@ -188,7 +188,7 @@ def results(
     def stream_exponentials(x, reference, factor, n, to):
         """Do the same of whole turns without coefficients, around the cache to where a line begins."""
         k = rounded(real(reference) * log2e)
-        relative = unit * exp2_unit(-wide_fma(reference, wide_log2e, -np.float64(k)))
+        relative = unit * exp2_unit(-fma(reference, wide_log2e, -np.float64(k)))
         lowest, shift = scale_of(k)
         bound, magic, by = splat_turn(lowest), splat_turn(shift), splat_turn(real(factor * relative))
         for i in range(0, n * width, turn * width):
@@ -210,18 +210,19 @@ def results(
     def entropy_of(x, m, log1p_others, n):
         """Return the sum of exp(x - m)*(lse - x)."""
         minus = splat(real(m))
-        rest, total = splat(real(log1p_others)), 0.0
+        rest, total, lost = splat(real(log1p_others)), 0.0, 0.0
         for first in range(0, n, CHAIN * lanes):
             some = splat(zero)
             for c in range(first, min(n, first + CHAIN * lanes), lanes):
                 at = min(c, n - lanes)
                 d = load(x + at * width) - minus
-                p, q = exp_parts(d)
-                e = p * q
+                e = exp_raised(d)
                 # 0*inf = 0; what the vector before has is left out.
-                some = some + where(lanes_from(c - at, lanes) & (e != zero), e * (rest - d), zero)
-            total += lanes_sum(some)
-        return total * unit
+                some = fma(e, where(lanes_from(c - at, lanes) & (e != zero), rest - d, zero), some)
+            of_chain = np.float64(lanes_sum(some))
+            lost += lost_of(total, of_chain)
+            total += of_chain
+        return (total + lost) * unit
 
     @outline
     def map_row(job, row, i, first, last, scratch, exps, marks):

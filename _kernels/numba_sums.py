@@ -76,7 +76,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
     low, zero, infinity, nan, direct = real(-np.inf), real(0), np.inf, np.nan, DIRECT[real]
     load = numba_items.loader(item, real, lanes)
     # Others have a pair of registers for a turn, and one chain.
-    is_float32 = item == "f32"
+    is_float32, is_float64 = item == "f32", real is np.float64
     turn_ops = numba_operations.operations(real, TURN) if is_float32 else ops
     splat_turn, store_turn, parts = turn_ops.splat, turn_ops.store, turn_ops.parts
     turn = turn_ops.lanes if is_float32 else group
@@ -239,28 +239,48 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
                 return add_group(v[0], v[1], scale, total, exps)
 
         @outline
-        def add_part(x, c, at, skip, scale, total, exps):
+        def add_part(x, c, at, skip, scale, sums, exps):
             """Add a group without the class `at`, and without the first `skip`."""
-            return add_group(
+            some = add_group(
                 without(load(x + c * width), low, at - c, skip),
                 without(load(x + (c + lanes) * width), low, at - c - lanes, skip - lanes),
                 scale,
-                total,
+                splat(zero),
                 exps + c * size,
             )
+            return join(sums, some)
 
         @inline
         def begin(scale):
             bound, magic = scale
-            return (splat(bound), splat(magic)), (splat_turn(bound), splat_turn(magic)), splat(zero)
+            return (
+                (splat(bound), splat(magic)),
+                (splat_turn(bound), splat_turn(magic)),
+                (splat(zero), splat(zero)),
+            )
 
         @inline
         def zeros():
             return splat_turn(zero)
 
         @inline
-        def fold(total, chain):
-            return total + in_one(chain)
+        def join(sums, some):
+            total, lost = sums
+            whole = total + some
+            if is_float64:
+                # What rounding takes, which of like terms is always the same, is kept.
+                added = whole - total
+                lost = lost + ((total - (whole - added)) + (some - added))
+            return whole, lost
+
+        @inline
+        def fold(sums, chain):
+            return join(sums, in_one(chain))
+
+        @inline
+        def ends(sums):
+            total, lost = sums
+            return np.float64(lanes_sum(total)) + np.float64(lanes_sum(lost))
 
         sum_chunk = summing(
             turn,
@@ -270,7 +290,7 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
             add_turn=add_turn,
             add_part=add_part,
             fold=fold,
-            ends=lanes_sum,
+            ends=ends,
         )
 
         @outline
