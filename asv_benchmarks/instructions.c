@@ -10,34 +10,41 @@
 
 #include "kernels.h"
 
+typedef enum { PLAIN, WEIGHTED, WITH_FIGURES } work_kind;
+
 typedef struct {
     const char *name;
     dtype_code dtype;
     ptrdiff_t n_rows, n_classes; /* no classes: elements of a binary cross-entropy */
     second_pass second_pass;
     int are_beside; /* the rows, as with axis=1 */
-    int is_weighted;
+    work_kind kind;
     dtype_code target;
 } work;
 
 static const work works[] = {
-    {"cross-entropy 64x8192", DTYPE_F32, 64, 8192, NOTHING, 0, 0, DTYPE_I64},
-    {"cross-entropy and gradient 64x8192", DTYPE_F32, 64, 8192, GRADIENT, 0, 0, DTYPE_I64},
-    {"cross-entropy 512x1000", DTYPE_F32, 512, 1000, NOTHING, 0, 0, DTYPE_I64},
-    {"cross-entropy and gradient 512x1000", DTYPE_F32, 512, 1000, GRADIENT, 0, 0, DTYPE_I64},
-    {"cross-entropy 8192x10", DTYPE_F32, 8192, 10, NOTHING, 0, 0, DTYPE_I64},
-    {"cross-entropy and gradient 8192x10", DTYPE_F32, 8192, 10, GRADIENT, 0, 0, DTYPE_I64},
-    {"cross-entropy 21x16384, axis 1", DTYPE_F32, 16384, 21, NOTHING, 1, 0, DTYPE_I64},
-    {"cross-entropy and gradient 21x16384, axis 1", DTYPE_F32, 16384, 21, GRADIENT, 1, 0, DTYPE_I64},
-    {"cross-entropy 64x8192, bfloat16", DTYPE_BF16, 64, 8192, NOTHING, 0, 0, DTYPE_I64},
-    {"cross-entropy and gradient 64x8192, bfloat16", DTYPE_BF16, 64, 8192, GRADIENT, 0, 0, DTYPE_I64},
-    {"cross-entropy 64x8192, float64", DTYPE_F64, 64, 8192, NOTHING, 0, 0, DTYPE_I64},
-    {"cross-entropy 64x8192, class weights", DTYPE_F32, 64, 8192, NOTHING, 0, 1, DTYPE_I64},
-    {"softmax 64x8192", DTYPE_F32, 64, 8192, SOFTMAX, 0, 0, DTYPE_I64},
-    {"log_softmax 64x8192", DTYPE_F32, 64, 8192, LOG_SOFTMAX, 0, 0, DTYPE_I64},
-    {"binary cross-entropy 262144", DTYPE_F32, 262144, 0, NOTHING, 0, 0, DTYPE_F32},
-    {"binary cross-entropy and gradient 262144", DTYPE_F32, 262144, 0, GRADIENT, 0, 0, DTYPE_F32},
-    {"binary cross-entropy 262144, uint8", DTYPE_F32, 262144, 0, NOTHING, 0, 0, DTYPE_U8},
+    {"cross-entropy 64x8192", DTYPE_F32, 64, 8192, NOTHING, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy and gradient 64x8192", DTYPE_F32, 64, 8192, GRADIENT, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy 512x1000", DTYPE_F32, 512, 1000, NOTHING, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy and gradient 512x1000", DTYPE_F32, 512, 1000, GRADIENT, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy 8192x10", DTYPE_F32, 8192, 10, NOTHING, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy and gradient 8192x10", DTYPE_F32, 8192, 10, GRADIENT, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy 21x16384, axis 1", DTYPE_F32, 16384, 21, NOTHING, 1, PLAIN, DTYPE_I64},
+    {"cross-entropy and gradient 21x16384, axis 1", DTYPE_F32, 16384, 21, GRADIENT, 1, PLAIN, DTYPE_I64},
+    {"cross-entropy 64x8192, bfloat16", DTYPE_BF16, 64, 8192, NOTHING, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy and gradient 64x8192, bfloat16", DTYPE_BF16, 64, 8192, GRADIENT, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy 64x8192, float64", DTYPE_F64, 64, 8192, NOTHING, 0, PLAIN, DTYPE_I64},
+    {"cross-entropy 64x8192, class weights", DTYPE_F32, 64, 8192, NOTHING, 0, WEIGHTED, DTYPE_I64},
+    {"figures 64x8192", DTYPE_F32, 64, 8192, NOTHING, 0, WITH_FIGURES, DTYPE_I64},
+    {"figures 512x1000", DTYPE_F32, 512, 1000, NOTHING, 0, WITH_FIGURES, DTYPE_I64},
+    {"figures 8192x10", DTYPE_F32, 8192, 10, NOTHING, 0, WITH_FIGURES, DTYPE_I64},
+    {"figures 21x16384, axis 1", DTYPE_F32, 16384, 21, NOTHING, 1, WITH_FIGURES, DTYPE_I64},
+    {"figures 64x8192, bfloat16", DTYPE_BF16, 64, 8192, NOTHING, 0, WITH_FIGURES, DTYPE_I64},
+    {"softmax 64x8192", DTYPE_F32, 64, 8192, SOFTMAX, 0, PLAIN, DTYPE_I64},
+    {"log_softmax 64x8192", DTYPE_F32, 64, 8192, LOG_SOFTMAX, 0, PLAIN, DTYPE_I64},
+    {"binary cross-entropy 262144", DTYPE_F32, 262144, 0, NOTHING, 0, PLAIN, DTYPE_F32},
+    {"binary cross-entropy and gradient 262144", DTYPE_F32, 262144, 0, GRADIENT, 0, PLAIN, DTYPE_F32},
+    {"binary cross-entropy 262144, uint8", DTYPE_F32, 262144, 0, NOTHING, 0, PLAIN, DTYPE_U8},
 };
 
 static size_t size_of(dtype_code dtype)
@@ -120,15 +127,19 @@ static double run_rows(const work *this, const kernel_table *table)
     }
     if (this->second_pass != NOTHING)
         job.out = view_of(this->dtype, this->n_rows, n_classes, this->are_beside);
-    for (ptrdiff_t c = 0; c < n_classes && this->is_weighted; c++) {
+    for (ptrdiff_t c = 0; c < n_classes && this->kind == WEIGHTED; c++) {
         double weight = 0.5 + next_random() * 0x1p-32;
         beta[c] = 0.9 * weight;
         gamma[c] = 0.1 * weight / (double)n_classes;
         gamma_real[c] = (float)gamma[c];
         job.gamma_sum += gamma[c];
     }
-    if (this->is_weighted)
+    if (this->kind == WEIGHTED)
         job.beta = beta, job.gamma = gamma, job.gamma_real = gamma_real;
+    if (this->kind == WITH_FIGURES) {
+        job.figures = page_of((size_t)this->n_rows * FIGURES * sizeof(double));
+        job.loss = view_of(DTYPE_F64, this->n_rows, 0, 0);
+    }
     size_t scratch_bytes = plan_rows(&job);
     ptrdiff_t n_blocks = (job.n_rows + job.block_rows - 1) / job.block_rows;
     return measured(&job, table->softmax_block, n_blocks, page_of(scratch_bytes + 1));

@@ -59,7 +59,7 @@ INLINE void V(take_class)(V(vector) *power, int c, V(ivector) label, V(vector) *
         power[c] = V(keep)(is_other, power[c]);
 #else
     V(mask) is_label = V(equal_bits)(label, V(all_bits)((V(bits))c));
-    *own = (V(vector))((V(ivector))*own | (V(ivector))V(keep)(is_label, power[c])); /* from 0 on */
+    *own = V(choose)(is_label, power[c], *own);
     power[c] = V(drop)(is_label, power[c]);
     if (c % 2)
         power[c - 1] += power[c];

@@ -178,8 +178,8 @@ INLINE void V(sum_group)(const V(summing) *with, V(chain_sums) *total, V(vector)
     for (int j = 0; j < V(AT_ONCE); j++) {
         if (with->has_figures) {
             V(vector) e = p[j] * power[j];
-            total->sum[j % 2] += e;
-            total->weight[0] = V(fma)(e, e, total->weight[0]); /* one chain each: registers are few */
+            total->sum[j % (V(AT_ONCE) / 2)] += e; /* registers are few */
+            total->weight[0] = V(fma)(e, e, total->weight[0]);
             total->gap[0] = V(fma)(e, gap[j], total->gap[0]);
             continue;
         }
@@ -210,11 +210,14 @@ INLINE void V(write_lines)(V(summing) *with, int n)
     }
 }
 
-/* Count the logits of a group that come before the label's. */
-INLINE void V(rank_group)(const V(summing) *with, V(counter) *n_before, const V(vector) *p, ptrdiff_t c)
+/* What a class that comes before the label's is above: of those in groups before its own, and of the rest */
+INLINE V(vector) V(rank_bound)(const V(summing) *with, int is_before)
 {
-    int is_before = c + V(GROUP) <= with->ranking->label;
-    V(vector) bound = V(all)(is_before ? with->ranking->below : with->ranking->logit);
+    return with->ranks ? V(all)(is_before ? with->ranking->below : with->ranking->logit) : V(all)(0);
+}
+
+INLINE void V(rank_group)(V(counter) *n_before, const V(vector) *p, V(vector) bound)
+{
     V(mask) above[V(AT_ONCE)];
     for (int j = 0; j < V(AT_ONCE); j++)
         above[j] = V(greater)(p[j], bound);
@@ -235,15 +238,14 @@ INLINE void V(rank_equals)(const V(summing) *with, V(counter) *n_before)
     *n_before = V(count)(*n_before, equal, V(AT_ONCE));
 }
 
-/* Add n reals of whole groups, but for the group of the top, at `hole`; see as many of `ahead`. */
-INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptrdiff_t hole,
-                         const V(real) *ahead)
+/* Add the reals from `from` to `to` of whole groups, but for the group of the top, at `hole`; see as many of
+ * `ahead`. */
+INLINE void V(sum_run)(V(summing) *with, V(chunk_sums) *sums, V(chain_sums) *chain, ptrdiff_t from,
+                       ptrdiff_t to, ptrdiff_t hole, const V(real) *ahead, V(vector) bound)
 {
-    const V(vector) zero = V(all)(0);
     const V(real) *x = with->x, *gamma = with->gamma;
     const distances of_rows = with->next->rows, of_gamma = in_order;
-    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
-    for (ptrdiff_t c = 0; c < n; c += V(GROUP)) {
+    for (ptrdiff_t c = from; c < to; c += V(GROUP)) {
         ptrdiff_t at = c < hole ? c : c + V(GROUP);
         const V(real) *look = ahead + c;
         V(vector) p[V(AT_ONCE)], w[V(AT_ONCE)];
@@ -259,11 +261,27 @@ INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptr
                 w[j] = V(load)(gamma + at + j * V(LANES));
         }
         if (with->ranks)
-            V(rank_group)(with, &sums->n_before, p, at);
-        V(sum_group)(with, &chain, p, w, with->keeps_exps ? with->exps + at : NULL);
+            V(rank_group)(&sums->n_before, p, bound);
+        V(sum_group)(with, chain, p, w, with->keeps_exps ? with->exps + at : NULL);
         if (__builtin_expect(c / V(GROUP) % V(CHAIN) == V(CHAIN) - 1, 0))
-            V(fold_chain)(sums, &chain);
+            V(fold_chain)(sums, chain);
     }
+}
+
+/* Add the first n reals: those before the label's group have a bound of their own. */
+INLINE void V(sum_whole)(V(summing) *with, V(chunk_sums) *sums, ptrdiff_t n, ptrdiff_t hole,
+                         const V(real) *ahead)
+{
+    const V(vector) zero = V(all)(0);
+    V(chain_sums) chain = {{zero, zero}, {zero, zero}, {zero, zero}};
+    ptrdiff_t before = 0;
+    if (with->ranks) {
+        before = with->ranking->label & -(ptrdiff_t)V(GROUP);
+        before -= before > hole ? V(GROUP) : 0;
+        before = before < 0 ? 0 : (before < n ? before : n);
+        V(sum_run)(with, sums, &chain, 0, before, hole, ahead, V(rank_bound)(with, 1));
+    }
+    V(sum_run)(with, sums, &chain, before, n, hole, ahead, V(rank_bound)(with, 0));
     V(fold_chain)(sums, &chain);
 }
 
@@ -298,7 +316,7 @@ INLINE void V(sum_chunk)(row_statistics *row, V(summing) with)
         if (with.has_gamma)
             V(load_some)(w, with.gamma + rest, with.n - rest, with.top - rest, 0);
         if (with.ranks)
-            V(rank_group)(&with, &sums.n_before, p, rest);
+            V(rank_group)(&sums.n_before, p, V(rank_bound)(&with, rest + V(GROUP) <= with.ranking->label));
         V(sum_group)(&with, &chain, p, w, with.keeps_exps ? with.exps + rest : NULL);
     }
     V(fold_chain)(&sums, &chain);

@@ -146,7 +146,11 @@ INLINE V(ivector) V(choose_bits)(V(mask) mask, V(ivector) a, V(ivector) b)
 }
 INLINE V(vector) V(choose)(V(mask) mask, V(vector) a, V(vector) b)
 {
+#ifdef VECTOR_AVX2
+    return INTRINSIC_256(blendv)(b, a, (V(vector))mask);
+#else
     return (V(vector))V(choose_bits)(mask, (V(ivector))a, (V(ivector))b);
+#endif
 }
 INLINE V(vector) V(max)(V(vector) a, V(vector) b)
 {
