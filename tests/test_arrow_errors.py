@@ -37,6 +37,13 @@ def refused(path, *messages):
     assert any(message in line for message in messages), line
 
 
+def test_texts_that_end_in_a_nul_are_refused(write):
+    """NumPy's texts leave it out: two keys would be one."""
+    path = write(key=pa.array(["a", "a\0"] * 20))
+    with pytest.raises(FileError, match=r"column 'key' holds 'a\\x00', which ends in a NUL"):
+        open_array(path)[()]
+
+
 def test_nulls_are_named_by_their_row(write):
     rng = rng_for("nulls")
     array = rng.standard_normal((40, 3, 2), np.float32)

@@ -111,6 +111,18 @@ def test_a_label_next_to_a_large_ignored_one_is_refused(ignored):
         state.update(np.zeros(2), np.array([1, ignored + 1]), ignore_index=ignored, backend="reference")
 
 
+def test_labels_too_narrow_for_the_ignored_one():
+    """Made one of theirs, the integer would be a label: inf, or a neighbour."""
+    with pytest.raises(LabelError, match="row 0: label inf is outside 0 to 1"):
+        evaluate(np.zeros(2), np.array([np.inf, 1], np.float16), loss="bce", ignore_index=2**62)
+    labels = np.array([0, 1, 0, 1, 2**24, 1], np.float32)
+    with pytest.raises(LabelError, match="row 4: label 16777216"):
+        evaluate(np.zeros(6), labels, loss="bce", ignore_index=2**24 + 1, mask=np.arange(6) > 0)
+    labels, mask = np.array([0, 1, 0], np.float16), np.array([0, 1, 1])
+    state = evaluate(np.zeros(3), labels, loss="bce", ignore_index=-99999, mask=mask)
+    assert (state.count, state.masked, state.ignored) == (2, 1, 0)
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_labels_of_one_kind(label):
     figures = found(np.array([1.0, -1.0]), np.full(2, label))

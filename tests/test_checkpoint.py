@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from cases import rng_for
+from command import invoke
 from states import assert_same_states
 
 import logitloss.evaluate.checkpoint
@@ -333,6 +334,34 @@ def test_numpys_numbers_are_in_a_state(tmp_path):
     path = tmp_path / "state.json"
     assert evaluate(*arrays(), state_file=path, save_every=0, **options).count == 2727
     assert json.loads(path.read_text())["inputs"]["options"]["ignore_index"] == -100
+
+
+def test_a_handler_that_is_not_pythons_stays(tmp_path, monkeypatch):
+    """As where a program that embeds Python has set one: it could not be put back."""
+    logits, target = arrays()
+    kept = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    evaluate(logits, target, state_file=tmp_path / "state.json", backend="reference")
+    monkeypatch.undo()
+    assert kept(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_state_that_is_no_file_is_refused(tmp_path):
+    """To read a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: not a regular file"):
+        evaluate(*arrays(), state_file=tmp_path / "pipe", backend="reference")
+
+
+def test_the_file_that_differs_is_named(tmp_path):
+    logits, target = arrays()
+    for name, array in {"x": logits, "y": target, "other": target + (target == 0)}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    options = "--backend", "reference", "--state", tmp_path / "state.json"
+    assert invoke("eval", tmp_path / "x.npy", tmp_path / "y.npy", *options).exit_code == 0
+    result = invoke("eval", tmp_path / "x.npy", tmp_path / "other.npy", *options)
+    assert result.exit_code == 1
+    assert f"with target of {tmp_path / 'other.npy'} " in result.stderr
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):

@@ -236,7 +236,7 @@ def test_a_difference_within_the_bounds(tmp_path):
             (0.5 - 2**-10, 0.0, "cannot be told"),
             (0.5 + 2**-8, 1e-3, "b is ahead, no interval"),
             (0.5 - 2**-8, 1e-3, "a is ahead, no interval"),
-            (0.5, 1e-3, "the same"),
+            (0.5, 1e-3, "cannot be told"),
         ):
             runs.change("b", **{key: value, f"{key}_error_bound": bound})
             assert by_key(runs.compare())[key].verdict == verdict
@@ -315,7 +315,22 @@ def test_rows_of_another_length_or_kind(small):
 
 
 def test_rows_of_another_run(small):
-    message = r".*a-rows.npy: holds 54 rows that count, at [\d.]+ nats, but .*b.json tells of 54, at [\d.]+"
+    message = (
+        r".*a-rows.npy: holds 54 rows that count, nll_nats [\d.]+, but .*b.json tells of 54, nll_nats [\d.]+"
+    )
+    refused(small, message, "--rows", small.file("a-rows.npy"), small.file("a-rows.npy"))
+
+
+def test_rows_of_another_run_of_infinite_loss(small):
+    """Means that are infinite are alike; the hits tell the runs apart, and so do the other figures."""
+    for name, row in (("a", 1), ("b", 2)):
+        logits = small.logits[name].copy()
+        logits[row, small.labels[row]] = -np.inf
+        np.save(small.file(f"{name}.npy"), logits)
+        small.evaluate(name)
+    assert small.document("a")["nll_nats"] == small.document("b")["nll_nats"] == "Infinity"
+    small.compare()
+    message = r".*a-rows.npy: holds 54 rows that count, accuracy .*, but .*b.json tells of 54, accuracy .*"
     refused(small, message, "--rows", small.file("a-rows.npy"), small.file("a-rows.npy"))
 
 

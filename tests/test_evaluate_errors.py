@@ -99,6 +99,8 @@ X, Y = np.zeros((4, 3)), np.zeros(4, int)
         (X, Y, {"per_row": "rows.npy"}, DtypeError, "per_row: a str, expected an ndarray"),
         (X, Y, {"ignore_index": 0.5}, TypeError, "ignore_index is 0.5: expected an integer"),
         (X, Y, {"chunk_rows": 1.5}, TypeError, "chunk_rows is 1.5: expected an integer"),
+        (None, Y, {}, ValueError, "logits: is None, expected an array"),
+        ([(None, Y)], None, {}, ValueError, "logits of batch 0: is None, expected an array"),
     ],
 )
 def test_input_that_does_not_fit(logits, target, options, error, message):

@@ -130,6 +130,11 @@ def test_one_row():
         ({"groups": np.zeros(3, int)}, ShapeError, r"groups: of shape \(3,\), but the target has \(40, 25\)"),
         ({"per_row": np.zeros(ROWS)}, DtypeError, "per_row: of type float64, expected"),
         ({"per_row": np.zeros(3, row_dtype(np.float32))}, ShapeError, r"per_row: of shape \(3,\)"),
+        (
+            {"per_row": np.broadcast_to(np.zeros((), row_dtype(np.float32)), ROWS)},
+            ShapeError,
+            "per_row: is read-only",
+        ),
     ],
 )
 def test_errors(options, error, message):
@@ -148,6 +153,23 @@ def test_keys_of_another_type_are_refused():
     with pytest.raises(DtypeError, match="other's groups: of type int, but keys before are of bool"):
         state.merge(other)
     assert state.to_dict() == before
+
+
+def test_a_key_that_is_no_text_is_refused(files, tmp_path):
+    """As of a damaged file: Python has no such character, and what was counted stays."""
+    codes = np.array([[97], [0x110000]], "u4")
+    state = EvaluationState()
+    for order in "<>":
+        keys = codes.astype(f"{order}u4").view(f"{order}U1")[:, 0]
+        with pytest.raises(DtypeError, match="groups: row 1: holds what is no text"):
+            state.update(np.zeros((2, 3)), [0, 1], groups=keys, backend="reference")
+    assert state.to_dict() == EvaluationState().to_dict()
+    np.save(tmp_path / "g.npy", codes[[0] * (np.prod(ROWS) - 1) + [1]].view("U1").reshape(ROWS))
+    keys, options = tmp_path / "g.npy", ("--axis", "-1", "--backend", "reference")
+    result = invoke("eval", files["x"], files["y"], "--group-by", keys, *options)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("logitloss: ")
+    assert "g.npy: row [39, 24]: holds what is no text" in result.stderr
 
 
 @pytest.fixture

@@ -198,9 +198,12 @@ def test_what_is_wrong_is_a_line_with_the_files_name(parts, tmp_path):
         result = invoke("merge", good, path)
         assert result.exit_code == 1
         assert re.fullmatch(rf"logitloss: {path}: {message}.*\n", result.stderr), result.stderr
+    linked = tmp_path / "linked.json"
+    linked.hardlink_to(good)
     for arguments, message in (
         ([tmp_path / "lines.json"], rf"{tmp_path}/lines.json, line 2: holds no state: no JSON"),
         ([good, good], rf"{good}: is given twice"),
+        ([good, linked], rf"{linked}: is given twice"),
         ([good, "--output", good], rf"{good}: is another file of this command, and cannot be written"),
         ([good, "--output", tmp_path / "no" / "x.json"], r".*/no/x.json: No such file or directory"),
     ):

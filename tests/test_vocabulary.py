@@ -232,6 +232,10 @@ def test_errors():
     for logits in (np.zeros(2), np.zeros((3, 2)), np.zeros((2, 0)), np.zeros((2, 2, 2))):
         with pytest.raises(ShapeError, match=r"logits: of shape .*, expected \(2,\) and the classes"):
             shards.update(logits, 0)
+    untrue = VocabularyShards(np.array([0, 2]), np.array([1.0, 5.0]))
+    untrue.update(np.array([[1.0, 0.0], [0.0, 1.0]]), 0)
+    with pytest.raises(ShapeError, match=r"target_logit: row 1: is 5\.0, but the shard .* has 3\.0"):
+        untrue.update(np.array([[2.0], [3.0]]), 2)
     with pytest.raises(TypeError, match="logits of dtype int64"):
         shards.update(np.zeros((2, 2), int), 0)
     with pytest.raises(ValueError, match="first_class is -1"):

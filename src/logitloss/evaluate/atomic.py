@@ -17,13 +17,13 @@ def refuse_to_overwrite(outputs: Iterable[str], taken: Iterable[str | os.PathLik
     FileError
         It is.
     """
-    in_use = {_identity(path) for path in taken}
+    in_use = {identity(path) for path in taken}
     for output in outputs:
-        if _identity(output) in in_use:
+        if identity(output) in in_use:
             raise FileError(output, "is another file of this command, and cannot be written")
 
 
-def _identity(path: str | os.PathLike[str]) -> object:
+def identity(path: str | os.PathLike[str]) -> object:
     """Return what tells a file from others; of one that is not there, its place."""
     try:
         found = os.stat(path)

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +170,9 @@ class Checkpoint:
         StateError
             It is of other inputs.
         """
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            # to read it may never end
+            raise FileError(str(self.path), "not a regular file")
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -186,11 +189,14 @@ class Checkpoint:
         self.check(inputs, self.inputs)
         return standing
 
-    def check(self, then: dict[str, Any], now: dict[str, Any], file: str | None = None) -> None:
-        """Refuse a state of other inputs, or of a file's other content, and say in what they differ."""
-        of = f" of {file}" if file else ""
+    def check(
+        self, then: dict[str, Any], now: dict[str, Any], files: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse a state of other inputs, or of other content of `files`, and say in what they differ."""
         for name in {**now, **then}:
             if then.get(name) != now.get(name):
+                file = files.get(name, files.get("logits")) if files else None
+                of = f" of {file}" if file else ""
                 what = f"is the state of an evaluation with {name}{of} {then.get(name)}, this one has "
                 how = f"{now.get(name)}; another --state, or none, starts anew"
                 raise StateError(str(self.path), what + how)
@@ -226,6 +232,8 @@ class Checkpoint:
         kept = {}
         if threading.current_thread() is threading.main_thread():  # which alone hears signals
             kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            # one that is not Python's own cannot be put back
+            kept = {number: handler for number, handler in kept.items() if handler is not None}
 
         def restore() -> None:
             for number, handler in kept.items():

@@ -240,6 +240,8 @@ def _source(
 ) -> Source:
     """Return arrays to evaluate, of anything that NumPy makes arrays of."""
     arrays: dict[str, Any] = {"logits": logits, "target": target, "groups": groups, "mask": mask}
+    if logits is None:
+        raise ShapeError("logits", "is None, expected an array")
     for name, array in arrays.items():
         if not isinstance(array, LinearLogits | StoredArray | None):
             arrays[name] = _check.placed(name, array, _check.HOST)

@@ -6,11 +6,10 @@ lines the number.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from logitloss.evaluate.atomic import refuse_to_overwrite, writing
+from logitloss.evaluate.atomic import identity, refuse_to_overwrite, writing
 from logitloss.evaluate.checkpoint import Skipped, read_standing
 from logitloss.evaluate.errors import FileError, OutputError, StateError
 from logitloss.evaluate.state import EvaluationState
@@ -32,7 +31,7 @@ def merge_files(paths: Sequence[str], output: str | None = None) -> tuple[Evalua
         A file cannot be read or written, or holds no state; a state is of another kind than those before, or
         of an evaluation that is not through.
     """
-    files = [os.path.realpath(path) for path in paths]
+    files = [identity(path) for path in paths]
     for number, path in enumerate(paths):
         if files[number] in files[:number]:
             raise FileError(path, "is given twice, and its rows would count twice")

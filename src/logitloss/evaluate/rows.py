@@ -217,7 +217,7 @@ def binary_rows(
     if abs(ignore_index) < 2**53:
         ignored = ignore_index
     else:  # labels are counted as doubles, of which this may be several integers
-        marks = labels != ignore_index if kept is None else (labels != ignore_index) & kept
+        marks = _not_ignored(labels, ignore_index, kept)
     counts = count_rows(
         loss,
         marks,
@@ -229,9 +229,7 @@ def binary_rows(
     )
     counted = None
     if counts.found["counted"] < loss.size:
-        counted = labels != ignore_index
-        if kept is not None:
-            counted &= kept
+        counted = _not_ignored(labels, ignore_index, kept)
         loss[~counted] = 0
     if counts.found["bad"]:
         bad = ~((labels >= 0) & (labels <= 1))
@@ -249,6 +247,13 @@ def binary_rows(
         counts=counts,
         num_threads=num_threads,
     )
+
+
+def _not_ignored(labels: Array, ignore_index: int, kept: Mask | None) -> npt.NDArray[np.bool_]:
+    """Return which labels count: compared as doubles, as a narrower type may round the integer to a label."""
+    wide = labels if labels.dtype.kind in "iub" else labels.astype(np.float64)
+    counted: npt.NDArray[np.bool_] = wide != ignore_index
+    return counted if kept is None else counted & kept
 
 
 def first_index(marked: npt.NDArray[np.bool_]) -> tuple[int, ...]:

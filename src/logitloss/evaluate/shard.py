@@ -209,6 +209,8 @@ class Shard:
 
     def store_rows(self, per_row: Array) -> None:
         """Say where what becomes of each row goes."""
+        if isinstance(per_row, np.ndarray) and not per_row.flags.writeable:
+            raise ShapeError("per_row", "is read-only, and cannot be written")
         if per_row.dtype != self.row_dtype:
             raise DtypeError("per_row", f"of type {per_row.dtype}, expected {self.row_dtype}")
         if per_row.shape != self.target_shape:

@@ -8,6 +8,7 @@ Which rows do not count, and why, is in `positions.py`.
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from logitloss.evaluate.metrics import Loss, Metrics
 from logitloss.evaluate.moments import Moments, whole_number
 from logitloss.evaluate.padding import EndRuns
 from logitloss.evaluate.positions import check_mask, counting
-from logitloss.evaluate.rows import Rows, rows_of
+from logitloss.evaluate.rows import Rows, first_index, rows_of
 from logitloss.evaluate.stores.stored import StoredArray
 
 # Of `to_dict`
@@ -161,6 +162,7 @@ class EvaluationState:
         if groups is not None:
             n_rows = rows.loss.size  # of rows whose axes are not known here
             check_groups(groups, groups.shape if groups.size == n_rows else (n_rows,))
+            check_characters(groups)
             if n_rows:
                 self._check_keys(groups.flat[0].item(), "groups")
         counts = rows.find_counts()
@@ -359,3 +361,14 @@ def check_groups(groups: npt.NDArray[Any] | StoredArray, rows: tuple[int, ...]) 
         raise DtypeError("groups", f"of type {groups.dtype}, expected integers, bool or str")
     if groups.shape != rows:
         raise ShapeError("groups", f"of shape {groups.shape}, but the target has {rows}")
+
+
+def check_characters(groups: npt.NDArray[Any]) -> None:
+    """Refuse texts with what is no character, as of a damaged file: Python has no such text."""
+    if groups.dtype.kind != "U" or not groups.itemsize or not groups.size:
+        return
+    native = np.ascontiguousarray(groups.astype(groups.dtype.newbyteorder("="), copy=False))
+    codes = native.reshape(-1, 1).view(np.uint32).reshape(*groups.shape, -1)
+    if codes.max() > sys.maxunicode:
+        index = first_index(np.max(codes, axis=-1) > sys.maxunicode)
+        raise DtypeError("groups", "holds what is no text: a code beyond the last character's", index)

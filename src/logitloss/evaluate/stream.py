@@ -292,7 +292,7 @@ class _Run:
         then = cast(dict[str, Any], standing.shards[number]) if number < len(standing.shards) else {}
         done = then.get("done", 0)
         if self.checkpoint is not None and (done or number < standing.n_through):
-            self.checkpoint.check(then, shard.described(done), source.files.get("logits"))
+            self.checkpoint.check(then, shard.described(done), source.files)
         else:  # also one of which nothing counts, and which may have been replaced
             self.note(number, shard, done)
         source.keep_rows(shard, goes_on=done > 0)

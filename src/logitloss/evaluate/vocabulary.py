@@ -183,12 +183,23 @@ class VocabularyShards:
         part.top = first_class + place_of_top
         part.entropy, part.others_squared = entropy, squares
         part.target_logit = target_logits(x, self.target, first_class)
+        self._check_target_logits(part.target_logit, is_here)
         part.seen = [(first_class, first_class + n_classes)]
         if self.has_ranks:
             among = np.where(is_finite, rank - 1, place).astype(np.int64)  # equals, where all are -inf
             elsewhere = _count_before(x, self.target_logit, place >= n_classes)
             part.before = np.where(is_here, among, elsewhere)
         self._merge(part)
+
+    def _check_target_logits(self, found: npt.NDArray[np.float64], is_here: npt.NDArray[np.bool_]) -> None:
+        """Refuse a logit, given for a row that counts, which its class's shard has otherwise."""
+        if self.has_ranks:
+            differs = is_here & (self.target != self.ignore_index) & (found != self.target_logit)
+            differs &= ~(np.isnan(found) | np.isnan(self.target_logit))
+            if differs.any():
+                index = first_index(differs)
+                what = f"is {self.target_logit[index]}, but the shard that holds the class has {found[index]}"
+                raise ShapeError("target_logit", what, index)
 
     def merge(self, other: "VocabularyShards") -> None:
         """Take in the shards that another state of the same rows has seen.

@@ -37,6 +37,10 @@ SPEED = {"seconds", "rows_per_second", "gigabytes_per_second"}
 ALWAYS = {"schema_version", "logits", "target", "loss", "nll_nats", "nll_histogram", "run", *SPEED}
 
 
+# Of the figures that both have, those whose means must be the run's
+CHECKED = ("nll_nats", "accuracy", "brier")
+
+
 class Difference(NamedTuple):
     """A figure of both runs, what the second has more, and its standard error, None if there is none."""
 
@@ -69,11 +73,11 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """In words: which run is better, and whether that is sure."""
+        bound = (self.a.bound or 0.0) + (self.b.bound or 0.0)
+        if math.isnan(self.difference) or (bound > 0 and abs(self.difference) <= bound):
+            return "cannot be told"
         if self.difference == 0:
             return "the same"
-        bound = (self.a.bound or 0.0) + (self.b.bound or 0.0)
-        if math.isnan(self.difference) or abs(self.difference) <= bound:
-            return "cannot be told"
         is_sure, told = False, ", no interval"
         if self.interval is not None and not math.isnan(self.interval[0]):
             is_sure = not self.interval[0] <= 0 <= self.interval[1]
@@ -283,13 +287,14 @@ def _store(path: str) -> str:
     return os.path.splitext(split(path).file)[1].lower()
 
 
-def _check_run(file: str, name: str, document: Document, losses: Moments) -> None:
-    """Refuse records of another run than the document's."""
-    wanted = float(document["nll_nats"])
-    is_same = losses.count == document["count"] and math.isclose(losses.mean, wanted, rel_tol=1e-6)
-    if not (is_same or losses.count == document["count"] == 0):
-        what = f"holds {losses.count} rows that count, at {losses.mean:.10g} nats"
-        raise ShapeError(file, f"{what}, but {name} tells of {document['count']}, at {wanted:.10g}")
+def _check_run(file: str, name: str, document: Document, found: dict[str, Moments]) -> None:
+    """Refuse records of another run than the document's; a mean loss may be infinite, and so that of any."""
+    for key, moments in found.items():
+        wanted, n_wanted = float(document[key]), document["count"]
+        is_same = moments.count == n_wanted and math.isclose(moments.mean, wanted, rel_tol=1e-6)
+        if not (is_same or moments.count == n_wanted == 0):
+            what = f"holds {moments.count} rows that count, {key} {moments.mean:.10g}"
+            raise ShapeError(file, f"{what}, but {name} tells of {n_wanted}, {key} {wanted:.10g}")
 
 
 def _rows_compared(
@@ -298,17 +303,19 @@ def _rows_compared(
     """Return moments of b - a over the rows that count, by the figure's name."""
     ks = [line["k"] for line in documents[0].get("top_k", ())]
     found: dict[str, Moments] = {}
-    losses = Moments(), Moments()
+    of_runs: tuple[dict[str, Moments], dict[str, Moments]] = ({}, {})
     is_partial = any(document.get("skipped") for document in documents)
     for pair in _pairs(*rows, is_partial):
         columns = [_columns(records, ks) for records in pair]
-        for moments, column in zip(losses, columns, strict=True):
-            moments.merge(Moments.of(column["nll_nats"]))
+        for of_run, column in zip(of_runs, columns, strict=True):
+            for key in CHECKED:
+                if key in column:
+                    of_run.setdefault(key, Moments()).merge(Moments.of(column[key]))
         with np.errstate(invalid="ignore"):  # of infinite losses
             differences = np.array([columns[1][name] - columns[0][name] for name in columns[0]])
         for name, moments in zip(columns[0], Moments.of_each(differences), strict=True):
             found.setdefault(name, Moments()).merge(moments)
-    for file, name, document, of_run in zip(rows, names, documents, losses, strict=True):
+    for file, name, document, of_run in zip(rows, names, documents, of_runs, strict=True):
         _check_run(file, name, document, of_run)
     return found
 

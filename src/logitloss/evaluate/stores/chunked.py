@@ -90,6 +90,9 @@ class ChunkedArray(StoredArray):
         self._check_absent()
         if found.dtype.kind in "OT":
             texts = [one.decode() if isinstance(one, bytes) else str(one) for one in found.ravel().tolist()]
+            for text in texts:
+                if text.endswith("\0"):  # which NumPy's texts leave out
+                    raise FileError(self.path, f"holds {text!r}, which ends in a NUL")
             return np.array(texts, "U").reshape(found.shape)
         return np.strings.decode(found, "utf-8") if found.dtype.kind == "S" else found.astype("U")
 

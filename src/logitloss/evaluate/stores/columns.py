@@ -171,7 +171,11 @@ class Column(StoredArray):
     def _strings(self, flat: Any) -> tuple[Array, list[str]]:
         """Return strings as indices into different ones."""
         encoded = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
-        return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+        strings = encoded.dictionary.to_pylist()
+        for string in strings:
+            if string and string.endswith("\0"):  # which NumPy's texts leave out
+                raise FileError(self.path, f"column {self.name!r} holds {string!r}, which ends in a NUL")
+        return encoded.indices.to_numpy(), strings
 
     def _longest_string(self) -> int:
         longest, n_rows = 1, self._shape[0]
