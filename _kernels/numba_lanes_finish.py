@@ -99,7 +99,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
         for i in range(0, rows.width, lanes):
             at = rows.slots + i * size
             m, peak = take(at + LARGEST * slot), peak_of(rows, at)
-            s = whole(take(at + SUM * slot), take(at + LOST * slot)) / peak
+            others = whole(take(at + SUM * slot), take(at + LOST * slot))
+            s = others / peak
             live = take(at + LABEL * slot) >= zero
             beta, target_logit, label_gamma = splat(zero), m, splat(zero)
             weight, gap, top_weight = splat(zero), splat(zero), splat(zero)
@@ -134,6 +135,8 @@ def finisher(real: Any, wide: Any, is_plain: bool) -> SimpleNamespace:
                 continue
             give(at + LOG1P_OTHERS * slot, log1p_others)
             factor, entry = p_top / peak, splat(zero)
+            if is_plain:  # in float32 a rounding less is worth it
+                factor = where(absolute(m) < infinity, one / (peak + others), factor)
             if job.operation == GRADIENT:
                 alpha, at_top, entry = gradient_of(
                     m,

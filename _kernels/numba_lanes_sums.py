@@ -57,7 +57,7 @@ def sums(real: type) -> SimpleNamespace:
         functions.scale_of,
         functions.rounded,
     )
-    zero, one, infinity, one_raised = real(0), real(1), real(np.inf), real(2.0**functions.headroom)
+    zero, one, infinity = real(0), real(1), real(np.inf)
     direct, log2e, unit = real(DIRECT[real]), functions.log2e, functions.unit
     next_above, most = vectors.next_above, real(np.finfo(real).max)
     size, vector_bytes = ops.size, ops.lanes * ops.size
@@ -149,9 +149,11 @@ def sums(real: type) -> SimpleNamespace:
                 rises, peak = high > old, load(i + PEAK * slot)
                 bound, magic = scale_of(magic_before - load(i + MAGIC * slot))
                 factor = exp_scaled(splat(zero), bound, magic) * unit
-                is_far = rises & (absolute(high) >= direct)
+                # From a logit beyond DIRECT or to one, the scales alone do not say it.
+                is_far = rises & ((absolute(high) >= direct) | (absolute(old) >= direct))
                 if any_lane(is_far):
-                    factor_far = exp(old - finite_or_zero(high)) * (one_raised / maximum(peak, unit))
+                    new_peak = power_of(high, scale_at(rows, i))
+                    factor_far = exp(old - finite_or_zero(high)) * (new_peak / maximum(peak, unit))
                     factor = where(is_far, factor_far, factor)
                 factor = where(rises, where(peak > zero, factor, zero), one)
                 store(i + SUM * slot, fma(total, factor, where(rises, factor * peak, zero)))

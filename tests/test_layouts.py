@@ -338,6 +338,29 @@ def test_images_of_many_classes(backend, dtype, n_classes, n_beside):
         assert np.array_equal(found, in_place, equal_nan=True), name
 
 
+@pytest.mark.parametrize("levels", [(-1e9, 0), (-32775, -32765), (32760, 32780), (-3e5, 3e5), (-np.inf, 4e4)])
+def test_rows_that_rise_between_ranges_of_classes(backend, dtype, levels):
+    """Of rows side by side no tile holds all classes, and what was summed first is brought along."""
+    if backend == "cuda":
+        pytest.skip("too many classes for the simulator")
+    if dtype == np.float16 and levels[1] > 65504:
+        pytest.skip("float16 ends at 65504")
+    rng = np.random.default_rng()
+    rows = rng.standard_normal((256, 450)).astype(np.float64)
+    rows[:, :410] += levels[0]
+    rows[:, 410:] += levels[1]
+    with np.errstate(over="ignore"):  # -1e9 is -inf to float16
+        logits, target = np.asfortranarray(rows.astype(dtype)), rng.integers(0, 450, 256)
+    some = rng.integers(0, 256, 8)
+    with np.errstate(invalid="ignore"):
+        loss, gradient = oracle.cross_entropy(logits[some], target[some])
+        softmax = oracle.softmax(logits[some])
+    assert_exact(ll.cross_entropy(logits, target, reduction="none", backend=backend)[some], loss)
+    found = ll.cross_entropy_grad(logits, target, reduction="none", backend=backend)
+    assert_exact(found[some], gradient)
+    assert_exact(ll.softmax(logits, backend=backend)[some], softmax)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "every_second_class"])
 def test_few_rows_longer_than_a_thread_takes(backend, dtype, layout):
     """Their parts are shared among the threads: the same bits for any number of them, and the right mean."""
