@@ -38,7 +38,7 @@ from logitloss._kernels.numba_lanes_finish import (
     WEIGHT,
     WEIGHT_LOST,
 )
-from logitloss._kernels.vectors import inline, outline
+from logitloss._kernels.vectors import add_kept, inline, outline
 
 # Classes between two roundings that are kept
 CHAIN = 8
@@ -86,13 +86,6 @@ def sums(real: type) -> SimpleNamespace:
         """Return the exponential of a logit, relative to that."""
         reference, bound, magic = scale
         return exp_scaled(logit - reference, bound, magic)
-
-    @inline
-    def add(total, lost, term):
-        """Add a term, and keep what is lost to rounding."""
-        new = total + term
-        added = new - total
-        return new, lost + ((total - (new - added)) + (term - added))
 
     @outline
     def raise_largest(rows, x, step, n_classes):
@@ -205,7 +198,7 @@ def sums(real: type) -> SimpleNamespace:
             for i in range(0, rows.width * size, vector_bytes):
                 at = rows.slots + i
                 more, peak = join_some(e + i, rows.stride, load(at + PEAK * slot))
-                total, lost = add(load(at + SUM * slot), load(at + LOST * slot), more)
+                total, lost = add_kept(load(at + SUM * slot), load(at + LOST * slot), more)
                 store(at + SUM * slot, total)
                 store(at + LOST * slot, lost)
                 store(at + PEAK * slot, peak)
@@ -283,9 +276,11 @@ def sums(real: type) -> SimpleNamespace:
             for c in range(n_classes):
                 logit, gamma = load(x + c * x_step + offset), load(g + c * rows.stride + offset)
                 is_top = top == splat(real(first_class + c))
-                weight, weight_lost = add(weight, weight_lost, where(is_top, zero, gamma))
+                weight, weight_lost = add_kept(weight, weight_lost, where(is_top, zero, gamma))
                 # 0*inf = 0
-                gap, gap_lost = add(gap, gap_lost, where(gamma == zero, zero, gamma * (reference - logit)))
+                gap, gap_lost = add_kept(
+                    gap, gap_lost, where(gamma == zero, zero, gamma * (reference - logit))
+                )
                 top_weight = where(is_top, gamma, top_weight)
             store(at + WEIGHT * rows.slot_bytes, weight)
             store(at + WEIGHT_LOST * rows.slot_bytes, weight_lost)
@@ -329,9 +324,9 @@ def sums(real: type) -> SimpleNamespace:
                     some_spread = fma(power, minimum(reference - logit, most), some_spread)  # not 0*inf
                     power = where(top == number, zero, power)
                     some, some_squared = some + power, fma(power, power, some_squared)
-                total, lost = add(total, lost, some)
-                square, square_lost = add(square, square_lost, some_squared)
-                spread, spread_lost = add(spread, spread_lost, some_spread)
+                total, lost = add_kept(total, lost, some)
+                square, square_lost = add_kept(square, square_lost, some_squared)
+                spread, spread_lost = add_kept(spread, spread_lost, some_spread)
             is_infinite = (high == infinity) | (high == -infinity)
             if any_lane(is_infinite):
                 # Only a NaN counts beside +inf, which makes one of its own, and where it is the top.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from logitloss._kernels import numba_items, numba_memory, numba_operations, vectors
 from logitloss._kernels.numba_powers import parts_of
-from logitloss._kernels.vectors import inline, lost_of, outline
+from logitloss._kernels.vectors import add_kept, inline, lost_of, outline
 
 # Turns that one chain of additions adds up
 CHAIN = 8
@@ -266,12 +266,9 @@ def sums(item: str, ops: Any, elementary: Any, wide_elementary: Any, wide: Any) 
         @inline
         def join(sums, some):
             total, lost = sums
-            whole = total + some
-            if is_float64:
-                # What rounding takes, which of like terms is always the same, is kept.
-                added = whole - total
-                lost = lost + ((total - (whole - added)) + (some - added))
-            return whole, lost
+            if is_float64:  # of like terms rounding takes the same each time
+                return add_kept(total, lost, some)
+            return total + some, lost
 
         @inline
         def fold(sums, chain):

@@ -43,6 +43,14 @@ def lost_of(total, term):
     return (total - (whole - added)) + (term - added) if abs(whole) < np.inf else 0.0
 
 
+@inline
+def add_kept(total, lost, term):
+    """Add a term, and to `lost` what rounding takes."""
+    whole = total + term
+    added = whole - total
+    return whole, lost + ((total - (whole - added)) + (term - added))
+
+
 class Vector(types.Type):
     """`n` lanes of a real type, of integers, or of booleans: then it is a mask."""
 

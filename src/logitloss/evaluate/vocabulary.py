@@ -191,7 +191,7 @@ class VocabularyShards:
             part.before = np.where(is_here, among, elsewhere)
         self._merge(part)
 
-    def _check_target_logits(self, found: npt.NDArray[np.float64], is_here: npt.NDArray[np.bool_]) -> None:
+    def _check_target_logits(self, found: Float64, is_here: npt.NDArray[np.bool_]) -> None:
         """Refuse a logit, given for a row that counts, which its class's shard has otherwise."""
         if self.has_ranks:
             differs = is_here & (self.target != self.ignore_index) & (found != self.target_logit)
