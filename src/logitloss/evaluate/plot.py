@@ -46,8 +46,8 @@ def reliability_diagram(metrics: Metrics, ax: Axes | None = None) -> Axes:
     >>> from logitloss.evaluate.plot import reliability_diagram
     >>> metrics = evaluate(np.log([[1.0, 3.0], [1.0, 3.0]]), np.array([0, 1])).compute()
     >>> ax = reliability_diagram(metrics)
-    >>> [tuple(map(float, point)) for point in ax.lines[1].get_xydata()]
-    [(0.75, 0.5)]
+    >>> ax.lines[1].get_xydata().round(6).tolist()
+    [[0.75, 0.5]]
     """
     probabilities = metrics.classes or metrics.binary
     if probabilities is None:
