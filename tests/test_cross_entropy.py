@@ -308,6 +308,26 @@ def test_gradients_of_tiny_class_weights(backend):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("label_smoothing", [0, 0.1])
+@pytest.mark.parametrize("size", [1e-30, 1e-36, 1e-42, 1e-46])
+def test_rows_of_tiny_class_weights(backend, size, label_smoothing):
+    rng = np.random.default_rng(8)
+    logits, upstream = (4 * rng.standard_normal((6, 5))).astype(np.float32), 2.0 ** np.arange(6)
+    target, weight = rng.integers(0, 5, 6), np.linspace(1, 3, 5)
+    options = {"reduction": "none", "label_smoothing": label_smoothing}
+    exact = {"weight": weight, "backend": "reference", **options}
+    wanted, slopes = ll.cross_entropy_value_and_grad(logits.astype(float), target, **exact)
+    options |= {"weight": size * weight, "backend": backend}
+    with np.errstate(all="raise"):
+        losses = ll.cross_entropy(logits, target, **options)
+        found, grad = ll.cross_entropy_value_and_grad(logits, target, **options)
+        from_above = ll.cross_entropy_grad(logits, target, upstream, **options)
+    pairs = (losses, wanted), (found, wanted), (grad, slopes), (from_above, slopes * upstream[:, None])
+    for one, other in pairs:
+        row = np.abs(other) if other.ndim == 1 else np.abs(other).max(axis=1, keepdims=True)
+        assert (np.abs(one - size * other) <= np.maximum(1e-6 * size * row, 1e-45)).all()
+
+
 def test_ignored_rows_do_not_count(backend, dtype):
     logits, target = batch((40, 10), dtype)
     target = target.copy()

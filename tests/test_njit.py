@@ -250,6 +250,26 @@ def test_a_mean_is_of_the_weights_of_labels_that_are_there(weight):
         assert found == pytest.approx(size * wanted, rel=1e-5)  # 11 nats ahead
 
 
+@njit
+def rows_and_grad(x, y, weight):
+    return ll.cross_entropy_value_and_grad(x, y, weight=weight, reduction="none")
+
+
+@njit
+def sum_and_grad(x, y, weight):
+    return ll.cross_entropy_value_and_grad(x, y, weight=weight, reduction="sum")
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-36, 1e-42, 1e-46])
+@pytest.mark.parametrize("function", [rows_and_grad, sum_and_grad])
+def test_tiny_class_weights(function, size):
+    logits, target = batch((30, 6), np.dtype(np.float32))
+    weight = np.linspace(1, 3, 6)
+    wanted = function(logits.astype(float), target, weight)
+    for one, other in zip(function(logits, target, size * weight), wanted, strict=True):
+        assert (np.abs(one - size * other) <= np.maximum(1e-5 * size * np.abs(other), 1e-45)).all()
+
+
 def test_smoothing_over_many_classes_keeps_the_gradients_digits():
     logits = np.random.default_rng(5).standard_normal((1, 50257))
     logits[0, 7] += 20

@@ -90,7 +90,10 @@ def scale_of(upstream: Array | None, divisor: Any, rows: Shape, logits: Array) -
         there: Array | float = _check.call_of(logits).scale(upstream, divisor, rows)
         return there
     if upstream is not None and upstream.ndim:
-        return upstream
+        if divisor == 1:
+            return upstream
+        with np.errstate(under="ignore"):
+            return upstream / float64(divisor)
     return _coefficients.divided(1.0 if upstream is None else float(upstream), divisor)
 
 
@@ -139,8 +142,8 @@ def cross_entropy(
     unit = 1.0
     # A mean without smoothing is made of the labels' own weights, whatever the others are.
     is_of_labels = on_host and weights is not None and reduction == "mean" and not soft and not smoothing
-    if type(weights) is ndarray and reduction != "none":
-        sizes = _coefficients.SUMMABLE if is_of_labels else _coefficients.weight_range(x.dtype)
+    if type(weights) is ndarray:
+        sizes = _coefficients.SUMMABLE if is_of_labels else _coefficients.weight_range(x.dtype, reduction)
         size = _coefficients.largest(weights, z_loss)
         weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, sizes)
     if type(weights) is ndarray and not on_host:
@@ -226,6 +229,8 @@ def cross_entropy(
                 divisor, _ = kernels.label_weight(labels, weights, ignored, n_classes, threads)
     if factor is not None and grad_rows is not None:
         _coefficients.multiply(grad_rows, factor[..., None])
+    if loss is not None and unit != 1:
+        _coefficients.multiply(loss, unit)
     result = value(x, loss, total, divisor, out) if wants_value else None
     if lse_out is not None:
         return result, _check.returned(lse_out, None), grad

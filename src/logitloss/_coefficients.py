@@ -52,9 +52,13 @@ def rescaled(
         return balanced(weight, z_loss, size, *sizes)
 
 
-def weight_range(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return from which size to which class weights are of no extreme one, by the logits' dtype."""
-    return WIDE if dtype == np.float64 else NARROW
+def weight_range(dtype: np.dtype[Any], reduction: str = "sum") -> tuple[float, float]:
+    """Return from which size to which class weights are of no extreme one, by the logits' dtype.
+
+    Rows that are not summed may be of any size above, as each has its own.
+    """
+    least, most = WIDE if dtype == np.float64 else NARROW
+    return least, math.inf if reduction == "none" else most
 
 
 def largest(weight: Float64, z_loss: float) -> float:
@@ -81,10 +85,10 @@ def ordinary(scale: Array | float, dtype: np.dtype[Any]) -> tuple[Array | float,
     return scaled if np.ndim(scale) else float(scaled), np.ldexp(1.0, shift)
 
 
-def multiply(grad: Array, factor: Float64) -> None:
-    """Multiply a gradient by powers of two, one for all or one for each row, and round but once."""
+def multiply(array: Array, factor: Float64 | float) -> None:
+    """Multiply losses or a gradient by powers of two, one for all or one for each row, and round but once."""
     with np.errstate(over="ignore", under="ignore"):
-        np.multiply(grad, factor, out=grad, casting="unsafe")
+        np.multiply(array, factor, out=array, dtype=np.float64, casting="unsafe")
 
 
 def divided(total: float, divisor: float) -> float:

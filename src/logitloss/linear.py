@@ -219,14 +219,12 @@ def _run(
     ignored = _check.ignored(ignore_index, soft=False)
     smoothing = _check.fraction("label_smoothing", label_smoothing)
     z_loss = _check.finite("z_loss", z_loss)
-    unit, sizes = 1.0, _coefficients.weight_range(layer.dtype)
+    unit, sizes = 1.0, _coefficients.weight_range(layer.dtype, reduction)
     # A mean without smoothing is made of the labels' own weights, whatever the others are.
     is_of_labels = weights is not None and reduction == "mean" and not smoothing
-    if weights is not None and reduction != "none":
-        first, size = (
-            _coefficients.SUMMABLE if is_of_labels else sizes,
-            _coefficients.largest(weights, z_loss),
-        )
+    if weights is not None:
+        first = _coefficients.SUMMABLE if is_of_labels else sizes
+        size = _coefficients.largest(weights, z_loss)
         weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, first)
     inputs = (layer.hidden, layer.weight, layer.bias, labels, weights)
     losses = _call.new_loss(reduction, shape, like, inputs, out)
@@ -258,6 +256,8 @@ def _run(
         total += float(found.sum(dtype=np.float64))
         if losses is not None:
             np.atleast_1d(losses)[rows] = found
+    if losses is not None and unit != 1:
+        _coefficients.multiply(losses, unit)
     return _call.value(like, losses, total, divisor, out)
 
 

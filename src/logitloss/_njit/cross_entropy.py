@@ -57,7 +57,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
     operation = numba_job.GRADIENT if wants_grad else numba_job.NOTHING
     kinds = numba_job.PROBABILITIES if is_soft else numba_job.LABELS
     means, none = reduction == "mean", reduction == "none"
-    weight_sizes = weight_range(np.dtype(real))
+    scales, weight_sizes = weight_range(np.dtype(real)), weight_range(np.dtype(real), reduction)
     found_type = numba_job.FOUND
 
     @register_jitable
@@ -99,7 +99,7 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         weights, unit = weights_of(weight, n_classes), 1.0
         # A mean without smoothing is made of the labels' own weights, whatever the others are.
         is_of_labels = means and not is_soft and label_smoothing == 0
-        if weight is not None and not none:
+        if weight is not None:
             least, most = SUMMABLE if is_of_labels else weight_sizes
             size = largest(weights, job.z_loss)
             weights, job.z_loss, unit = balanced(weights, job.z_loss, size, least, most)
@@ -139,17 +139,25 @@ def _cross_entropy(item: str, target: Any, ndim: int, axis: int, reduction: str,
         loss = np.empty(job.n if none else 0, real)
         if none:
             describe(job.loss, loss, real_kind, -1, axes[2])
-        scale = np.empty(0)
+        scale, factor = np.empty(0), 1.0
         if wants_grad:
             describe(job.out, out, kind, axis, axes[3])
             if means or unit != 1:
-                scale = np.full(1, divided(1.0, divisor))
+                least, most = scales
+                whole = np.full(1, divided(1.0, divisor))
+                scale, _, factor = balanced(whole, 0.0, abs(whole[0]), least, most)
                 describe(job.scale, scale, f64, -1, axes[4])
         total, counted, bad = run(jobs, row_stride)
         if bad >= 0:
             _raise_label(labels, bad, n_classes, ignore_index)
         if means and not is_soft and not wants_grad and weight is None:
             divisor = np.float64(counted)
+        if wants_grad and factor != 1:
+            for index in np.ndindex(out.shape):
+                out[index] *= factor
+        if unit != 1:
+            for row in range(loss.size):
+                loss[row] *= unit
         keep(jobs, axes, logits, labels, weights, beta, gamma, scale, out)
         return total, divisor, loss
 
