@@ -1,8 +1,9 @@
 /* Rows side by side of which figures are wanted: their sums, and what they are told beside their losses;
  * included once for each real type.
  *
- * One sweep finds the largest logits and the labels', a second one sums exponentials relative to the largest:
- * `gap` is the sum of e*(largest - x), `weight` that of e^2, both of all but the top.
+ * One sweep finds the largest logits and the labels'; another, of a vector of rows at a time, ranks the
+ * labels' and then sums exponentials relative to the largest: `gap` is the sum of e*(largest - x), `weight`
+ * that of e^2, both of all but the top. The two loops need fewer registers than one.
  */
 #define V(name) PASTE(REAL, name)
 #define FIGURES_AT_ONCE 64
@@ -19,7 +20,8 @@ INLINE V(vector) V(next_above)(V(vector) x)
 INLINE void V(places_among)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride, V(real) *tile,
                             int n_classes, ptrdiff_t first_class, V(fetch) next)
 {
-    for (ptrdiff_t lane = 0; lane < rows->width; lane += V(LANES), x += V(LANES)) {
+    const ptrdiff_t width = rows->width, tile_stride = V(tile_stride)(rows); /* which no store changes */
+    for (ptrdiff_t lane = 0; lane < width; lane += V(LANES), x += V(LANES)) {
         V(ivector) top = first_class ? V(load_bits)(rows->top + lane) : V(all_bits)(0);
         V(vector) largest = first_class ? V(load)(rows->largest + lane) : V(all)(-INFINITY);
         V(vector) target = first_class ? V(load)(rows->target_logit + lane) : V(all)(0);
@@ -30,7 +32,7 @@ INLINE void V(places_among)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride
         for (int c = 0; c < n_classes; c++, number += 1) {
             V(vector) logit = V(load)(x + c * x_stride);
             if (tile)
-                V(store)(tile + c * V(tile_stride)(rows) + lane, logit);
+                V(store)(tile + c * tile_stride + lane, logit);
             top = V(choose_bits)(V(greater)(logit, largest), number, top);
             largest = V(max)(logit, largest);
             target = V(choose)(V(equal_bits)(label, number), logit, target);
@@ -69,32 +71,56 @@ static void V(find_places)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stride,
 }
 
 typedef struct {
-    V(vector) reference, above, bound;
-    V(ivector) top, label, number, n_before; /* `number`: of the class that comes next */
+    V(vector) bound, above;
+    V(ivector) label, n_below; /* the label's: so many classes on; how many are below the bound */
+} V(ranking_lanes);
+
+/* Rank n <= 4 classes. Those that come before the label's are at least its logit as long as their number is
+ * lower, then above it. */
+INLINE void V(rank_some)(V(ranking_lanes) *rank, const V(real) *x, ptrdiff_t x_stride, int n)
+{
+    for (int j = 0; j < n; j++) {
+        V(mask) is_label = V(equal_bits)(rank->label, V(all_bits)((V(bits))j));
+        rank->bound = V(choose)(is_label, rank->above, rank->bound);
+        V(mask) is_below = V(greater)(rank->bound, V(load)(x + j * x_stride));
+        rank->n_below = V(add_one)(is_below, rank->n_below);
+    }
+    rank->label -= n;
+}
+
+/* How many classes come before a label that is `label` classes on, and whose logit is `target` */
+INLINE V(ivector)
+    V(n_before)(const V(real) *x, ptrdiff_t x_stride, ptrdiff_t n_classes, V(ivector) label, V(vector) target)
+{
+    V(ranking_lanes) rank = {target, V(next_above)(target), label, V(all_bits)(0)};
+    rank.bound = V(choose)(V(below_bits)(label, V(all_bits)(0)), rank.above, target);
+    ptrdiff_t left = n_classes;
+    for (; left >= 4; left -= 4, x += 4 * x_stride)
+        V(rank_some)(&rank, x, x_stride, 4);
+    for (; left > 0; left--, x += x_stride)
+        V(rank_some)(&rank, x, x_stride, 1);
+    return V(all_bits)((V(bits))n_classes) - rank.n_below;
+}
+
+typedef struct {
+    V(vector) reference, peak;
     V(long_sum) sum, square, spread;
 } V(figuring);
 
-/* Add n <= 4 classes. Those that come before the label's are at least its logit as long as their number is
- * lower, then above it. */
+/* Add n classes. Of an exponential and the largest so far, the smaller joins the others. */
 INLINE void V(figure_some)(V(figuring) *row, const V(real) *x, ptrdiff_t x_stride, int n)
 {
     const V(exp_scale) scale = V(exp_scale_of)(V(all)(-V(LANES_HEADROOM)));
-    V(vector) e[4], below[4], power[4];
-    V(mask) is_top[4];
-    for (int j = 0; j < n; j++, row->number += 1) {
-        V(vector) logit = V(load)(x + j * x_stride);
-        is_top[j] = V(equal_bits)(row->top, row->number);
-        row->bound = V(choose)(V(equal_bits)(row->label, row->number), row->above, row->bound);
-        row->n_before = V(choose_bits)(V(not_below)(logit, row->bound), row->n_before + 1, row->n_before);
-        below[j] = V(max)(scale.floor, logit - row->reference); /* where e is 0: finite */
-        e[j] = below[j];
-    }
-    V(exp_parts)(e, power, n, scale);
     for (int j = 0; j < n; j++) {
-        e[j] = V(drop)(is_top[j], e[j] * power[j]);
-        row->sum.chain += e[j];
-        row->square.chain = V(fma)(e[j], e[j], row->square.chain);
-        row->spread.chain = V(fma)(e[j], -below[j], row->spread.chain);
+        /* where e is 0 it is finite */
+        V(vector) below = V(max)(scale.floor, V(load)(x + j * x_stride) - row->reference), e = below, power;
+        V(exp_parts)(&e, &power, 1, scale);
+        e *= power;
+        V(vector) other = V(min)(row->peak, e);
+        row->peak = V(max)(e, row->peak);
+        row->sum.chain += other;
+        row->square.chain = V(fma)(other, other, row->square.chain);
+        row->spread.chain = V(fma)(e, -below, row->spread.chain);
     }
 }
 
@@ -118,33 +144,31 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
         V(fetch_labels)(rows, labels, lane);
         if (next.at) /* known where the next block's lines are */
             V(fetch_classes)(&next, lane, (int)n_classes);
-        V(vector) largest = V(load)(rows->largest + lane), target = V(load)(rows->target_logit + lane);
+        V(vector) largest = V(load)(rows->largest + lane);
         V(mask) is_finite = V(greater)(V(all)(INFINITY), V(abs)(largest));
+        V(ivector) label = V(load_bits)(rows->label + lane) - (V(bits))first_class;
+        V(ivector) n_before = V(n_before)(x, x_stride, n_classes, label, V(load)(rows->target_logit + lane));
         V(figuring) row = {.reference = V(keep)(is_finite, largest),
-                           .above = V(next_above)(target),
-                           .top = V(load_bits)(rows->top + lane) - (V(bits))first_class,
-                           .label = V(load_bits)(rows->label + lane) - (V(bits))first_class,
-                           .number = V(all_bits)(0),
-                           .n_before = V(all_bits)(0),
+                           .peak = zero,
                            .sum = {zero, zero, zero},
                            .square = {zero, zero, zero},
                            .spread = {zero, zero, zero}};
-        row.bound = V(choose)(V(below_bits)(row.label, V(all_bits)(0)), row.above, target);
         if (first_class > 0) {
-            row.n_before = V(load_bits)(rows->n_before + lane);
+            n_before += V(load_bits)(rows->n_before + lane);
+            row.peak = V(load)(rows->peak + lane);
             row.sum = (V(long_sum)){zero, V(load)(rows->sum + lane), V(load)(rows->sum_lost + lane)};
             row.square = (V(long_sum)){zero, V(load)(rows->weight + lane), V(load)(rows->weight_lost + lane)};
             row.spread = (V(long_sum)){zero, V(load)(rows->gap + lane), V(load)(rows->gap_lost + lane)};
         }
-        for (ptrdiff_t c = 0; c < n_classes; c += 4) {
-            switch (n_classes - c) {
-            case 1: V(figure_some)(&row, x + c * x_stride, x_stride, 1); break;
-            case 2: V(figure_some)(&row, x + c * x_stride, x_stride, 2); break;
-            case 3: V(figure_some)(&row, x + c * x_stride, x_stride, 3); break;
-            default: V(figure_some)(&row, x + c * x_stride, x_stride, 4);
-            }
-            if (c % 8 == 4 || c + 4 >= n_classes)
-                V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
+        const V(real) *at = x;
+        for (ptrdiff_t left = n_classes, n; left > 0; left -= n) {
+            n = left < 8 ? left : 8;
+            ptrdiff_t c = 0;
+            for (; c + 4 <= n; c += 4, at += 4 * x_stride)
+                V(figure_some)(&row, at, x_stride, 4);
+            for (; c < n; c++, at += x_stride)
+                V(figure_some)(&row, at, x_stride, 1);
+            V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
         }
         if (V(any)(V(not_below)(V(abs)(largest),
                                 V(all)(INFINITY)))) { /* there is no largest to be relative to */
@@ -152,14 +176,15 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
             row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes, before));
             row.sum.lost = V(keep)(is_finite, row.sum.lost);
         }
-        V(store)(rows->peak + lane, V(all)((V(real))((int64_t)1 << V(LANES_HEADROOM))));
+        V(store)(rows->peak + lane,
+                 V(choose)(is_finite, row.peak, V(all)((V(real))((int64_t)1 << V(LANES_HEADROOM)))));
         V(store)(rows->sum + lane, row.sum.sum);
         V(store)(rows->sum_lost + lane, row.sum.lost);
         V(store)(rows->weight + lane, row.square.sum);
         V(store)(rows->weight_lost + lane, row.square.lost);
         V(store)(rows->gap + lane, row.spread.sum);
         V(store)(rows->gap_lost + lane, row.spread.lost);
-        V(store)((V(real) *)(rows->n_before + lane), (V(vector))row.n_before);
+        V(store)((V(real) *)(rows->n_before + lane), (V(vector))n_before);
     }
 }
 
@@ -226,16 +251,13 @@ static void V(put_figures)(const V(lanes) *rows)
     const softmax_job *job = rows->job;
     int streams = job->n_rows * FIGURES * (ptrdiff_t)sizeof(double) >= STREAM_FROM;
     for (ptrdiff_t first = 0, n; first < rows->n; first += n) {
-        double ALIGNED found[FIGURES][FIGURES_AT_ONCE], ALIGNED tile[FIGURES_AT_ONCE][FIGURES];
+        double ALIGNED found[FIGURES][FIGURES_AT_ONCE], ALIGNED tile[FIGURES_AT_ONCE * FIGURES];
         double *to = job->figures + (rows->first + first) * FIGURES;
         n = rows->n - first < FIGURES_AT_ONCE ? rows->n - first : FIGURES_AT_ONCE;
         V(lanes_figures)(rows, first, n, found);
-        double (*row)[FIGURES] = streams ? tile : (double (*)[FIGURES])(void *)to;
-        for (ptrdiff_t i = 0; i < n; i++)
-            for (int k = 0; k < FIGURES; k++)
-                row[i][k] = found[k][i];
+        f64_lanes_to_rows(found[0], FIGURES_AT_ONCE, n, FIGURES, streams ? tile : to, FIGURES);
         if (streams)
-            f64_stream_run(to, n * FIGURES, tile[0]);
+            f64_stream_run(to, n * FIGURES, tile);
     }
 }
 #undef FIGURES_AT_ONCE

@@ -164,6 +164,16 @@ INLINE V(mask) V(equal_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a ==
 INLINE V(mask) V(below_bits)(V(ivector) a, V(ivector) b) { return (V(mask))(a < b); }
 #endif
 
+/* n, and one more in the mask's lanes */
+INLINE V(ivector) V(add_one)(V(mask) mask, V(ivector) n)
+{
+#ifdef VECTOR_AVX512
+    return V(choose_bits)(mask, n + 1, n);
+#else
+    return n - mask;
+#endif
+}
+
 /* How often masks' lanes were set, of n masks of at most 64 lanes at once: AVX-512 has more to spare outside
  * its vectors. */
 #ifdef VECTOR_AVX512
@@ -319,13 +329,15 @@ INLINE void V(stream)(V(real) *p, V(vector) v)
 }
 
 #ifndef REAL_IS_F64
-/* As many floats as a vector has doubles, as those and back: of AVX-512 one operation, where compilers take
- * three for each half */
+/* As many floats as a vector has doubles, as those and back: one operation, where compilers take three for
+ * each half */
 typedef float f32_half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
 INLINE f64_vector f32_widened(f32_half_vector floats)
 {
 #ifdef VECTOR_AVX512
     return _mm512_cvtps_pd((__m256)floats);
+#elif defined VECTOR_AVX2
+    return _mm256_cvtps_pd((__m128)floats);
 #else
     return __builtin_convertvector(floats, f64_vector);
 #endif
@@ -334,6 +346,8 @@ INLINE f32_half_vector f32_narrowed(f64_vector doubles)
 {
 #ifdef VECTOR_AVX512
     return (f32_half_vector)_mm512_cvtpd_ps(doubles);
+#elif defined VECTOR_AVX2
+    return (f32_half_vector)_mm256_cvtpd_ps(doubles);
 #else
     return __builtin_convertvector(doubles, f32_half_vector);
 #endif
