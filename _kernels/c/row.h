@@ -255,7 +255,8 @@ INLINE void V(sum_run)(V(summing) *with, V(chunk_sums) *sums, V(chain_sums) *cha
         if (with->writes)
             V(write_lines)(with, (V(GROUP_BYTES) + 63) / 64);
         for (int j = 0; j < V(AT_ONCE); j++) {
-            sums->high[j % 2] = V(max)(sums->high[j % 2], V(load)(look + j * V(LANES)));
+            int k = with->has_figures ? j % (V(AT_ONCE) / 2) : j % 2; /* registers are few */
+            sums->high[k] = V(max)(sums->high[k], V(load)(look + j * V(LANES)));
             p[j] = V(load)(x + at + j * V(LANES));
             if (with->has_gamma)
                 w[j] = V(load)(gamma + at + j * V(LANES));
