@@ -282,6 +282,10 @@ def test_class_weights_of_any_size_from_the_host(numba):
         weight = scale * np.linspace(0.5, 2, 6)
         results = ll.cross_entropy_value_and_grad(x, y, weight=weight, label_smoothing=0.1)
         agree(numba, results, wanted, rtol=2**-18)
+    weight = 1e-30 * np.linspace(0.5, 2, 6)
+    rows = ll.cross_entropy(x, y, weight=weight, reduction="none")
+    wanted = ll.cross_entropy(X, Y, weight=weight, reduction="none")
+    np.testing.assert_allclose(numba.to_host(rows), wanted, rtol=2**-18)
 
 
 def test_a_flag_that_cannot_be_read_is_kept(numba, monkeypatch):

@@ -142,7 +142,7 @@ def cross_entropy(
     unit = 1.0
     # A mean without smoothing is made of the labels' own weights, whatever the others are.
     is_of_labels = on_host and weights is not None and reduction == "mean" and not soft and not smoothing
-    if type(weights) is ndarray:
+    if type(weights) is ndarray and (on_host or reduction != "none"):
         sizes = _coefficients.SUMMABLE if is_of_labels else _coefficients.weight_range(x.dtype, reduction)
         size = _coefficients.largest(weights, z_loss)
         weights, z_loss, unit = _coefficients.rescaled(weights, z_loss, size, sizes)
