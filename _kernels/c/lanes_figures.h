@@ -170,8 +170,7 @@ static void V(sum_figures_of)(V(lanes) *rows, const V(real) *x, ptrdiff_t x_stri
                 V(figure_some)(&row, at, x_stride, 1);
             V(fold)(&row.sum), V(fold)(&row.square), V(fold)(&row.spread);
         }
-        if (V(any)(V(not_below)(V(abs)(largest),
-                                V(all)(INFINITY)))) { /* there is no largest to be relative to */
+        if (V(any)(V(equal)(V(abs)(largest), V(all)(INFINITY)))) { /* there is no largest to be relative to */
             V(vector) before = first_class > 0 ? V(load)(rows->sum + lane) : zero;
             row.sum.sum = V(choose)(is_finite, row.sum.sum, V(nan_of)(x, x_stride, n_classes, before));
             row.sum.lost = V(keep)(is_finite, row.sum.lost);

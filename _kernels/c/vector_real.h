@@ -43,7 +43,6 @@ INLINE V(vector) V(numbers)(void)
 typedef MASK V(mask);
 INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c) { return INTRINSIC(fmadd)(a, b, c); }
 INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_GT_OQ); }
-INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_NLT_UQ); }
 INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return MASKED(cmp)(a, b, _CMP_EQ_OQ); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return MASKED(cmp)(a, V(all)(0), _CMP_NEQ_UQ); }
 INLINE uint64_t V(lane_bits)(V(mask) mask) { return mask; }
@@ -114,7 +113,6 @@ INLINE V(vector) V(fma)(V(vector) a, V(vector) b, V(vector) c)
 #endif
 }
 INLINE V(mask) V(greater)(V(vector) a, V(vector) b) { return (V(mask))(a > b); }
-INLINE V(mask) V(not_below)(V(vector) a, V(vector) b) { return ~(V(mask))(a < b); }
 INLINE V(mask) V(equal)(V(vector) a, V(vector) b) { return (V(mask))(a == b); }
 INLINE V(mask) V(nonzero)(V(vector) a) { return (V(mask))(a != V(all)(0)); }
 /* A bit for each lane */
